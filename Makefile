@@ -1,0 +1,57 @@
+# `make demo` and `make test` do everything on a machine with Python 3.11+, pip and make.
+# `make VENV=path ...` uses an environment that is already there: what it has is kept, what it lacks is installed.
+
+VENV ?= .venv
+PYTHON ?= python3
+EXTRAS ?= test,timm,openvino,tensorrt-rtx
+# Tested versions, for a virtual environment that make creates; `make CONSTRAINTS=` takes the newest ones instead.
+CONSTRAINTS ?= constraints.txt
+DEMO ?= runs/demo
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.dfadc-installed
+FASHION_MNIST := examples/fashion_mnist
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install demo test check lint types tests format clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+install: $(INSTALLED) ## Virtual environment with dfadc and what its tests need
+
+demo: $(INSTALLED) ## Distil the Fashion-MNIST teacher without data, export, verify (10 minutes on 2 CPU cores)
+	$(BIN)/dfadc distill $(FASHION_MNIST)/teacher.safetensors --student compact_resnet_16 \
+		--data $(FASHION_MNIST)/test_2000.npz --out $(DEMO) --force
+
+test: check ## Install, then lint, types and tests: what CI runs
+
+check: lint types tests ## Lint, types and tests
+
+lint: $(INSTALLED) ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED) ## mypy, strict
+	$(BIN)/mypy
+
+tests: $(INSTALLED) ## pytest
+	$(BIN)/python -m pytest
+
+format: $(INSTALLED) ## Format and fix what ruff can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## Remove caches and build outputs; keeps the virtual environment and runs/
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
+	find dfadc exporters examples tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Only where there is no environment yet. A failed install removes the interpreter again, so the next make starts over.
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --editable '.[$(EXTRAS)]'
+
+$(INSTALLED): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
+	touch $@

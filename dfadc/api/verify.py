@@ -1,0 +1,201 @@
+"""Stage four: every artifact on the frozen samples.
+
+Imports no torch; only the accuracy of teacher and student on labelled data does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dfadc.contract import ContractFields, ImageContract
+from dfadc.errors import DfadcError
+from dfadc.recipe import Recipe, load_recipe
+from dfadc.storage import atomic_write_text, write_json
+from dfadc.verification.agreement import Accuracy, accuracy
+from dfadc.verification.gate import Thresholds
+from dfadc.verification.report import LabelledAccuracy, Report, build_report, render_markdown
+from dfadc.verification.results import (
+    ArtifactFile,
+    ArtifactResult,
+    artifact_not_run,
+    verify_artifact,
+    verify_student,
+)
+from dfadc.verification.samples import SampleSet
+from exporters.describe import describe_onnx
+from exporters.manifest import FILE_NAME, ArtifactRecord, Manifest, check_unchanged
+from exporters.sessions import OnnxRuntimeSession
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+    from torch import nn
+
+    from dfadc.run import RunFolder
+    from dfadc.verification.data import EvaluationData
+    from exporters.base import Session
+
+#: Images that a session is given at once.
+BATCH_SIZE = 64
+
+
+@dataclass(frozen=True)
+class VerifySettings:
+    """What a caller may ask of a verification beyond the recipe.
+
+    Args:
+        data: ImageFolder or .npz with labels, for accuracy. It evaluates; it selects nothing.
+        min_agreement: in place of ``verify.min_agreement``.
+        required: artifact files that must have run, besides those of the recipe.
+    """
+
+    data: Path | None = None
+    min_agreement: float | None = None
+    required: Sequence[str] = ()
+
+
+def verify_run(run: RunFolder, settings: VerifySettings | None = None) -> Report:
+    """Judges the fp32 student and every artifact of a run; writes report.json and report.md.
+
+    Returns:
+        The report as JSON values; its ``exit_code`` is what the command exits with.
+
+    Raises:
+        DfadcError: an artifact's bytes are not those that were exported, or the data cannot be used.
+    """
+    settings = settings or VerifySettings()
+    run.require_finished()
+    recipe, record = load_recipe(run.recipe), run.record()
+    manifest = check_unchanged(run.path) if (run.path / FILE_NAME).exists() else Manifest()
+    samples = SampleSet.load(run.samples)
+    thresholds = _thresholds(recipe, settings.min_agreement)
+    labelled = None if settings.data is None else _load_data(settings.data, samples.contract)
+    judge = _Judge(samples, thresholds, labelled)
+    report = build_report(
+        samples=samples,
+        thresholds=thresholds,
+        student=verify_student(samples, thresholds),
+        artifacts=[judge.artifact(_artifact_file(known), run.path / known.file) for known in manifest.artifacts],
+        accuracy=None if labelled is None else _reference_accuracy(run, record, labelled),
+        required={*recipe.verify.required, *settings.required},
+        run=_describe(run, record),
+    )
+    write_json(run.report_json, report)
+    atomic_write_text(run.report_md, render_markdown(report))
+    return report
+
+
+def verify_file(artifact: Path, samples_path: Path, settings: VerifySettings | None = None) -> Report:
+    """Judges one artifact on a samples file, with no run and no teacher at hand.
+
+    Raises:
+        DfadcError: a file is missing or damaged, or the artifact does not take these samples.
+    """
+    settings = settings or VerifySettings()
+    samples = SampleSet.load(samples_path)
+    thresholds = _thresholds(load_recipe("auto"), settings.min_agreement)
+    labelled = None if settings.data is None else _load_data(settings.data, samples.contract)
+    precision = describe_onnx(artifact)["metadata"].get("dfadc.precision", "fp32")
+    file = ArtifactFile(artifact.name, precision, artifact.stat().st_size)
+    result = _Judge(samples, thresholds, labelled).artifact(file, artifact)
+    return build_report(
+        samples=samples,
+        thresholds=thresholds,
+        student=verify_student(samples, thresholds),
+        artifacts=[result],
+        required=settings.required,
+    )
+
+
+class _Judge:
+    """Runs artifacts on the same samples and the same labelled data."""
+
+    def __init__(self, samples: SampleSet, thresholds: Thresholds, data: EvaluationData | None) -> None:
+        self.samples = samples
+        self.thresholds = thresholds
+        self.data = data
+
+    def artifact(self, file: ArtifactFile, path: Path) -> ArtifactResult:
+        if path.suffix != ".onnx":
+            return artifact_not_run(file, f"no session for {path.suffix} files here")
+        form = describe_onnx(path)["metadata"]
+        with OnnxRuntimeSession(path, batch_size=BATCH_SIZE) as session:
+            logits = _run(session, self.samples.normalised(), self.samples.contract, form)
+            if logits.shape != self.samples.teacher_logits.shape:
+                raise DfadcError(
+                    f"{path} answers {logits.shape[1:]}, the samples have {self.samples.contract.num_classes} classes",
+                    "verify it with the samples of its own run",
+                )
+            measured = None
+            if self.data is not None:
+                answers = [_run(session, b, self.samples.contract, form) for b in self.data.batches(BATCH_SIZE)]
+                measured = accuracy(np.concatenate(answers), self.data.labels)
+        return verify_artifact(file, logits, samples=self.samples, thresholds=self.thresholds, accuracy=measured)
+
+
+def _run(
+    session: Session, images: NDArray[np.float32], contract: ImageContract, form: dict[str, str]
+) -> NDArray[np.float32]:
+    """Logits of an artifact that may have normalisation or softmax inside."""
+    if form.get("dfadc.input", "").startswith("pixels"):
+        if contract.mean is None or contract.std is None:
+            raise DfadcError("the artifact takes pixels, and the samples have no mean and std")
+        per_channel = (1, -1, 1, 1)
+        std = np.array(contract.std, np.float32).reshape(per_channel)
+        images = images * std + np.array(contract.mean, np.float32).reshape(per_channel)
+    answers = session.run(images)
+    if form.get("dfadc.output") == "probabilities":
+        # Up to a constant for each image, which changes neither argmax nor softmax.
+        answers = np.log(np.maximum(answers, np.finfo(np.float32).tiny))
+    return answers
+
+
+def _thresholds(recipe: Recipe, min_agreement: float | None) -> Thresholds:
+    verify = recipe.verify
+    wanted = verify.min_agreement if min_agreement is None else min_agreement
+    return Thresholds(
+        min_agreement=None if wanted == "off" else wanted,
+        min_coverage=verify.min_coverage,
+        source=verify.gate_source,
+    )
+
+
+def _artifact_file(record: ArtifactRecord) -> ArtifactFile:
+    return ArtifactFile(Path(record.file).name, record.requested_precision, record.size_bytes)
+
+
+def _load_data(path: Path, contract: ImageContract) -> EvaluationData:
+    from dfadc.verification.data import load_evaluation_data  # noqa: PLC0415 - pillow, only with --data
+
+    return load_evaluation_data(path, contract)
+
+
+def _reference_accuracy(run: RunFolder, record: dict[str, Any], data: EvaluationData) -> LabelledAccuracy:
+    """Teacher and fp32 student on labelled images; the one part of verification that needs torch and the teacher."""
+    from dfadc.models.network_file import load_network  # noqa: PLC0415
+    from dfadc.models.teacher import load_teacher  # noqa: PLC0415
+
+    known = record["teacher"]
+    fields = ContractFields.from_dict(record["contract"])
+    teacher = load_teacher(known["path"], architecture=known["requested_architecture"], fields=fields)
+    student, _ = load_network(run.student)
+    return LabelledAccuracy(teacher=_measure(teacher.module, data), student=_measure(student, data))
+
+
+def _measure(network: nn.Module, data: EvaluationData) -> Accuracy:
+    from exporters.sessions import TorchSession  # noqa: PLC0415
+
+    with TorchSession(network.eval(), "cpu", batch_size=BATCH_SIZE) as session:
+        return accuracy(np.concatenate([session.run(batch) for batch in data.batches(BATCH_SIZE)]), data.labels)
+
+
+def _describe(run: RunFolder, record: dict[str, Any]) -> dict[str, Any]:
+    kept = ("teacher", "student", "contract", "seed", "device", "precision", "versions", "git_commit", "seconds")
+    described = {name: record.get(name) for name in kept}
+    described["teacher"] = {name: value for name, value in record["teacher"].items() if name != "path"}
+    return {"name": run.path.name, **described}

@@ -1,0 +1,142 @@
+"""What a person sees: tables on stdout, everything else on stderr, a progress bar or plain lines."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from dfadc.api.distil import Observer
+    from dfadc.training import Plan, Reading
+
+#: Seconds between progress lines where stderr is not a terminal.
+PLAIN_INTERVAL = 10.0
+
+
+def say(message: str, *, quiet: bool = False) -> None:
+    """One line on stderr."""
+    if not quiet:
+        typer.echo(message, err=True)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    typer.echo(json.dumps(value, indent=2, allow_nan=False))
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on stdout; on a pipe it is as wide as it needs to be."""
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    width = None if sys.stdout.isatty() else Console(width=1000).measure(table).maximum
+    Console(file=sys.stdout, highlight=False, width=width).print(table)
+
+
+def print_report(report: Mapping[str, Any], *, as_json: bool, verbose: bool) -> None:
+    """A verification report: JSON, or a summary table and the reasons of every verdict that is not PASS."""
+    from dfadc.verification.report import (  # noqa: PLC0415 -- keeps `--help` light
+        COLUMNS,
+        SOURCE_COLUMNS,
+        reason_lines,
+        source_rows,
+        summary_rows,
+    )
+
+    if as_json:
+        print_json(report)
+        return
+    print_table(COLUMNS, summary_rows(report))
+    if verbose:
+        print_table(SOURCE_COLUMNS, source_rows(report))
+    for line in reason_lines(report):
+        typer.echo(line)
+    typer.echo(f"verdict: {report['verdict']}")
+
+
+def plan_lines(plan: Plan) -> Iterator[str]:
+    """What a run will do and cost."""
+    recipe, cost = plan.recipe, plan.estimate
+    minutes, seconds = divmod(round(plan.seconds), 60)
+    yield (
+        f"plan: recipe {recipe.name}, {recipe.steps:,} steps of {recipe.student.steps} student and "
+        f"{recipe.generator.steps} generator updates on {recipe.batch_size} images: {plan.images:,} images"
+    )
+    compiled = "compiled" if cost.compiled else "not compiled"
+    yield f"      {plan.device}, {plan.precision}; {compiled}: {cost.compile_reason}"
+    yield (
+        f"      about {minutes} min {seconds:02d} s at {cost.seconds_per_step:.3f} s a step, "
+        f"{cost.memory_bytes / 2**20:,.0f} MiB of memory"
+    )
+    yield from (f"note: {note}" for note in plan.notes)
+
+
+@contextmanager
+def terminal_observer(*, quiet: bool) -> Iterator[Observer]:
+    """Shows plan and progress on stderr while a run goes on."""
+    from dfadc.api.distil import Observer  # noqa: PLC0415 -- keeps `--help` light
+
+    def show_plan(plan: Plan) -> None:
+        for line in plan_lines(plan):
+            say(line)
+
+    if quiet:
+        yield Observer()
+    elif sys.stderr.isatty():
+        with _progress_bar() as show_reading:
+            yield Observer(on_plan=show_plan, on_reading=show_reading)
+    else:
+        yield Observer(on_plan=show_plan, on_reading=_PlainProgress())
+
+
+def reading_line(reading: Reading) -> str:
+    """A reading in one line."""
+    minutes, seconds = divmod(round(reading.seconds_left), 60)
+    return (
+        f"loss {reading.student_loss:.3f}  class entropy {reading.class_entropy:.2f}  "
+        f"agreement {reading.agreement:6.1%}  {reading.images_per_second:,.0f} images/s  {minutes}:{seconds:02d} left"
+    )
+
+
+class _PlainProgress:
+    """A line every few seconds, and always for trouble and the end."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def __call__(self, reading: Reading) -> None:
+        if reading.note:
+            say(f"step {reading.step}: {reading.note}")
+        if time.monotonic() >= self._next or reading.step == reading.steps:
+            self._next = time.monotonic() + PLAIN_INTERVAL
+            say(f"step {reading.step}/{reading.steps}  {reading_line(reading)}")
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Any]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn  # noqa: PLC0415
+
+    columns = (
+        TextColumn("distilling"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[line]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("distilling", total=None, line="")
+
+        def show(reading: Reading) -> None:
+            if reading.note:
+                progress.console.print(f"step {reading.step}: {reading.note}")
+            progress.update(task, total=reading.steps, completed=reading.step, line=reading_line(reading))
+
+        yield show

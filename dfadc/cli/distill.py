@@ -1,0 +1,179 @@
+"""`dfadc distill`: the whole pipeline, from a teacher file to a verified run folder."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import typer
+
+from dfadc.cli import options
+from dfadc.cli.console import plan_lines, print_report, say, terminal_observer
+from dfadc.errors import DfadcError
+
+if TYPE_CHECKING:
+    from dfadc.contract import ContractFields
+    from dfadc.models.teacher import Teacher
+    from dfadc.recipe import Recipe
+    from dfadc.run import RunFolder
+
+_RUN = "Run"
+#: What a run is exported to where nothing is said.
+DEFAULT_EXPORTS = ["onnx"]
+
+
+def distill(  # noqa: PLR0913, PLR0917 -- the signature is the command line
+    teacher: Annotated[Path | None, typer.Argument(help="Teacher file; with --resume the one of the run.")] = None,
+    student: Annotated[
+        str, typer.Option(help="Student architecture; `dfadc students` lists them.", rich_help_panel=_RUN)
+    ] = "mobilenetv2",
+    recipe: Annotated[str, typer.Option(help="Shipped recipe or TOML file.", rich_help_panel=_RUN)] = "auto",
+    assign: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Recipe field, path.to.field=value (repeatable).", rich_help_panel=_RUN),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the game.", rich_help_panel=_RUN)] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.01, help="Time budget, turned into steps once.", rich_help_panel=_RUN)
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images of each update.", rich_help_panel=_RUN)] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.", rich_help_panel=_RUN)] = None,
+    compile_: Annotated[
+        bool | None,
+        typer.Option("--compile/--no-compile", help="torch.compile; measured if not given.", rich_help_panel=_RUN),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.", rich_help_panel=_RUN)] = "auto",
+    seed: Annotated[int | None, typer.Option(help="Seed of every random draw.", rich_help_panel=_RUN)] = None,
+    export: Annotated[
+        list[str] | None, typer.Option("--export", "-e", help="NAME[:PRECISION[:PRESET]] (repeatable).")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; by default runs/TEACHER-STUDENT.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with an interrupted run.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a run that is there.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    teacher_arch: options.TeacherArchitecture = None,
+    input_size: options.InputSize = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    num_classes: options.NumClasses = None,
+    trust_teacher: options.TrustTeacher = False,
+    data: options.Data = None,
+    min_agreement: options.MinAgreement = None,
+    require: options.Require = None,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Distil TEACHER into a small student without data, export it and verify it."""
+    shorthand = {
+        "steps": steps,
+        "batch_size": batch_size,
+        "seed": seed,
+        "compute.precision": precision,
+        "compute.compile": None if compile_ is None else ("on" if compile_ else "off"),
+        "verify.min_agreement": min_agreement,
+    }
+    assignments = [*(assign or []), *(f"{path}={value}" for path, value in shorthand.items() if value is not None)]
+    loaded = None
+    if teacher is not None:
+        fields = options.contract_fields(input_size, mean, std, num_classes)
+        loaded = _load(teacher, teacher_arch, fields, trust=trust_teacher, quiet=quiet)
+    if resume is not None:
+        if assignments or minutes is not None:
+            raise DfadcError("--resume goes on with the recipe of the run", "leave the flags that change it away")
+        run = _resume(resume, loaded, quiet=quiet)
+    elif loaded is None:
+        raise DfadcError("no teacher given", "dfadc distill teacher.pt --student mobilenetv2")
+    else:
+        from dfadc.recipe import load_recipe  # noqa: PLC0415 -- keeps `--help` light
+
+        job = _Job(loaded, student, load_recipe(recipe, assignments), device, minutes)
+        if dry_run:
+            _show_plan(job)
+            return
+        run = _start(job, out or _default_out(loaded.path, student), force=force, quiet=quiet)
+    _finish(run, export or DEFAULT_EXPORTS, _Verification(data, require or [], as_json, verbose), quiet=quiet)
+
+
+class _Job(NamedTuple):
+    teacher: Teacher
+    student: str
+    recipe: Recipe
+    device: str
+    minutes: float | None
+
+
+class _Verification(NamedTuple):
+    data: Path | None
+    required: list[str]
+    as_json: bool
+    verbose: bool
+
+
+def _load(path: Path, architecture: str | None, fields: ContractFields, *, trust: bool, quiet: bool) -> Teacher:
+    from dfadc.api.distil import load_teacher  # noqa: PLC0415
+
+    teacher = load_teacher(path, architecture=architecture, fields=fields, trust=trust)
+    say(
+        f"teacher: {teacher.architecture} from {path} ({teacher.kind}), {teacher.num_parameters:,} parameters",
+        quiet=quiet,
+    )
+    contract = teacher.contract.to_dict()
+    for name, source in teacher.contract_sources.items():
+        say(f"  {name} = {_shown(contract[name])}  ({source})", quiet=quiet)
+    for note in teacher.notes:
+        say(f"note: {note}", quiet=quiet)
+    return teacher
+
+
+def _shown(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _start(job: _Job, out: Path, *, force: bool, quiet: bool) -> RunFolder:
+    from dfadc.api.distil import run_distillation  # noqa: PLC0415
+
+    with terminal_observer(quiet=quiet) as observer:
+        return run_distillation(
+            job.teacher,
+            job.student,
+            out=out,
+            recipe=job.recipe,
+            device=job.device,
+            minutes=job.minutes,
+            force=force,
+            observer=observer,
+        )
+
+
+def _resume(path: Path, teacher: Teacher | None, *, quiet: bool) -> RunFolder:
+    from dfadc.api.distil import resume_distillation  # noqa: PLC0415
+    from dfadc.run import open_run  # noqa: PLC0415
+
+    with terminal_observer(quiet=quiet) as observer:
+        return resume_distillation(open_run(path), teacher, observer=observer)
+
+
+def _show_plan(job: _Job) -> None:
+    from dfadc.api.distil import plan_distillation  # noqa: PLC0415
+
+    plan = plan_distillation(job.teacher, job.student, recipe=job.recipe, device=job.device, minutes=job.minutes)
+    for line in plan_lines(plan):
+        typer.echo(line)
+
+
+def _default_out(teacher: Path, student: str) -> Path:
+    return Path("runs") / f"{teacher.stem}-{re.sub('[^A-Za-z0-9_.]+', '-', student)}"
+
+
+def _finish(run: RunFolder, exports: list[str], wanted: _Verification, *, quiet: bool) -> None:
+    from dfadc.api.export import export_student  # noqa: PLC0415
+    from dfadc.api.verify import VerifySettings, verify_run  # noqa: PLC0415
+
+    for result in export_student(run, exports):
+        say(f"exported {result.path} ({result.size_bytes / 1e6:.2f} MB, {result.effective_precision})", quiet=quiet)
+    report = verify_run(run, VerifySettings(data=wanted.data, required=wanted.required))
+    print_report(report, as_json=wanted.as_json, verbose=wanted.verbose)
+    say(f"run folder: {run.path}", quiet=quiet)
+    raise typer.Exit(report["exit_code"])

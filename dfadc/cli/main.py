@@ -1,0 +1,65 @@
+"""The `dfadc` command: its subcommands, and the one place where an error becomes a message and an exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from dfadc import __version__
+from dfadc.cli.distill import distill
+from dfadc.cli.export import export
+from dfadc.cli.inspect import inspect
+from dfadc.cli.recipe import recipe_app
+from dfadc.cli.report import report
+from dfadc.cli.students import students
+from dfadc.cli.verify import verify
+from dfadc.errors import DfadcError
+
+app = typer.Typer(
+    name="dfadc",
+    help="Compile a trained image network into a small one for an edge device, without one image of training data.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+for command in (distill, export, verify, inspect, students, report):
+    app.command()(command)
+app.add_typer(recipe_app, name="recipe")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"dfadc {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options of `dfadc` itself."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command and returns its exit code; errors are printed on stderr."""
+    try:
+        app(args=list(arguments), prog_name="dfadc")
+    except DfadcError as exc:
+        typer.echo(f"error: {exc.message}", err=True)
+        if exc.hint:
+            typer.echo(f"hint: {exc.hint}", err=True)
+        return exc.exit_code
+    except SystemExit as exc:
+        return exc.code if isinstance(exc.code, int) else 1
+    return 0
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(run(sys.argv[1:]))

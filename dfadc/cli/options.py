@@ -1,0 +1,88 @@
+"""Options that several commands share, each declared once, and how their text becomes values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dfadc.errors import DfadcError
+
+if TYPE_CHECKING:
+    from dfadc.contract import ContractFields
+
+_CONTRACT = "Image contract"
+_OUTPUT = "Output"
+
+TeacherArchitecture = Annotated[
+    str | None,
+    typer.Option(
+        "--teacher-arch",
+        help="torchvision:NAME, timm:NAME, package.module:factory or one of dfadc's networks.",
+        rich_help_panel=_CONTRACT,
+    ),
+]
+InputSize = Annotated[str | None, typer.Option("--input-size", help="CxHxW, e.g. 3x32x32.", rich_help_panel=_CONTRACT)]
+Mean = Annotated[
+    str | None, typer.Option(help="Per-channel pixel mean in [0,1], e.g. 0.5,0.5,0.5.", rich_help_panel=_CONTRACT)
+]
+Std = Annotated[str | None, typer.Option(help="Per-channel pixel standard deviation.", rich_help_panel=_CONTRACT)]
+NumClasses = Annotated[int | None, typer.Option(help="Length of the logits.", rich_help_panel=_CONTRACT)]
+TrustTeacher = Annotated[
+    bool, typer.Option("--trust-teacher", help="Let the teacher file run code (TorchScript, .pt2, pickled modules).")
+]
+Data = Annotated[
+    Path | None,
+    typer.Option(help="ImageFolder or .npz with labels: adds accuracy. It evaluates, it never trains or selects."),
+]
+MinAgreement = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, help="Gate: lower bound of the student's agreement with the teacher."),
+]
+Require = Annotated[list[str] | None, typer.Option(help="Artifact file that must have run, else exit 4 (repeatable).")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.", rich_help_panel=_OUTPUT)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.", rich_help_panel=_OUTPUT)]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Print every source and check.", rich_help_panel=_OUTPUT)
+]
+
+
+def contract_fields(
+    input_size: str | None, mean: str | None, std: str | None, num_classes: int | None
+) -> ContractFields:
+    """What the flags say of the contract.
+
+    Raises:
+        DfadcError: a value does not parse.
+    """
+    from dfadc.contract import ContractFields  # noqa: PLC0415 -- keeps `--help` light
+
+    return ContractFields(
+        input_size=None if input_size is None else parse_input_size(input_size),
+        mean=None if mean is None else _parse_floats("--mean", mean),
+        std=None if std is None else _parse_floats("--std", std),
+        num_classes=num_classes,
+    )
+
+
+def parse_input_size(text: str) -> tuple[int, int, int]:
+    """`3x32x32` -> (3, 32, 32).
+
+    Raises:
+        DfadcError: it is not three whole numbers.
+    """
+    parts = text.lower().replace(",", "x").split("x")
+    if len(parts) != 3 or not all(part.strip().isdigit() for part in parts):
+        raise DfadcError(f"--input-size {text!r} is not CxHxW", "e.g. --input-size 3x32x32")
+    channels, height, width = map(int, parts)
+    return channels, height, width
+
+
+def _parse_floats(flag: str, text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as exc:
+        raise DfadcError(
+            f"{flag} {text!r} is not a comma-separated list of numbers", f"e.g. {flag} 0.5,0.5,0.5"
+        ) from exc

@@ -1,0 +1,46 @@
+"""`dfadc students`: what can be distilled into, with parameters and FLOPs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from dfadc.cli import options
+from dfadc.cli.console import print_json, print_table
+
+
+def students(
+    input_size: Annotated[str, typer.Option("--input-size", help="CxHxW.")] = "3x32x32",
+    num_classes: Annotated[int, typer.Option(min=2, help="Length of the logits.")] = 10,
+    as_json: options.AsJson = False,
+) -> None:
+    """List student architectures with parameters and FLOPs at an input size."""
+    from dfadc.contract import ImageContract  # noqa: PLC0415 -- keeps `--help` light
+    from dfadc.models.students import list_students  # noqa: PLC0415
+
+    contract = ImageContract(input_size=options.parse_input_size(input_size), num_classes=num_classes)
+    listed = list_students(contract)
+    if as_json:
+        print_json(
+            [
+                {
+                    "name": r.name,
+                    "num_parameters": r.num_parameters,
+                    "flops": r.flops,
+                    "stem": r.stem,
+                    "reason": r.reason,
+                }
+                for r in listed
+            ]
+        )
+        return
+    rows = [
+        (row.name, _millions(row.num_parameters), _millions(row.flops), row.stem if not row.reason else row.reason)
+        for row in listed
+    ]
+    print_table(("student", "parameters (M)", "MFLOPs", "stem"), rows)
+
+
+def _millions(value: int | None) -> str:
+    return "–" if value is None else f"{value / 1e6:,.2f}"

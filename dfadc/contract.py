@@ -1,0 +1,204 @@
+"""The image contract: what a network expects of its images and what its outputs mean. Free of torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal
+
+from dfadc.errors import DfadcError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Task = Literal["classification", "segmentation"]
+
+#: How far from the pixel bounds [0, 1] a value may lie when mean and std are unknown, in standard deviations.
+STANDARDISED_BOUND = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class ImageContract:
+    """What goes into a network and what comes out.
+
+    Args:
+        input_size: (C, H, W) of one image.
+        num_classes: K, the length of the logits.
+        mean: per-channel mean of pixels in [0, 1]; None where nobody knows it.
+        std: per-channel standard deviation of pixels in [0, 1]; None together with ``mean``.
+        class_names: K names in the order of the logits, or None.
+        task: what the logits are: (N, K) for classification, (N, K, H, W) for segmentation.
+
+    Raises:
+        DfadcError: a value is impossible or two values contradict each other.
+    """
+
+    input_size: tuple[int, int, int]
+    num_classes: int
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    class_names: tuple[str, ...] | None = None
+    task: Task = "classification"
+
+    def __post_init__(self) -> None:
+        channels, height, width = self.input_size
+        if min(channels, height, width) < 1:
+            raise DfadcError(f"input size {self.input_size} has a side below 1", "give it as CxHxW, e.g. 3x32x32")
+        if self.num_classes < 2:
+            raise DfadcError(
+                f"the teacher has num_classes = {self.num_classes}; distillation needs at least 2",
+                "a single output (regression or a sigmoid) has no classes to agree on",
+            )
+        if (self.mean is None) != (self.std is None):
+            raise DfadcError("mean and std must be given together", "pass both --mean and --std")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and len(values) != channels:
+                raise DfadcError(
+                    f"{name} has {len(values)} values for {channels} channels (input size {self.input_size})",
+                    f"give {channels} comma-separated values",
+                )
+        if self.std is not None and min(self.std) <= 0:
+            raise DfadcError(f"std must be above 0, got {self.std}")
+        if self.class_names is not None and len(self.class_names) != self.num_classes:
+            raise DfadcError(f"{len(self.class_names)} class names for {self.num_classes} classes")
+
+    @property
+    def channels(self) -> int:
+        """C, the number of image channels."""
+        return self.input_size[0]
+
+    @property
+    def has_pixels(self) -> bool:
+        """Whether mean and std are known, so that images can be turned into pixels and back."""
+        return self.mean is not None
+
+    def value_range(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Lowest and highest normalised value a real image can take, per channel.
+
+        Where mean and std are unknown this is ±3 standard deviations.
+        """
+        if self.mean is None or self.std is None:
+            return (-STANDARDISED_BOUND,) * self.channels, (STANDARDISED_BOUND,) * self.channels
+        pairs = list(zip(self.mean, self.std, strict=True))
+        return tuple((0.0 - m) / s for m, s in pairs), tuple((1.0 - m) / s for m, s in pairs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, the inverse of :meth:`from_dict`."""
+        return {
+            "input_size": list(self.input_size),
+            "num_classes": self.num_classes,
+            "mean": None if self.mean is None else list(self.mean),
+            "std": None if self.std is None else list(self.std),
+            "class_names": None if self.class_names is None else list(self.class_names),
+            "task": self.task,
+        }
+
+    def to_json(self) -> str:
+        """One line of JSON with sorted keys, for file metadata."""
+        return json.dumps(self.to_dict(), sort_keys=True)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ImageContract:
+        """Builds a contract from plain JSON values.
+
+        Raises:
+            DfadcError: a field is missing, unknown or has the wrong type.
+        """
+        return ContractFields.from_dict(values).complete()
+
+
+@dataclass(frozen=True, slots=True)
+class ContractFields:
+    """Some fields of a contract, as one source knows them; None means "this source does not say"."""
+
+    input_size: tuple[int, int, int] | None = None
+    num_classes: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    class_names: tuple[str, ...] | None = None
+    task: Task | None = None
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ContractFields:
+        """Reads plain JSON or TOML values.
+
+        Raises:
+            DfadcError: a field is unknown or has the wrong type.
+        """
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise DfadcError(f"unknown contract field {unknown[0]!r}", f"known fields: {', '.join(sorted(known))}")
+        try:
+            size = _ints(values.get("input_size"))
+            task = values.get("task")
+            if task not in (None, "classification", "segmentation"):
+                raise DfadcError(f"malformed contract: task {task!r} is neither classification nor segmentation")
+            if size is not None and len(size) != 3:
+                raise DfadcError(f"malformed contract: input_size has {len(size)} values, not 3 (C, H, W)")
+            return cls(
+                input_size=None if size is None else (size[0], size[1], size[2]),
+                num_classes=None if values.get("num_classes") is None else int(values["num_classes"]),
+                mean=_floats(values.get("mean")),
+                std=_floats(values.get("std")),
+                class_names=None if values.get("class_names") is None else tuple(map(str, values["class_names"])),
+                task=task,
+            )
+        except (TypeError, ValueError) as exc:
+            raise DfadcError(f"malformed contract: {exc}") from exc
+
+    def complete(self) -> ImageContract:
+        """The full contract.
+
+        Raises:
+            DfadcError: input size or number of classes is missing.
+        """
+        if self.input_size is None:
+            raise DfadcError("the input size is unknown", "pass --input-size CxHxW, e.g. --input-size 3x32x32")
+        if self.num_classes is None:
+            raise DfadcError("the number of classes is unknown", "pass --num-classes K")
+        return ImageContract(
+            input_size=self.input_size,
+            num_classes=self.num_classes,
+            mean=self.mean,
+            std=self.std,
+            class_names=self.class_names,
+            task=self.task or "classification",
+        )
+
+
+def merge_fields(sources: Mapping[str, ContractFields]) -> tuple[ContractFields, dict[str, str]]:
+    """Takes each field from the first source that knows it.
+
+    ``mean`` and ``std`` travel together, so a pair is never mixed from two sources.
+
+    Args:
+        sources: name of the source (as printed to the user) -> what it says, the strongest first.
+
+    Returns:
+        The merged fields, and for every known field the name of its source.
+    """
+    merged: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    for source, known in sources.items():
+        has_pair = known.mean is not None and known.std is not None
+        lone = (known.mean is None) != (known.std is None)
+        if lone:
+            raise DfadcError(f"{source} gives only one of mean and std", "give both")
+        for field in fields(ContractFields):
+            value = getattr(known, field.name)
+            if value is None or field.name in merged:
+                continue
+            if field.name in ("mean", "std") and not has_pair:
+                continue
+            merged[field.name] = value
+            origin[field.name] = source
+    return ContractFields(**merged), origin
+
+
+def _ints(values: Any) -> tuple[int, ...] | None:
+    return None if values is None else tuple(int(value) for value in values)
+
+
+def _floats(values: Any) -> tuple[float, ...] | None:
+    return None if values is None else tuple(float(value) for value in values)

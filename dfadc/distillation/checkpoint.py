@@ -1,0 +1,57 @@
+"""Checkpoints: whole or absent, the one before kept, and nothing in them but tensors and plain values."""
+
+from __future__ import annotations
+
+import pickle
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dfadc.errors import DfadcError, StorageFailed
+from dfadc.storage import atomic_write
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LAST, PREVIOUS = "last.pt", "previous.pt"
+
+
+def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
+    """Writes ``last.pt``; what was there before becomes ``previous.pt``.
+
+    Raises:
+        StorageFailed: the disk is full or not writable; the checkpoints that were there are intact.
+    """
+    last = folder / LAST
+    with atomic_write(last) as temporary:
+        try:
+            torch.save(state, temporary)
+        except RuntimeError as exc:
+            # torch's zip writer reports a full disk as a RuntimeError.
+            raise StorageFailed(
+                f"cannot write checkpoint {last}: {str(exc).splitlines()[0]}",
+                "free some space, then go on with --resume; the checkpoint before is unchanged",
+            ) from exc
+        if last.exists():
+            last.replace(folder / PREVIOUS)
+
+
+def load_checkpoint(folder: Path) -> dict[str, Any]:
+    """Loads the newest readable checkpoint of a run, without running code from it.
+
+    Raises:
+        DfadcError: there is none, or none can be read.
+    """
+    problems = []
+    for name in (LAST, PREVIOUS):
+        path = folder / name
+        if not path.exists():
+            continue
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as exc:
+            problems.append(f"{name}: {str(exc).splitlines()[0]}")
+        else:
+            return state
+    found = "; ".join(problems) or "it holds no checkpoint yet"
+    raise DfadcError(f"cannot resume from {folder}: {found}", "start again with --force")

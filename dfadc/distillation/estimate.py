@@ -1,0 +1,155 @@
+"""What a run will cost, measured on a few steps that are then undone, and whether compiling pays."""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dfadc.distillation.loop import distill
+
+if TYPE_CHECKING:
+    from dfadc.distillation.game import Game
+
+#: A first step this long is measurement enough.
+PATIENCE_SECONDS = 3.0
+#: Eager seconds below which compiling cannot pay: two graphs take a minute or two to compile, and on a CPU the
+#: compiled modules of a small run were no faster (see README, "Limits").
+WORTH_COMPILING_SECONDS = {"cpu": 3600.0, "cuda": 300.0}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one step costs on this machine.
+
+    Args:
+        seconds_per_step: measured.
+        memory_bytes: players, optimizer state, replay and the activations that a backward pass keeps.
+        compiled: whether the game's functions are compiled.
+        compile_reason: why, for the run's plan.
+    """
+
+    seconds_per_step: float
+    memory_bytes: int
+    compiled: bool
+    compile_reason: str
+
+
+def estimate(game: Game, wanted: str) -> Estimate:
+    """Plays a few steps, undoes them, and compiles the game where that was asked for or measured to pay.
+
+    Args:
+        game: a game that has not started.
+        wanted: ``compute.compile`` of the recipe: auto, on or off.
+    """
+    recipe, device = game.recipe, game.policy.device
+    activations = _ActivationBytes({tensor.untyped_storage().data_ptr() for tensor in _resident_tensors(game)})
+    with torch.autograd.graph.saved_tensors_hooks(activations.pack, lambda kept: kept.tensor):
+        eager = time_steps(game)
+    memory = activations.peak + _resident_bytes(game)
+    if wanted == "off":
+        return Estimate(eager, memory, compiled=False, compile_reason="as asked")
+    if wanted == "on":
+        game.compile()
+        return Estimate(eager, memory, compiled=True, compile_reason="as asked")
+    total, worth = eager * recipe.steps, WORTH_COMPILING_SECONDS.get(device.type)
+    if worth is None:
+        return Estimate(eager, memory, compiled=False, compile_reason=f"not known to work on {device.type}")
+    if total < worth:
+        reason = f"eager takes {total:.0f} s in all; compiling is tried from {worth:.0f} s"
+        return Estimate(eager, memory, compiled=False, compile_reason=reason)
+    game.compile()
+    started = time.perf_counter()
+    compiled = time_steps(game)
+    warm_up = time.perf_counter() - started
+    pays = compiled * recipe.steps < total
+    reason = f"measured {compiled:.3f} s a step compiled (warm-up {warm_up:.0f} s), {eager:.3f} s eager"
+    if not pays:
+        game.uncompile()
+    return Estimate(compiled if pays else eager, memory, compiled=pays, compile_reason=reason)
+
+
+def steps_for_minutes(minutes: float, seconds_per_step: float) -> int:
+    """The number of steps that fit a time budget at a measured rate, at least one."""
+    return max(1, int(minutes * 60 / seconds_per_step))
+
+
+def time_steps(game: Game) -> float:
+    """Seconds a step, from up to three steps that are undone; the first is warm-up unless it is long."""
+    before = copy.deepcopy(game.players.state_dict())
+    marks = [time.perf_counter()]
+
+    def mark(_: object) -> None:
+        if game.policy.device.type == "cuda":
+            torch.cuda.synchronize(game.policy.device)
+        marks.append(time.perf_counter())
+
+    done = game.players.step
+    distill(game, done + 1, mark)
+    if marks[1] - marks[0] < PATIENCE_SECONDS:
+        distill(game, done + 3, mark)
+    game.players.load_state_dict(before)
+    durations = [after - begin for begin, after in pairwise(marks)]
+    return min(durations[1:] or durations)
+
+
+class _ActivationBytes:
+    """Counts the bytes that autograd keeps for a backward pass, each storage once, and their peak."""
+
+    def __init__(self, resident: set[int]) -> None:
+        self.peak = 0
+        self._resident = resident
+        self._now = 0
+        self._uses: dict[int, int] = {}
+
+    def pack(self, tensor: Tensor) -> _Kept:
+        storage = tensor.untyped_storage()
+        key = storage.data_ptr()
+        if key not in self._resident:
+            self._uses[key] = self._uses.get(key, 0) + 1
+            if self._uses[key] == 1:
+                self._now += storage.nbytes()
+                self.peak = max(self.peak, self._now)
+        return _Kept(tensor, self)
+
+    def release(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage.data_ptr()
+        if key not in self._resident:
+            self._uses[key] -= 1
+            if self._uses[key] == 0:
+                self._now -= storage.nbytes()
+                del self._uses[key]
+
+
+class _Kept:
+    """A tensor that autograd keeps; dies with the graph."""
+
+    __slots__ = ("counter", "tensor")
+
+    def __init__(self, tensor: Tensor, counter: _ActivationBytes) -> None:
+        self.tensor = tensor
+        self.counter = counter
+
+    def __del__(self) -> None:
+        self.counter.release(self.tensor)
+
+
+def _resident_tensors(game: Game) -> list[Tensor]:
+    players = game.players
+    modules = [game.teacher, *(m for p in (players.student, players.generator) for m in (p.module, p.average))]
+    unique = {id(tensor): tensor for module in modules for tensor in (*module.parameters(), *module.buffers())}
+    return list(unique.values())
+
+
+def _resident_bytes(game: Game) -> int:
+    players = game.players
+    moved = [parameter for player in (players.student, players.generator) for parameter in player.parameters]
+    # A gradient and, for momentum or Adam's first moment, one more copy of every moving parameter.
+    moving = 2 * sum(parameter.nbytes for parameter in moved)
+    return sum(tensor.nbytes for tensor in _resident_tensors(game)) + moving + players.ring.images.nbytes

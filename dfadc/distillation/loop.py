@@ -1,0 +1,66 @@
+"""The two-player game (Fang et al. 2019, algorithm 1), and nothing else."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from dfadc.distillation.game import Game
+
+
+class StepLosses(NamedTuple):
+    """What one step of the game cost. The tensors are on the device: reading one waits for it.
+
+    Args:
+        step: steps done, this one included.
+        student_loss: scalar, of the last student update.
+        generator_loss: scalar, of the last generator update.
+        terms: the generator loss's terms by name, unweighted.
+    """
+
+    step: int
+    student_loss: Tensor
+    generator_loss: Tensor
+    terms: dict[str, Tensor]
+
+
+def distill(game: Game, steps: int, on_step: Callable[[StepLosses], None]) -> None:
+    """Plays until ``steps`` steps are done, going on from ``game.players.step``.
+
+    ``on_step`` is called after each whole step; what it raises stops the game with the players in a state to save.
+    """
+    players, recipe = game.players, game.recipe
+    while players.step < steps:
+        for player in (players.student, players.generator):
+            player.set_learning_rate(players.step / recipe.steps)
+        for _ in range(recipe.student.steps):
+            student_loss = update_student(game)
+        for _ in range(recipe.generator.steps):
+            generator_loss, terms = update_generator(game)
+        players.step += 1
+        on_step(StepLosses(players.step, student_loss, generator_loss, terms))
+
+
+def update_student(game: Game) -> Tensor:
+    """The student learns to agree, on images that the generator draws for it; the generator does not move."""
+    players = game.players
+    players.student.module.train()
+    players.generator.module.train()
+    loss, fresh = game.student_loss(game.draw_student_batch())
+    players.student.move(loss)
+    players.remember(fresh)
+    return loss.detach()
+
+
+def update_generator(game: Game) -> tuple[Tensor, dict[str, Tensor]]:
+    """The generator learns to disagree; the student does not move, nor, in eval mode, its batch-norm statistics."""
+    players = game.players
+    players.student.module.train(game.recipe.generator.student_mode == "train")
+    players.generator.module.train()
+    loss, terms = game.generator_loss(players.draw_latents(game.recipe.batch_size))
+    players.generator.move(loss)
+    return loss.detach(), terms

@@ -1,0 +1,106 @@
+"""The compute policy of a device: autocast dtype, gradient scaling and memory format, chosen once and said aloud."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from dfadc.errors import DfadcError
+
+if TYPE_CHECKING:
+    from dfadc.recipe import ComputeSettings
+
+
+@dataclass(frozen=True)
+class ComputePolicy:
+    """How tensors are computed.
+
+    Args:
+        device: where the players live.
+        autocast_dtype: what matrix work is cast to; None for plain fp32.
+        channels_last: whether modules and images are NHWC.
+        reason: why this precision, for the run's plan.
+    """
+
+    device: torch.device
+    autocast_dtype: torch.dtype | None
+    channels_last: bool
+    reason: str
+
+    @property
+    def scales_gradients(self) -> bool:
+        """fp16 gradients underflow without a scale; bf16 has the exponent range of fp32."""
+        return self.autocast_dtype == torch.float16
+
+    @property
+    def precision(self) -> str:
+        """The name a recipe gives this precision."""
+        names = {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+        return names[self.autocast_dtype]
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """The memory format of images and convolution weights."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context of every forward pass; losses cast to fp32 themselves."""
+        if self.autocast_dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.autocast_dtype)
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """``auto`` takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        DfadcError: the device is unknown or not present.
+    """
+    if name == "auto":
+        present = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device(present)
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as exc:
+        # torch says "not compiled with CUDA" through an AssertionError.
+        reason = str(exc).splitlines()[0]
+        raise DfadcError(f"device {name!r} cannot be used: {reason}", "pass --device cpu, cuda or mps") from exc
+    return device
+
+
+def choose_policy(settings: ComputeSettings, device: torch.device) -> ComputePolicy:
+    """The policy for a device; ``precision = auto`` takes bf16 where the hardware computes it.
+
+    Raises:
+        DfadcError: the precision cannot be had on this device.
+    """
+    dtype, reason = _choose_dtype(settings.precision, device)
+    return ComputePolicy(device=device, autocast_dtype=dtype, channels_last=settings.channels_last, reason=reason)
+
+
+def _choose_dtype(precision: str, device: torch.device) -> tuple[torch.dtype | None, str]:
+    if precision == "auto":
+        return _fastest_dtype(device)
+    if precision == "fp16" and device.type != "cuda":
+        raise DfadcError(f"fp16 training needs CUDA, the device is {device}", "--precision bf16 or fp32")
+    named = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+    return named[precision], "as asked"
+
+
+def _fastest_dtype(device: torch.device) -> tuple[torch.dtype | None, str]:
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        if major >= 8:
+            return torch.bfloat16, f"compute capability {major}.{minor} computes bf16"
+        return torch.float16, f"compute capability {major}.{minor} has no bf16 units: fp16 with gradient scaling"
+    if device.type == "cpu":
+        units = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}
+        found = [unit for flag, unit in units.items() if torch.cpu.get_capabilities().get(flag)]
+        if found:
+            return torch.bfloat16, f"the CPU has {found[0]}"
+        return None, "the CPU has neither AMX nor AVX512-BF16"
+    return None, f"no faster precision is known to be safe on {device.type}"

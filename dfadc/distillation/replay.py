@@ -1,0 +1,94 @@
+"""Images of earlier steps: a ring of recent ones for the student, a reservoir over the whole run for calibration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+#: Normalised images lie within a few units of 0, where half precision is finer than 8-bit pixels.
+STORED_DTYPE = torch.float16
+
+
+class ReplayRing:
+    """The most recent images, up to a capacity; drawing is uniform.
+
+    Memory grows with the images seen and stops at ``capacity`` times one half-precision image.
+
+    Args:
+        capacity: images at most.
+        input_size: (C, H, W) of an image.
+        device: where the images stay.
+    """
+
+    def __init__(self, capacity: int, input_size: tuple[int, int, int], device: torch.device) -> None:
+        self.images = torch.empty((capacity, *input_size), dtype=STORED_DTYPE, device=device)
+        self.seen = 0
+
+    def __len__(self) -> int:
+        return min(self.seen, len(self.images))
+
+    def push(self, images: Tensor) -> None:
+        """Stores images (N, C, H, W), the oldest giving way."""
+        slots = (torch.arange(len(images)) + self.seen) % len(self.images)
+        self.images[slots.to(self.images.device)] = images.detach().to(STORED_DTYPE)
+        self.seen += len(images)
+
+    def draw(self, count: int, rng: torch.Generator) -> Tensor:
+        """``count`` stored images, uniformly and with replacement, as fp32 (count, C, H, W)."""
+        slots = torch.randint(len(self), (count,), generator=rng)
+        return self.images[slots.to(self.images.device)].float()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is stored, without the empty part."""
+        return {"images": self.images[: len(self)].clone(), "seen": self.seen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`."""
+        self.seen = state["seen"]
+        self.images[: len(self)] = state["images"]
+
+
+class Reservoir:
+    """A uniform sample of everything offered over the run (Vitter 1985, algorithm R).
+
+    Args:
+        capacity: images at most.
+        input_size: (C, H, W) of an image.
+        device: where the images stay.
+    """
+
+    def __init__(self, capacity: int, input_size: tuple[int, int, int], device: torch.device) -> None:
+        self.images = torch.empty((capacity, *input_size), dtype=STORED_DTYPE, device=device)
+        self.offered = 0
+
+    def __len__(self) -> int:
+        return min(self.offered, len(self.images))
+
+    def offer(self, images: Tensor, rng: torch.Generator) -> None:
+        """Offers images (N, C, H, W); each ends up kept with probability capacity / offered."""
+        order = self.offered + torch.arange(len(images), dtype=torch.float64)
+        drawn = (torch.rand(len(images), generator=rng, dtype=torch.float64) * (order + 1)).long()
+        slots = torch.where(order < len(self.images), order.long(), drawn)
+        kept = (slots < len(self.images)).nonzero().squeeze(1)
+        # One at a time where two fall on one slot: the later must win, as it would have, one by one.
+        for position in kept.tolist():
+            self.images[slots[position]] = images[position].detach().to(STORED_DTYPE)
+        self.offered += len(images)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is kept, without the empty part."""
+        return {"images": self.images[: len(self)].clone(), "offered": self.offered}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`."""
+        self.offered = state["offered"]
+        self.images[: len(self)] = state["images"]
+
+
+def ring_capacity(wanted: int, input_size: tuple[int, int, int], max_mebibytes: int) -> int:
+    """How many images of this size the ring holds: ``wanted``, or as many as fit the memory bound (at least one)."""
+    channels, height, width = input_size
+    image_bytes = channels * height * width * STORED_DTYPE.itemsize
+    return max(1, min(wanted, max_mebibytes * 2**20 // image_bytes))

@@ -1,0 +1,206 @@
+"""Network files: safetensors that carry architecture and contract in their metadata.
+
+A run's ``student.safetensors`` and a "dfadc teacher file" are this one format.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor, nn
+
+from dfadc.contract import ImageContract
+from dfadc.errors import DfadcError
+from dfadc.models.architectures import build_architecture, resolve_architecture
+from dfadc.models.state_dict import load_strictly_
+from dfadc.models.stems import Stem, parse_stem
+from dfadc.storage import atomic_write_bytes
+
+SCHEMA = "1"
+SCHEMA_KEY = "dfadc.schema"
+ARCHITECTURE_KEY = "dfadc.architecture"
+STEM_KEY = "dfadc.stem"
+CONTRACT_KEY = "dfadc.contract"
+_RESERVED = (SCHEMA_KEY, ARCHITECTURE_KEY, STEM_KEY, CONTRACT_KEY)
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkMetadata:
+    """What a network file says of itself.
+
+    Args:
+        architecture: canonical name that builds the network.
+        stem: the stem it was built with.
+        contract: its images and classes.
+        extra: the writer's own keys, such as the recipe or the seed.
+    """
+
+    architecture: str
+    stem: Stem
+    contract: ImageContract
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+
+def save_network(
+    path: Path,
+    module: nn.Module,
+    *,
+    architecture: str,
+    stem: Stem,
+    contract: ImageContract,
+    extra: Mapping[str, str] | None = None,
+) -> None:
+    """Writes a network file, whole or not at all; the same weights and metadata give the same bytes.
+
+    Raises:
+        DfadcError: ``extra`` uses a key of ours.
+        StorageFailed: the file cannot be written.
+    """
+    extra = extra or {}
+    if taken := sorted(set(extra) & set(_RESERVED)):
+        raise DfadcError(f"metadata key {taken[0]!r} is reserved")
+    metadata = {
+        **extra,
+        SCHEMA_KEY: SCHEMA,
+        ARCHITECTURE_KEY: resolve_architecture(architecture).canonical,
+        STEM_KEY: stem,
+        CONTRACT_KEY: contract.to_json(),
+    }
+    atomic_write_bytes(path, serialise(_unwrapped(module).state_dict(), metadata))
+
+
+def load_network(path: Path, *, architecture: str | None = None) -> tuple[nn.Module, NetworkMetadata]:
+    """Reads a network file: the network on the CPU in eval mode, its parameters trainable, and its metadata.
+
+    Args:
+        path: the file.
+        architecture: the caller's own name for the network. It is needed where the file names ``module:factory``:
+            a file alone may not choose code to import.
+
+    Raises:
+        DfadcError: the file is missing, damaged or no network file, or its weights do not fit its architecture.
+    """
+    metadata = read_network_metadata(path)
+    if architecture is None:
+        refuse_factory_from_file(metadata.architecture, path)
+    built = build_architecture(architecture or metadata.architecture, metadata.contract, stem=metadata.stem)
+    load_strictly_(built.module, read_safetensors(path), architecture=built.name, source=str(path))
+    return built.module.eval(), metadata
+
+
+def read_network_metadata(path: Path) -> NetworkMetadata:
+    """The metadata of a network file; the weights are not read.
+
+    Raises:
+        DfadcError: the file is missing, damaged or no network file.
+    """
+    return parse_network_metadata(read_safetensors_metadata(path), path)
+
+
+def parse_network_metadata(metadata: Mapping[str, str], path: Path) -> NetworkMetadata:
+    """Turns safetensors metadata into ours.
+
+    Raises:
+        DfadcError: a key is missing or the schema is newer than this version.
+    """
+    missing = [key for key in _RESERVED if key not in metadata]
+    if missing:
+        raise DfadcError(f"{path} is no dfadc network file: its metadata lacks {', '.join(missing)}")
+    if metadata[SCHEMA_KEY] != SCHEMA:
+        raise DfadcError(f"{path} has schema {metadata[SCHEMA_KEY]!r}, this version reads {SCHEMA!r}", "update dfadc")
+    return NetworkMetadata(
+        architecture=metadata[ARCHITECTURE_KEY],
+        stem=parse_stem(metadata[STEM_KEY], path),
+        contract=ImageContract.from_dict(parse_contract_json(metadata[CONTRACT_KEY], path)),
+        extra={key: value for key, value in metadata.items() if key not in _RESERVED},
+    )
+
+
+def parse_contract_json(text: str, path: Path) -> dict[str, Any]:
+    """The JSON object under the contract key.
+
+    Raises:
+        DfadcError: it is no JSON object.
+    """
+    try:
+        values = json.loads(text)
+    except ValueError as exc:
+        raise DfadcError(f"{path}: the contract in its metadata is not JSON: {exc}") from exc
+    if not isinstance(values, dict):
+        raise DfadcError(f"{path}: the contract in its metadata is not a JSON object")
+    return values
+
+
+def refuse_factory_from_file(architecture: str, path: Path) -> None:
+    """A file may not choose code to import.
+
+    Raises:
+        DfadcError: the architecture is ``module:factory``.
+    """
+    library, colon, _ = architecture.partition(":")
+    if colon and library not in ("torchvision", "timm"):
+        raise DfadcError(
+            f"{path} names {architecture!r} as its architecture, which would import code",
+            f"if you trust that code, name it yourself: --teacher-arch {architecture}",
+        )
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, on the CPU.
+
+    Raises:
+        DfadcError: the file is missing or damaged.
+    """
+    try:
+        return safetensors.torch.load_file(path)
+    except (OSError, safetensors.SafetensorError) as exc:
+        raise DfadcError(
+            f"cannot read {path} as safetensors: {exc}", "the file is missing, cut off or damaged"
+        ) from exc
+
+
+def read_safetensors_metadata(path: Path) -> dict[str, str]:
+    """The free-text metadata of a safetensors file; empty where there is none.
+
+    Raises:
+        DfadcError: the file is missing or damaged.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (OSError, safetensors.SafetensorError) as exc:
+        raise DfadcError(
+            f"cannot read {path} as safetensors: {exc}", "the file is missing, cut off or damaged"
+        ) from exc
+
+
+def serialise(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Safetensors bytes that depend on nothing but the content: the header's keys come in a fixed order.
+
+    The library writes its metadata from a hash map, whose order changes from run to run.
+    """
+    # Clones untie shared weights, which the format refuses; a tied network ties them again when it is built.
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    data = safetensors.torch.save(plain)
+    length = int.from_bytes(data[:8], "little")
+    layout = json.loads(data[8 : 8 + length])
+    layout.pop("__metadata__", None)
+    header = {"__metadata__": dict(sorted(metadata.items())), **dict(sorted(layout.items()))}
+    encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    return len(encoded).to_bytes(8, "little") + encoded + data[8 + length :]
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside a compiled or data-parallel wrapper."""
+    for attribute in ("_orig_mod", "module"):
+        inner = getattr(module, attribute, None)
+        if isinstance(inner, nn.Module) and len(list(module.children())) == 1:
+            return _unwrapped(inner)
+    return module

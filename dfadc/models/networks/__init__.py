@@ -1,0 +1,43 @@
+"""The papers' own networks and ours, by name: each factory takes the image contract and returns logits (N, K)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+
+from dfadc.contract import ImageContract
+from dfadc.models.networks.compact_resnet import CompactResNet
+from dfadc.models.networks.lenet import lenet5, lenet5_half
+from dfadc.models.networks.resnet_8x import resnet18_8x, resnet34_8x
+from dfadc.models.networks.vgg import vgg11_bn
+from dfadc.models.networks.wide_resnet import WideResNet
+
+NetworkFactory = Callable[[ImageContract], nn.Module]
+
+#: Names that are listed; any other ``wrn_DEPTH_WIDTH`` and ``compact_resnet_WIDTH`` can be built too.
+NETWORKS: dict[str, NetworkFactory] = {
+    "lenet5": lenet5,
+    "lenet5_half": lenet5_half,
+    "resnet18_8x": resnet18_8x,
+    "resnet34_8x": resnet34_8x,
+    "vgg11_bn": vgg11_bn,
+    **{f"wrn_{d}_{w}": partial(WideResNet, depth=d, width=w) for d, w in ((10, 2), (16, 1), (16, 2), (40, 1), (40, 2))},
+    **{f"compact_resnet_{width}": partial(CompactResNet, width=width) for width in (16, 32, 48, 64)},
+}
+
+_WIDE_RESNET = re.compile(r"wrn_(\d{1,3})_(\d{1,2})")
+_COMPACT_RESNET = re.compile(r"compact_resnet_(\d{1,3})")
+
+
+def find_network(name: str) -> NetworkFactory | None:
+    """The factory of one of our own networks, or None where the name is not ours."""
+    if name in NETWORKS:
+        return NETWORKS[name]
+    if match := _WIDE_RESNET.fullmatch(name):
+        return partial(WideResNet, depth=int(match[1]), width=int(match[2]))
+    if match := _COMPACT_RESNET.fullmatch(name):
+        return partial(CompactResNet, width=int(match[1]))
+    return None

@@ -1,0 +1,58 @@
+"""Finding the normalisation layers of a network: which ones remember the statistics of its training images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class NormLayer:
+    """One normalisation layer.
+
+    Args:
+        name: its place in the network, as ``named_modules`` gives it.
+        kind: its class.
+        num_channels: channels it normalises; 0 where the class does not say.
+        has_statistics: whether it is a batch norm with running mean and variance.
+    """
+
+    name: str
+    kind: str
+    num_channels: int
+    has_statistics: bool
+
+
+def is_batch_norm_with_statistics(module: nn.Module) -> bool:
+    """Whether a layer normalises with a running mean and variance over the batches of its training.
+
+    The one place that decides it: BatchNorm1d to 3d, SyncBatchNorm, torchvision's FrozenBatchNorm2d and timm's fused
+    norms all carry these two buffers. Instance norms may carry them too, but they are means over single images.
+    Layers of TorchScript do not count, for they take no hooks.
+    """
+    if isinstance(module, nn.modules.instancenorm._InstanceNorm | torch.jit.ScriptModule):  # noqa: SLF001
+        return False
+    mean, variance = getattr(module, "running_mean", None), getattr(module, "running_var", None)
+    return isinstance(mean, Tensor) and isinstance(variance, Tensor) and mean.ndim == 1 and mean.shape == variance.shape
+
+
+def find_norm_layers(module: nn.Module) -> tuple[NormLayer, ...]:
+    """Every normalisation layer in the order of definition, those without statistics included."""
+    return tuple(
+        NormLayer(name, type(layer).__name__, _num_channels(layer), is_batch_norm_with_statistics(layer))
+        for name, layer in module.named_modules()
+        if is_batch_norm_with_statistics(layer) or ("Norm" in type(layer).__name__ and not list(layer.children()))
+    )
+
+
+def _num_channels(layer: nn.Module) -> int:
+    for attribute in ("num_features", "num_channels"):
+        value = getattr(layer, attribute, None)
+        if isinstance(value, int):
+            return value
+    weight = getattr(layer, "weight", None)
+    mean = getattr(layer, "running_mean", None)
+    sized = weight if isinstance(weight, Tensor) else mean
+    return sized.shape[-1] if isinstance(sized, Tensor) and sized.ndim else 0

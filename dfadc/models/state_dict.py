@@ -1,0 +1,67 @@
+"""State dicts: finding one in a checkpoint, and loading it strictly, saying what does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from dfadc.errors import DfadcError
+
+#: Keys under which training scripts store the weights, the strongest first.
+CHECKPOINT_KEYS = ("model", "state_dict", "model_state_dict", "net", "teacher", "ema")
+#: What DataParallel and torch.compile put before every key.
+WRAPPER_PREFIXES = ("module.", "_orig_mod.")
+_SHOWN = 3
+
+
+def is_state_dict(value: object) -> bool:
+    """Whether this maps names to tensors, and nothing else."""
+    return (
+        isinstance(value, Mapping)
+        and bool(value)
+        and all(isinstance(key, str) and isinstance(entry, Tensor) for key, entry in value.items())
+    )
+
+
+def strip_wrapper_prefixes(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Removes ``module.`` and ``_orig_mod.`` where every key has them."""
+    stripped = dict(state_dict)
+    while prefix := next(
+        (p for p in WRAPPER_PREFIXES if stripped and all(key.startswith(p) for key in stripped)), None
+    ):
+        stripped = {key.removeprefix(prefix): tensor for key, tensor in stripped.items()}
+    return stripped
+
+
+def load_strictly_(module: nn.Module, state_dict: Mapping[str, Tensor], *, architecture: str, source: str) -> None:
+    """Copies the weights into the module in place.
+
+    Raises:
+        DfadcError: a key is missing or unexpected, or a shape differs; the first few are named and all are counted.
+    """
+    expected = module.state_dict()
+    missing = [key for key in expected if key not in state_dict]
+    unexpected = [key for key in state_dict if key not in expected]
+    # Old checkpoints lack this counter, which nothing but a training step reads.
+    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
+    shapes = [
+        f"{key} is {_shape(tensor)}, not {_shape(expected[key])}"
+        for key, tensor in state_dict.items()
+        if key in expected and tensor.shape != expected[key].shape
+    ]
+    problems = [
+        f"{len(found)} {what} ({', '.join(found[:_SHOWN])}{', …' if len(found) > _SHOWN else ''})"
+        for what, found in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+        if found
+    ]
+    if problems:
+        raise DfadcError(
+            f"the weights of {source} do not fit {architecture}: {'; '.join(problems)}",
+            "choose the architecture the weights were trained with (--teacher-arch, student.weights)",
+        )
+    module.load_state_dict(dict(state_dict), strict=False)
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "scalar"

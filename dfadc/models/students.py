@@ -1,0 +1,147 @@
+"""Student networks by name, with a stem that fits small images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from dfadc.contract import ImageContract
+from dfadc.errors import DfadcError
+from dfadc.models.architectures import (
+    Architecture,
+    build_architecture,
+    resolve_architecture,
+    torchvision_classifiers,
+)
+from dfadc.models.flops import ShapesOnly, count_parameters
+from dfadc.models.matching import drop_auxiliary
+from dfadc.models.networks import NETWORKS
+from dfadc.models.outputs import unwrap_logits
+from dfadc.models.state_dict import load_strictly_
+from dfadc.models.stems import Stem, parse_stem
+from dfadc.models.teacher_file import read_state_dict
+
+#: Images up to this side get a small stem under ``stem="auto"``.
+SMALL_SIDE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Student:
+    """A student that is ready to learn.
+
+    Args:
+        module: images (N, C, H, W), normalised -> logits (N, K); on the CPU, in training mode, trainable.
+        architecture: canonical name.
+        stem: the stem that was built; pass it to ``save_network``.
+        num_parameters: of the module.
+        notes: what was adapted, for the user.
+    """
+
+    module: nn.Module
+    architecture: str
+    stem: Stem
+    num_parameters: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StudentRow:
+    """One line of ``dfadc students``.
+
+    Args:
+        name: what ``--student`` takes.
+        num_parameters: None where the network cannot take the images.
+        flops: floating-point operations for one image, 2 for each multiply-add; None likewise.
+        stem: that ``auto`` builds.
+        reason: why the network does not fit; empty where it does.
+    """
+
+    name: str
+    num_parameters: int | None
+    flops: int | None
+    stem: Stem = "default"
+    reason: str = ""
+
+
+def build_student(name: str, contract: ImageContract, *, stem: str = "auto", weights: Path | None = None) -> Student:
+    """Builds a student for the contract's channels, size and classes.
+
+    Args:
+        name: a network of ours, a torchvision classifier (bare or ``torchvision:NAME``), ``timm:NAME`` or
+            ``package.module:factory``.
+        contract: the teacher's.
+        stem: ``auto`` takes the small stem for images up to 64 px; ``small`` and ``default`` insist.
+        weights: a file to start from; random weights where None.
+
+    Raises:
+        DfadcError: the name is unknown, the network cannot take the images, or the weights do not fit.
+        RequirementMissing: a timm name where timm is not installed.
+    """
+    wanted = _choose_stem(name, contract, stem)
+    if resolve_architecture(name).library != "factory":
+        # A user's own factory may not know the meta device; it is tried when it is built.
+        check_fits(build_architecture(name, contract, stem=wanted, device="meta"), contract)
+    built = build_architecture(name, contract, stem=wanted)
+    check_fits(built, contract)
+    notes = list(built.notes)
+    if weights is not None:
+        state_dict = drop_auxiliary(built.name, read_state_dict(weights))
+        load_strictly_(built.module, state_dict, architecture=built.name, source=str(weights))
+        notes.append(f"starts from {weights.name}")
+    return Student(built.module.train(), built.name, built.stem, count_parameters(built.module), tuple(notes))
+
+
+def list_students(contract: ImageContract) -> list[StudentRow]:
+    """Every student with a fixed name at this input size, ours first; one that does not fit carries the reason."""
+    names = [*NETWORKS, *(f"torchvision:{name}" for name in torchvision_classifiers())]
+    return [_describe(name, contract) for name in names]
+
+
+def check_fits(built: Architecture, contract: ImageContract) -> int:
+    """Sends one empty batch through a network and gives its FLOPs for one image.
+
+    Raises:
+        DfadcError: the network cannot take the images, or gives no logits (N, K).
+    """
+    size = "x".join(map(str, contract.input_size))
+    parameter = next(built.module.parameters(), None)
+    device = torch.device("cpu") if parameter is None else parameter.device
+    was_training = built.module.training
+    try:
+        built.module.eval()
+        with torch.no_grad(), ShapesOnly(), FlopCounterMode(display=False) as counter:
+            output = built.module(torch.zeros(2, *contract.input_size, device=device))
+    except (AssertionError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as exc:
+        reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
+        raise DfadcError(
+            f"{built.name} cannot take images of size {size}: {reason}",
+            "choose another student; `dfadc students --input-size` lists what fits",
+        ) from exc
+    finally:
+        built.module.train(was_training)
+    logits = unwrap_logits(output)
+    expected = (2, contract.num_classes, *(() if contract.task == "classification" else contract.input_size[1:]))
+    if tuple(logits.shape) != expected:
+        raise DfadcError(f"{built.name} gives outputs of shape {tuple(logits.shape)}, not {expected}")
+    return int(counter.get_total_flops()) // 2
+
+
+def _choose_stem(name: str, contract: ImageContract, stem: str) -> Stem:
+    if stem != "auto":
+        return parse_stem(stem, "student.stem")
+    is_small = max(contract.input_size[1:]) <= SMALL_SIDE
+    # Our own networks are made for small images, and a user's factory is built as it is.
+    return "small" if is_small and resolve_architecture(name).library in ("torchvision", "timm") else "default"
+
+
+def _describe(name: str, contract: ImageContract) -> StudentRow:
+    try:
+        built = build_architecture(name, contract, stem=_choose_stem(name, contract, "auto"), device="meta")
+        flops = check_fits(built, contract)
+    except DfadcError as exc:
+        return StudentRow(name, None, None, reason=exc.message.splitlines()[0])
+    return StudentRow(name, count_parameters(built.module), flops, built.stem)

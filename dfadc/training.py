@@ -1,0 +1,316 @@
+"""One run of the game from a loaded teacher to a finished student: prepare, play, watch, save, set samples aside."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+
+from dfadc.distillation.checkpoint import load_checkpoint, save_checkpoint
+from dfadc.distillation.estimate import Estimate, estimate, steps_for_minutes
+from dfadc.distillation.fit import fit_recipe
+from dfadc.distillation.game import Game
+from dfadc.distillation.generator import build_generator
+from dfadc.distillation.loop import StepLosses, distill
+from dfadc.distillation.monitor import Monitor
+from dfadc.distillation.players import Players
+from dfadc.distillation.precision import choose_device, choose_policy
+from dfadc.distillation.replay import STORED_DTYPE
+from dfadc.errors import Interrupted
+from dfadc.models.students import Student, build_student
+from dfadc.recipe import Recipe, change_recipe, recipe_to_toml
+from dfadc.run import SCHEMA, RunFolder, environment
+from dfadc.storage import atomic_write_text, write_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from dfadc.models.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a run shows at each log interval; one line of metrics.jsonl.
+
+    Args:
+        step: steps done, of ``steps``.
+        student_loss: of the last student update.
+        generator_loss: of the last generator update.
+        terms: the generator loss's terms, unweighted.
+        class_entropy: of the teacher on the probe, normalised to [0, 1].
+        agreement: of student and teacher on the probe, in [0, 1].
+        student_rate: the student's learning rate.
+        generator_rate: the generator's.
+        images_per_second: images that a player was updated on, since the last reading.
+        seconds_left: at that pace.
+        note: what was done about trouble, or empty.
+    """
+
+    step: int
+    steps: int
+    student_loss: float
+    generator_loss: float
+    terms: dict[str, float]
+    class_entropy: float
+    agreement: float
+    student_rate: float
+    generator_rate: float
+    images_per_second: float
+    seconds_left: float
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do and cost, said before its first step.
+
+    Args:
+        recipe: as resolved for this teacher and budget.
+        device: where it runs.
+        precision: of matrix work, with the reason.
+        estimate: measured seconds a step, memory, and whether it is compiled.
+        notes: what was adapted or is worth knowing.
+    """
+
+    recipe: Recipe
+    device: str
+    precision: str
+    estimate: Estimate
+    notes: tuple[str, ...]
+
+    @property
+    def images(self) -> int:
+        """Images that the players will be updated on in all."""
+        return self.recipe.steps * self.recipe.batch_size * (self.recipe.student.steps + self.recipe.generator.steps)
+
+    @property
+    def seconds(self) -> float:
+        """Estimated seconds of the whole game."""
+        return self.recipe.steps * self.estimate.seconds_per_step
+
+
+class Training:
+    """A game made ready for one teacher and one student.
+
+    Args:
+        teacher: loaded and frozen.
+        student: freshly built, or with weights to start from.
+        recipe: as asked for.
+        device: where to play.
+    """
+
+    def __init__(self, teacher: Teacher, student: Student, *, recipe: Recipe, device: torch.device) -> None:
+        recipe, notes = fit_recipe(recipe, teacher.contract, len(teacher.batch_norms))
+        self.teacher = teacher
+        self.student = student
+        self.recipe = recipe
+        self.notes = (*teacher.warnings, *student.notes, *_size_notes(teacher, student), *notes)
+        self.policy = choose_policy(recipe.compute, device)
+        self.game = self._build_game()
+        self.stop_requested = False
+
+    def plan(self, minutes: float | None = None) -> Plan:
+        """Measures what a step costs, turns a time budget into steps, and says what will be done."""
+        cost = estimate(self.game, self.recipe.compute.compile)
+        if minutes is not None:
+            self.recipe = change_recipe(self.recipe, {"steps": steps_for_minutes(minutes, cost.seconds_per_step)})
+            self.game.recipe = self.recipe
+        precision = f"{self.policy.precision} ({self.policy.reason})"
+        return Plan(self.recipe, str(self.policy.device), precision, cost, self.notes)
+
+    def start(self, folder: RunFolder, plan: Plan) -> None:
+        """Writes what the run is into its folder."""
+        atomic_write_text(folder.recipe, recipe_to_toml(plan.recipe))
+        teacher, student = self.teacher, self.student
+        record = {
+            "schema": SCHEMA,
+            "status": "running",
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            **environment(),
+            "device": plan.device,
+            "precision": plan.precision,
+            "threads": torch.get_num_threads(),
+            "seed": plan.recipe.seed,
+            "estimate": asdict(plan.estimate),
+            "notes": list(plan.notes),
+            "teacher": {
+                "path": str(teacher.path.resolve()),
+                "requested_architecture": teacher.requested_architecture,
+                "sha256": teacher.sha256,
+                "kind": str(teacher.kind),
+                "architecture": teacher.architecture,
+                "num_parameters": teacher.num_parameters,
+            },
+            "student": {
+                "architecture": student.architecture,
+                "stem": student.stem,
+                "num_parameters": student.num_parameters,
+            },
+            "contract": teacher.contract.to_dict(),
+            "contract_sources": dict(teacher.contract_sources),
+        }
+        write_json(folder.record_file, record)
+
+    def resume(self, folder: RunFolder) -> Plan:
+        """Goes back to the run's last checkpoint, to compute as the run did before, and says what is left."""
+        self.game.players.load_state_dict(load_checkpoint(folder.checkpoints))
+        folder.trim_metrics(self.game.players.step)
+        record = folder.record()
+        cost = Estimate(**record["estimate"])
+        if cost.compiled:
+            self.game.compile()
+        note = f"going on from step {self.game.players.step} of {self.recipe.steps}"
+        return Plan(self.recipe, record["device"], record["precision"], cost, (*record["notes"], note))
+
+    def play(self, folder: RunFolder, on_reading: Callable[[Reading], None]) -> None:
+        """Plays to the end, writing metrics and checkpoints.
+
+        Raises:
+            Interrupted: Ctrl-C or SIGTERM; a checkpoint was written.
+            TrainingDiverged: the game could not be kept finite.
+            StorageFailed: a checkpoint could not be written.
+        """
+        watch = _Watch(self, folder, on_reading)
+        with _stop_on_signals(self):
+            distill(self.game, self.recipe.steps, watch.on_step)
+        watch.save()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leaves the teacher as it was found."""
+        self.game.close()
+
+    def _build_game(self) -> Game:
+        recipe, contract, policy = self.recipe, self.teacher.contract, self.policy
+        torch.manual_seed(recipe.seed)
+        generator = build_generator(recipe.generator, contract)
+        teacher = self.teacher.module.to(policy.device, memory_format=policy.memory_format)  # type: ignore[call-overload]
+        players = Players(self.student.module, generator, recipe=recipe, contract=contract, policy=policy)
+        return Game(teacher, self.teacher.batch_norms, players=players, recipe=recipe, contract=contract, policy=policy)
+
+
+def prepare(teacher: Teacher, student: str, *, recipe: Recipe, device: str) -> Training:
+    """Builds the student that a recipe and a teacher's contract call for, and the game.
+
+    Raises:
+        DfadcError: unknown student, a recipe that does not fit, a device that is not there.
+    """
+    torch.manual_seed(recipe.seed)
+    weights = Path(recipe.student.weights) if recipe.student.weights else None
+    built = build_student(student, teacher.contract, stem=recipe.student.stem, weights=weights)
+    return Training(teacher, built, recipe=recipe, device=choose_device(device))
+
+
+class _Watch:
+    """Called after every step: reads, logs, sets samples aside, saves, stops."""
+
+    def __init__(self, training: Training, folder: RunFolder, on_reading: Callable[[Reading], None]) -> None:
+        self.training = training
+        self.folder = folder
+        self.on_reading = on_reading
+        self.monitor = Monitor(training.game)
+        self.snapshot_steps = snapshot_steps(training.recipe)
+        self._saved_at = self._read_at = time.monotonic()
+        self._read_step = training.game.players.step
+
+    def on_step(self, losses: StepLosses) -> None:
+        recipe, players = self.training.recipe, self.training.game.players
+        if losses.step in self.snapshot_steps:
+            set_samples_aside(self.training.game, snapshot_size(recipe))
+        if losses.step % recipe.log.interval == 0 or losses.step == recipe.steps:
+            self._read(losses)
+        if self.training.stop_requested:
+            self.save()
+            raise Interrupted(
+                f"interrupted at step {players.step} of {recipe.steps}; the state is saved",
+                f"dfadc distill --resume {self.folder.path}",
+            )
+        if time.monotonic() - self._saved_at >= recipe.log.checkpoint_minutes * 60:
+            self.save()
+
+    def save(self) -> None:
+        save_checkpoint(self.folder.checkpoints, self.training.game.players.state_dict())
+        self._saved_at = time.monotonic()
+
+    def _read(self, losses: StepLosses) -> None:
+        recipe, players = self.training.recipe, self.training.game.players
+        note = self.monitor.check_finite() or ""
+        probe = self.monitor.probe()
+        now = time.monotonic()
+        pace = (now - self._read_at) / max(1, losses.step - self._read_step)
+        self._read_at, self._read_step = now, losses.step
+        reading = Reading(
+            step=losses.step,
+            steps=recipe.steps,
+            student_loss=float(losses.student_loss),
+            generator_loss=float(losses.generator_loss),
+            terms={name: float(term) for name, term in losses.terms.items()},
+            class_entropy=probe.class_entropy,
+            agreement=probe.agreement,
+            student_rate=players.student.optimizer.param_groups[0]["lr"],
+            generator_rate=players.generator.optimizer.param_groups[0]["lr"],
+            images_per_second=recipe.batch_size * (recipe.student.steps + recipe.generator.steps) / max(pace, 1e-9),
+            seconds_left=pace * (recipe.steps - losses.step),
+            note=note,
+        )
+        with self.folder.metrics.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(asdict(reading)) + "\n")
+        self.on_reading(reading)
+
+
+def snapshot_steps(recipe: Recipe) -> frozenset[int]:
+    """The steps after which samples are set aside: evenly over the run, the end excluded."""
+    moments = recipe.verify.snapshots
+    return frozenset(max(1, round(recipe.steps * (i + 1) / (moments + 1))) for i in range(moments))
+
+
+def snapshot_size(recipe: Recipe) -> int:
+    """Images set aside at each of those steps, so that together they are half of the samples."""
+    return -(-recipe.verify.num_samples // (2 * recipe.verify.snapshots))
+
+
+@torch.no_grad()
+def set_samples_aside(game: Game, count: int) -> None:
+    """Draws images from the averaged generator on latents that training never sees, and keeps them with the players."""
+    players = game.players
+    generator = players.generator.average
+    generator.eval()
+    images = generator(players.draw_unseen_latents(count))
+    players.set_aside = torch.cat([players.set_aside, images.to("cpu", STORED_DTYPE)])
+
+
+def _size_notes(teacher: Teacher, student: Student) -> Iterator[str]:
+    if student.num_parameters >= teacher.num_parameters:
+        yield (
+            f"the student {student.architecture} ({student.num_parameters:,} parameters) is not smaller than "
+            f"the teacher ({teacher.num_parameters:,})"
+        )
+
+
+@contextmanager
+def _stop_on_signals(training: Training) -> Iterator[None]:
+    """Lets Ctrl-C and SIGTERM end the run after the step in progress; a second Ctrl-C ends it at once."""
+
+    def request(signum: int, frame: Any) -> None:
+        if training.stop_requested and signum == signal.SIGINT:
+            signal.default_int_handler(signum, frame)
+        training.stop_requested = True
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {signum: signal.signal(signum, request) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

@@ -1,0 +1,320 @@
+"""How far one network's answers agree with another's: numpy only, so it runs wherever an artifact runs.
+
+The word is agreement (candidate = reference); accuracy is kept for labels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Floats = npt.NDArray[np.floating[Any]]
+Integers = npt.NDArray[np.integer[Any]]
+
+#: Two-sided 95 % quantile of the normal distribution.
+Z_95 = 1.959963984540054
+#: A disagreement is a tie where the reference's top-1 to top-2 margin is below this share of its logit range.
+TIE_MARGIN = 1e-3
+#: Fewer samples of a class than this say too little about the class.
+MIN_PER_CLASS = 30
+#: Key of the comparison over the samples of all sources together.
+ALL_SOURCES = "all"
+
+
+def wilson_interval(k: int, n: int) -> tuple[float, float]:
+    """95 % Wilson score interval of the proportion k/n; (0, 1) where n is 0.
+
+    Source: Wilson 1927; unlike the normal interval it stays in [0, 1] and is sound at k = 0 and k = n.
+
+    Raises:
+        ValueError: not 0 <= k <= n.
+    """
+    if not 0 <= k <= n:
+        raise ValueError(f"k = {k} is not between 0 and n = {n}")
+    if n == 0:
+        return 0.0, 1.0
+    rate, z2 = k / n, Z_95 * Z_95
+    centre = (rate + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z_95 / (1 + z2 / n) * math.sqrt(rate * (1 - rate) / n + z2 / (4 * n * n))
+    # Rounding may push an end past the observed rate at k = 0 and k = n, where the exact ends are 0 and 1.
+    return max(0.0, min(centre - half, rate)), min(1.0, max(centre + half, rate))
+
+
+@dataclass(frozen=True, slots=True)
+class Proportion:
+    """n samples, k of which count."""
+
+    n: int
+    k: int
+
+    @property
+    def rate(self) -> float:
+        """Observed rate k / n; NaN where n is 0."""
+        return self.k / self.n if self.n else math.nan
+
+    @property
+    def low(self) -> float:
+        """Lower end of the 95 % Wilson interval."""
+        return wilson_interval(self.k, self.n)[0]
+
+    @property
+    def high(self) -> float:
+        """Upper end of the 95 % Wilson interval."""
+        return wilson_interval(self.k, self.n)[1]
+
+    @property
+    def low_if_perfect(self) -> float:
+        """The lower end that n of n would have: the most that this number of samples can show."""
+        return wilson_interval(self.n, self.n)[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy(Proportion):
+    """Labelled images, k of n answered with their label."""
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the images answered with their label."""
+        return self.rate
+
+
+@dataclass(frozen=True, slots=True)
+class ClassAgreement(Proportion):
+    """Samples that the reference puts into class ``index``, k of n put there by the candidate too."""
+
+    index: int
+
+    @property
+    def too_few(self) -> bool:
+        """Whether n is below ``MIN_PER_CLASS``."""
+        return self.n < MIN_PER_CLASS
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; the agreement may be NaN."""
+        rates = {"agreement": self.rate, "low": self.low, "high": self.high}
+        return {"class": self.index, "n": self.n, "k": self.k, **rates, "too_few": self.too_few}
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement(Proportion):
+    """A candidate's logits against a reference's on the same n samples.
+
+    Args:
+        n: samples compared.
+        k: samples whose top-1 class is the same; a sample with a NaN or infinite logit never counts.
+        num_ties: disagreements whose reference margin is below ``TIE_MARGIN`` of the reference's logit range.
+        top5: share of samples whose reference class is among the candidate's five highest; None for K <= 5.
+        kl: mean KL(softmax(reference) || softmax(candidate)), in nats.
+        sqnr_db: 10 log10(sum reference² / sum (reference - candidate)²); infinite where nothing differs.
+        max_logit_error: largest |reference - candidate| over the reference's logit range (highest minus lowest).
+        per_class: one entry a class, by the reference's class.
+        num_nonfinite: samples with a NaN or infinite logit on either side. ``kl``, ``sqnr_db`` and
+            ``max_logit_error`` are taken over the others, and are NaN where there are none.
+    """
+
+    num_ties: int
+    top5: float | None
+    kl: float
+    sqnr_db: float
+    max_logit_error: float
+    per_class: tuple[ClassAgreement, ...]
+    num_nonfinite: int
+
+    @property
+    def agreement(self) -> float:
+        """Top-1 agreement."""
+        return self.rate
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values under the names of the fields and rates; floats may be NaN or infinite."""
+        rates = {"agreement": self.rate, "low": self.low, "high": self.high}
+        return rates | asdict(self) | {"per_class": [entry.to_dict() for entry in self.per_class]}
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """How the teacher's answers spread over its classes.
+
+    Args:
+        counts: samples of each of the K classes, by the teacher's top-1 answer.
+        num_nonfinite: samples left out because the teacher's logits are NaN or infinite.
+    """
+
+    counts: tuple[int, ...]
+    num_nonfinite: int
+
+    @property
+    def n(self) -> int:
+        """Samples counted."""
+        return sum(self.counts)
+
+    @property
+    def entropy(self) -> float:
+        """Entropy of the class histogram over ln K: 1 is even, 0 is one class (or no sample)."""
+        shares = [count / self.n for count in self.counts if count]
+        return max(0.0, -math.fsum(share * math.log(share) for share in shares) / math.log(len(self.counts)))
+
+    @property
+    def num_empty(self) -> int:
+        """Classes the teacher never answers with."""
+        return self.counts.count(0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "n": self.n,
+            "entropy": self.entropy,
+            "num_empty": self.num_empty,
+            "num_nonfinite": self.num_nonfinite,
+            "counts": list(self.counts),
+        }
+
+
+def compare(candidate_logits: Floats, reference_logits: Floats) -> Agreement:
+    """Compares two networks' answers to the same samples.
+
+    Args:
+        candidate_logits: (N, K), what is being judged.
+        reference_logits: (N, K), what it is held against.
+
+    Raises:
+        ValueError: the shapes differ or are not (N, K) with K >= 2.
+    """
+    candidate, reference = np.asarray(candidate_logits, np.float64), np.asarray(reference_logits, np.float64)
+    _check_logits(reference, "reference")
+    if candidate.shape != reference.shape:
+        raise ValueError(f"candidate logits are {candidate.shape}, reference logits {reference.shape}")
+    n, num_classes = reference.shape
+    reference_finite = np.isfinite(reference).all(axis=1)
+    finite = reference_finite & np.isfinite(candidate).all(axis=1)
+    classes = reference.argmax(axis=1)
+    agrees = finite & (candidate.argmax(axis=1) == classes)
+    value_range = float(np.ptp(reference[reference_finite])) if reference_finite.any() else math.nan
+    top_two = np.partition(reference[finite & ~agrees], num_classes - 2, axis=1)[:, -2:]
+    candidate, reference = candidate[finite], reference[finite]
+    error = np.abs(reference - candidate)
+    return Agreement(
+        n=n,
+        k=int(agrees.sum()),
+        num_ties=int((top_two[:, 1] - top_two[:, 0] < TIE_MARGIN * value_range).sum()),
+        top5=_top5(candidate, classes[finite], n) if num_classes > 5 else None,
+        kl=mean_kl(candidate, reference),
+        sqnr_db=sqnr_db(candidate, reference),
+        max_logit_error=_ratio(float(error.max()), value_range) if error.size else math.nan,
+        per_class=_per_class(agrees[reference_finite], classes[reference_finite], num_classes),
+        num_nonfinite=int(n - finite.sum()),
+    )
+
+
+def compare_by_source(
+    candidate_logits: Floats, reference_logits: Floats, *, source: Integers, sources: Sequence[str]
+) -> dict[str, Agreement]:
+    """:func:`compare` over all samples (key ``ALL_SOURCES``) and over each source's.
+
+    Args:
+        candidate_logits: (N, K).
+        reference_logits: (N, K).
+        source: (N,) index into ``sources`` of each sample.
+        sources: the sources' names.
+    """
+    _check_length(source, reference_logits)
+    parts = _parts(source, sources)
+    return {name: compare(candidate_logits[part], reference_logits[part]) for name, part in parts.items()}
+
+
+def measure_coverage(teacher_logits: Floats) -> Coverage:
+    """Class histogram of the teacher's top-1 answers; teacher_logits: (N, K)."""
+    logits = np.asarray(teacher_logits)
+    _check_logits(logits, "teacher")
+    finite = np.isfinite(logits).all(axis=1)
+    counts = np.bincount(logits[finite].argmax(axis=1), minlength=logits.shape[1])
+    return Coverage(counts=tuple(map(int, counts)), num_nonfinite=int((~finite).sum()))
+
+
+def coverage_by_source(teacher_logits: Floats, *, source: Integers, sources: Sequence[str]) -> dict[str, Coverage]:
+    """:func:`measure_coverage` over all samples (key ``ALL_SOURCES``) and over each source's; shapes as there."""
+    _check_length(source, teacher_logits)
+    return {name: measure_coverage(teacher_logits[part]) for name, part in _parts(source, sources).items()}
+
+
+def accuracy(logits: Floats, labels: Integers) -> Accuracy:
+    """Share of answers that are the label; a sample with a NaN or infinite logit counts as wrong.
+
+    Args:
+        logits: (N, K).
+        labels: (N,) in 0..K-1.
+
+    Raises:
+        ValueError: the lengths differ.
+    """
+    values = np.asarray(logits)
+    _check_logits(values, "candidate")
+    _check_length(labels, values)
+    right = np.isfinite(values).all(axis=1) & (values.argmax(axis=1) == labels)
+    return Accuracy(n=len(values), k=int(right.sum()))
+
+
+def mean_kl(candidate_logits: Floats, reference_logits: Floats) -> float:
+    """Mean KL(softmax(reference) || softmax(candidate)) in nats over finite (N, K) logits; NaN where N is 0."""
+    if not len(reference_logits):
+        return math.nan
+    log_p, log_q = _log_softmax(reference_logits), _log_softmax(candidate_logits)
+    return max(0.0, float((np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean()))
+
+
+def sqnr_db(candidate_logits: Floats, reference_logits: Floats) -> float:
+    """Signal to quantisation noise in dB over finite logits; +inf where nothing differs, NaN where there is nothing."""
+    if not reference_logits.size:
+        return math.nan
+    signal = float(np.square(reference_logits, dtype=np.float64).sum())
+    noise = float(np.square(np.subtract(reference_logits, candidate_logits, dtype=np.float64)).sum())
+    if noise == 0.0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal > 0.0 else -math.inf
+
+
+def _parts(source: Integers, sources: Sequence[str]) -> dict[str, npt.NDArray[np.bool_]]:
+    """Which samples belong to ``ALL_SOURCES`` and to each source: (N,) masks."""
+    every = {ALL_SOURCES: np.ones(len(source), np.bool_)}
+    return every | {name: np.asarray(source == index) for index, name in enumerate(sources)}
+
+
+def _log_softmax(logits: Floats) -> npt.NDArray[np.float64]:
+    shifted = np.asarray(logits, np.float64) - logits.max(axis=1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
+
+
+def _top5(candidate: Floats, classes: Integers, n: int) -> float:
+    """Share of all n samples whose class has fewer than five higher logits; ``candidate`` holds the finite ones."""
+    own = np.take_along_axis(candidate, classes[:, None], axis=1)
+    return Proportion(n, int(((candidate > own).sum(axis=1) < 5).sum())).rate
+
+
+def _per_class(agrees: npt.NDArray[np.bool_], classes: Integers, num_classes: int) -> tuple[ClassAgreement, ...]:
+    totals = np.bincount(classes, minlength=num_classes)
+    right = np.bincount(classes[agrees], minlength=num_classes)
+    return tuple(ClassAgreement(int(n), int(k), index) for index, (n, k) in enumerate(zip(totals, right, strict=True)))
+
+
+def _ratio(error: float, value_range: float) -> float:
+    """Error over range; a constant reference (range 0) makes any error infinite."""
+    if error == 0.0:
+        return 0.0
+    return error / value_range if value_range > 0.0 else math.inf
+
+
+def _check_logits(logits: npt.NDArray[Any], name: str) -> None:
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise ValueError(f"{name} logits must be (N, K) with K >= 2, got {logits.shape}")
+
+
+def _check_length(values: npt.NDArray[Any], logits: npt.NDArray[Any]) -> None:
+    if values.shape != (len(logits),):
+        raise ValueError(f"{values.shape} values for {len(logits)} samples of logits")

@@ -1,0 +1,159 @@
+"""Labelled images that a user passes with --data: they evaluate, and never influence training.
+
+Nothing that trains may import this module.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dfadc.errors import DfadcError
+from dfadc.verification.image_folder import load_image_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from dfadc.contract import ImageContract
+
+Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
+_NPZ_LAYOUT = "an .npz holds `images` (N×C×H×W or N×H×W, uint8 or float in [0, 1]) and `labels` (N integers)"
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationData:
+    """Labelled images, kept as they came and normalised batch by batch.
+
+    Args:
+        images: (N, C, H, W), uint8 in 0..255 or float32 in [0, 1].
+        labels: (N,) int64 in 0..K-1.
+        contract: gives mean and std.
+        notes: what the user should know, e.g. how folders became classes and what was skipped.
+    """
+
+    images: Pixels
+    labels: npt.NDArray[np.int64]
+    contract: ImageContract
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batches(self, batch_size: int) -> Iterator[npt.NDArray[np.float32]]:
+        """The images in the order of ``labels``, normalised float32, at most ``batch_size`` at a time."""
+        mean = np.asarray(self.contract.mean, np.float32).reshape(1, -1, 1, 1)
+        std = np.asarray(self.contract.std, np.float32).reshape(1, -1, 1, 1)
+        scale = np.float32(255.0 if self.images.dtype == np.uint8 else 1.0)
+        for start in range(0, len(self), batch_size):
+            pixels = self.images[start : start + batch_size].astype(np.float32) / scale
+            yield np.asarray((pixels - mean) / std, np.float32)
+
+
+def load_evaluation_data(path: Path, contract: ImageContract) -> EvaluationData:
+    """Reads an image folder (one folder a class) or an .npz file.
+
+    Folder images are converted to the contract's channels, resized until they just cover its size, and centre-cropped.
+    Images of an .npz must have the contract's size already.
+
+    Args:
+        path: the folder or file.
+        contract: input size, mean, std, number and names of the classes.
+
+    Raises:
+        DfadcError: mean and std are unknown, or the data cannot be read or do not fit the contract.
+    """
+    if not contract.has_pixels:
+        raise DfadcError(
+            "--data needs the mean and std that the teacher was trained with, and they are unknown",
+            "pass --mean and --std, one value a channel, of pixels in [0, 1]",
+        )
+    if contract.task != "classification":
+        raise DfadcError(f"--data with one label an image does not fit the task {contract.task}")
+    if path.is_dir():
+        images, labels, notes = load_image_folder(path, contract)
+        return EvaluationData(images, labels, contract, notes)
+    if not path.exists():
+        raise DfadcError(f"--data {path} does not exist", "name a folder with one folder a class, or an .npz file")
+    images_read, labels_read = _read_npz(path)
+    pixels = _check_images(images_read, contract, path)
+    labels = _check_labels(labels_read, len(pixels), contract, path)
+    return EvaluationData(pixels, labels, contract, (f"{len(pixels)} labelled images from {path.name}",))
+
+
+def _read_npz(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    try:
+        if not zipfile.is_zipfile(path):
+            raise DfadcError(f"--data {path} is neither a folder nor an .npz file", _NPZ_LAYOUT)
+        with np.load(path, allow_pickle=False) as archive:
+            missing = [name for name in ("images", "labels") if name not in archive.files]
+            if missing:
+                found = ", ".join(archive.files) or "nothing"
+                raise DfadcError(f"--data {path} has no `{missing[0]}` (found: {found})", _NPZ_LAYOUT)
+            return archive["images"], archive["labels"]
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as exc:
+        raise DfadcError(f"--data {path} cannot be read: {exc}", _NPZ_LAYOUT) from exc
+
+
+def _check_images(images: npt.NDArray[Any], contract: ImageContract, path: Path) -> Pixels:
+    """(N, C, H, W) uint8 or float32 in [0, 1], or an error that says what to change."""
+    channels, height, width = contract.input_size
+    if len(images) == 0 if images.ndim else True:
+        raise DfadcError(f"--data {path}: `images` is empty", _NPZ_LAYOUT)
+    shape = images.shape
+    if images.ndim == 4 and shape[1] != channels and shape[3] == channels:
+        raise DfadcError(
+            f"--data {path}: `images` is {shape}, which looks like N×H×W×C",
+            "save it as N×C×H×W: images.transpose(0, 3, 1, 2)",
+        )
+    if images.ndim not in (3, 4):
+        raise DfadcError(f"--data {path}: `images` is {shape}, expected N×C×H×W or N×H×W", _NPZ_LAYOUT)
+    found_channels = shape[1] if images.ndim == 4 else 1
+    if found_channels != channels:
+        raise DfadcError(
+            f"--data {path}: images have {found_channels} channel(s), the teacher takes {channels}",
+            "convert them as the teacher's training did",
+        )
+    if shape[-2:] != (height, width):
+        raise DfadcError(
+            f"--data {path}: images are {shape[-2]}×{shape[-1]}, the teacher takes {height}×{width}",
+            "resize them as the teacher's training did, or pass a folder of image files, which is resized",
+        )
+    return _check_values(images.reshape(-1, channels, height, width), path)
+
+
+def _check_values(images: npt.NDArray[Any], path: Path) -> Pixels:
+    if images.dtype == np.uint8:
+        return images
+    if not np.issubdtype(images.dtype, np.floating):
+        raise DfadcError(
+            f"--data {path}: `images` has dtype {images.dtype}, expected uint8 or float",
+            'for pixels in 0..255 use images.astype("uint8")',
+        )
+    low, high = float(images.min()), float(images.max())
+    if not (low >= 0.0 and high <= 1.0):
+        raise DfadcError(
+            f"--data {path}: float images run from {low:g} to {high:g}, expected [0, 1]",
+            "divide pixels in 0..255 by 255; undo a normalisation, which dfadc applies itself",
+        )
+    return images.astype(np.float32, copy=False)
+
+
+def _check_labels(
+    labels: npt.NDArray[Any], num_images: int, contract: ImageContract, path: Path
+) -> npt.NDArray[np.int64]:
+    if labels.shape != (num_images,):
+        raise DfadcError(f"--data {path}: `labels` is {labels.shape} for {num_images} images", _NPZ_LAYOUT)
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise DfadcError(f"--data {path}: `labels` has dtype {labels.dtype}, expected integers", _NPZ_LAYOUT)
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= contract.num_classes:
+        raise DfadcError(
+            f"--data {path}: labels run from {low} to {high}, the teacher has classes 0 to {contract.num_classes - 1}",
+            "labels count from 0, in the order of the teacher's outputs",
+        )
+    return labels.astype(np.int64)

@@ -1,0 +1,289 @@
+"""Thresholds and verdicts: standard library only, fails closed, and never passes what was not judged.
+
+Each gate belongs to one of the three comparisons, which are never blended:
+A export (artifact against the fp32 student), B distillation (against the teacher), C coverage (the teacher's classes).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:  # At run time this file needs no other: a device kit carries it as it is.
+    from collections.abc import Collection, Mapping
+
+    from dfadc.verification.agreement import Agreement, Coverage
+
+Comparison = Literal["A", "B", "C"]
+
+EXIT_PASSED = 0
+EXIT_GATE_FAILED = 3
+EXIT_REQUIREMENT_MISSING = 4
+
+
+class Verdict(StrEnum):
+    """What is known about an artifact. Only PASS means that every gate was on, was judged and held."""
+
+    PASS = "PASS"  # noqa: S105
+    FAIL = "FAIL"
+    NOT_RUN = "NOT RUN"
+    NOT_GATED = "NOT GATED"
+
+
+@dataclass(frozen=True, slots=True)
+class ExportLimits:
+    """Comparison A for one precision, over the samples of all sources; None switches a limit off.
+
+    Args:
+        min_agreement: least lower Wilson bound of the top-1 agreement, in [0, 1].
+        max_disagreements: most disagreements outside ties.
+        min_sqnr_db: least signal to quantisation noise, in dB.
+        max_logit_error: largest logit error, as a share of the reference's logit range.
+    """
+
+    min_agreement: float | None = None
+    max_disagreements: int | None = None
+    min_sqnr_db: float | None = None
+    max_logit_error: float | None = None
+
+
+def default_export_limits() -> dict[str, ExportLimits]:
+    """Starting limits by precision: fp32 must answer as the student does, fp16 and INT8 nearly so."""
+    return {
+        "fp32": ExportLimits(max_disagreements=0, max_logit_error=1e-4),
+        "fp16": ExportLimits(min_agreement=0.995, min_sqnr_db=40.0),
+        "int8": ExportLimits(min_agreement=0.97, min_sqnr_db=20.0),
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thresholds:
+    """Every gate's limit; None switches a gate off, and the verdict then reads NOT GATED at best.
+
+    Args:
+        min_agreement: least lower Wilson bound of the fp32 student's agreement with the teacher, in [0, 1].
+        min_coverage: least normalised entropy of the teacher's classes, in [0, 1]; 0.7 is five of ten classes, evenly.
+        max_drop: how far an artifact's agreement with the teacher may lie under the fp32 student's, in [0, 1].
+        source: which samples comparisons B and C are gated on.
+        export: limits of comparison A by precision; a precision that is absent has no gate.
+    """
+
+    min_agreement: float | None
+    min_coverage: float | None
+    max_drop: float | None = 0.01
+    source: str = "generator"
+    export: Mapping[str, ExportLimits] = field(default_factory=default_export_limits)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One gate's outcome, with the measured value and the limit in its message."""
+
+    comparison: Comparison
+    gate: str
+    verdict: Verdict
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """A verdict, why it is not PASS, and every check behind it."""
+
+    verdict: Verdict
+    reasons: tuple[str, ...] = ()
+    checks: tuple[Check, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Conclusion:
+    """The verdict over a whole run, its exit code (0, 3 or 4), and why it is not PASS."""
+
+    verdict: Verdict
+    exit_code: int
+    reasons: tuple[str, ...] = ()
+
+
+def not_run(reason: str) -> Judgement:
+    """The judgement of an artifact that could not run here."""
+    return Judgement(Verdict.NOT_RUN, (reason,))
+
+
+def judge_student(*, against_teacher: Agreement, coverage: Coverage, thresholds: Thresholds) -> Judgement:
+    """Judges the fp32 student by the absolute gates.
+
+    Args:
+        against_teacher: the fp32 student against the teacher on the gate's source.
+        coverage: the teacher's classes on the gate's source.
+        thresholds: the limits.
+    """
+    return _judgement(_student_checks(against_teacher, coverage, thresholds))
+
+
+def judge_artifact(
+    *,
+    precision: str,
+    against_student: Agreement,
+    against_teacher: Agreement,
+    student_against_teacher: Agreement,
+    coverage: Coverage,
+    thresholds: Thresholds,
+) -> Judgement:
+    """Judges one artifact. It fails with its student: an exact copy of a student that fell short is no pass.
+
+    Args:
+        precision: "fp32", "fp16", "int8", ...: picks the limits of comparison A.
+        against_student: comparison A over the samples of all sources.
+        against_teacher: comparison B on the gate's source.
+        student_against_teacher: the fp32 student's own, on the same samples.
+        coverage: comparison C on the gate's source.
+        thresholds: the limits.
+
+    Raises:
+        ValueError: artifact and student were not compared on the same number of samples.
+    """
+    return _judgement(
+        [
+            *_export_checks(against_student, precision, thresholds),
+            _drop_check(against_teacher, student_against_teacher, thresholds),
+            *_student_checks(student_against_teacher, coverage, thresholds),
+        ]
+    )
+
+
+def conclude(verdicts: Mapping[str, Verdict], *, required: Collection[str] = ()) -> Conclusion:
+    """The verdict over everything that was to be verified. A failed gate outranks a missing requirement.
+
+    Args:
+        verdicts: name of the student or artifact file -> its verdict.
+        required: names that must have run; NOT RUN or absent is exit code 4.
+    """
+    failed = sorted(name for name, verdict in verdicts.items() if verdict is Verdict.FAIL)
+    if failed:
+        return Conclusion(Verdict.FAIL, EXIT_GATE_FAILED, (f"failed: {', '.join(failed)}",))
+    absent = sorted(name for name in required if verdicts.get(name, Verdict.NOT_RUN) is Verdict.NOT_RUN)
+    if absent:
+        return Conclusion(Verdict.NOT_RUN, EXIT_REQUIREMENT_MISSING, (f"required but NOT RUN: {', '.join(absent)}",))
+    ungated = sorted(name for name, verdict in verdicts.items() if verdict is Verdict.NOT_GATED)
+    if ungated:
+        return Conclusion(Verdict.NOT_GATED, EXIT_PASSED, (f"a gate is switched off for: {', '.join(ungated)}",))
+    if Verdict.PASS in verdicts.values():
+        return Conclusion(Verdict.PASS, EXIT_PASSED)
+    return Conclusion(Verdict.NOT_RUN, EXIT_PASSED, ("nothing was run",))
+
+
+def _export_checks(measured: Agreement, precision: str, thresholds: Thresholds) -> list[Check]:
+    """Comparison A: the limits of this precision."""
+    unusable = _unusable("A", measured, "the artifact or the fp32 student")
+    if unusable is not None:
+        return [unusable]
+    limits = thresholds.export.get(precision, ExportLimits())
+    checks: list[Check] = []
+    if limits.max_disagreements is not None:
+        differing = measured.n - measured.k - measured.num_ties
+        found = f"{differing} of {measured.n} answers differ from the fp32 student's outside ties"
+        held = differing <= limits.max_disagreements
+        checks.append(_check("A", "disagreements", f"{found}, at most {limits.max_disagreements}", held=held))
+    if limits.min_agreement is not None:
+        checks.append(_bound_check("A", measured, limits.min_agreement, "the artifact agrees with the fp32 student"))
+    if limits.min_sqnr_db is not None:
+        found = f"SQNR against the fp32 student is {measured.sqnr_db:.1f} dB"
+        held = measured.sqnr_db >= limits.min_sqnr_db
+        checks.append(_check("A", "sqnr", f"{found}, at least {limits.min_sqnr_db:g} dB", held=held))
+    if limits.max_logit_error is not None:
+        found = f"largest logit error is {measured.max_logit_error:.2g} of the logit range"
+        held = measured.max_logit_error <= limits.max_logit_error
+        checks.append(_check("A", "logit error", f"{found}, at most {limits.max_logit_error:g}", held=held))
+    return checks or [_ungated("A", "export", f"no limit is set for precision {precision!r}")]
+
+
+def _drop_check(artifact: Agreement, student: Agreement, thresholds: Thresholds) -> Check:
+    """Comparison B, relative and paired: the artifact against its own fp32 student."""
+    if artifact.n != student.n:
+        raise ValueError(f"not paired: artifact on {artifact.n} samples, fp32 student on {student.n}")
+    unusable = _unusable("B", artifact, "the artifact or the teacher", thresholds.source)
+    if unusable is not None:
+        return unusable
+    if thresholds.max_drop is None:
+        return _ungated("B", "drop", "the gate on the drop is switched off")
+    drop = (student.k - artifact.k) / artifact.n
+    message = (
+        f"agreement with the teacher is {artifact.agreement:.2%}, the fp32 student's {student.agreement:.2%}: "
+        f"{100 * drop:+.2f} points under it, at most {100 * thresholds.max_drop:g}"
+    )
+    return _check("B", "drop", message, held=drop <= thresholds.max_drop)
+
+
+def _student_checks(student: Agreement, coverage: Coverage, thresholds: Thresholds) -> list[Check]:
+    """The absolute gates of comparisons B and C."""
+    return [_absolute_check(student, thresholds), _coverage_check(coverage, thresholds)]
+
+
+def _absolute_check(student: Agreement, thresholds: Thresholds) -> Check:
+    unusable = _unusable("B", student, "the fp32 student or the teacher", thresholds.source)
+    if unusable is not None:
+        return unusable
+    if thresholds.min_agreement is None:
+        return _ungated("B", "agreement", "the gate on agreement is switched off")
+    claim = f"the fp32 student agrees with the teacher (source {thresholds.source})"
+    return _bound_check("B", student, thresholds.min_agreement, claim)
+
+
+def _coverage_check(coverage: Coverage, thresholds: Thresholds) -> Check:
+    if coverage.n == 0:
+        return _check("C", "coverage", f"no samples of source {thresholds.source!r} to judge", held=False)
+    if thresholds.min_coverage is None:
+        return _ungated("C", "coverage", "the gate on coverage is switched off")
+    message = (
+        f"normalised class entropy of the teacher's answers is {coverage.entropy:.3f} "
+        f"({coverage.num_empty} of {len(coverage.counts)} classes never seen), at least {thresholds.min_coverage:g}"
+    )
+    return _check("C", "coverage", message, held=coverage.entropy >= thresholds.min_coverage)
+
+
+def _unusable(comparison: Comparison, measured: Agreement, who: str, source: str | None = None) -> Check | None:
+    """A failed check where there is nothing to judge or a logit is not a number."""
+    if measured.n == 0:
+        where = "" if source is None else f" of source {source!r}"
+        return _check(comparison, "samples", f"no samples{where} to judge", held=False)
+    if measured.num_nonfinite:
+        found = f"{measured.num_nonfinite} of {measured.n} samples have NaN or infinite logits from {who}"
+        return _check(comparison, "finite", found, held=False)
+    return None
+
+
+def _bound_check(comparison: Comparison, measured: Agreement, limit: float, claim: str) -> Check:
+    """The lower Wilson bound against a limit."""
+    message = (
+        f"{claim} on {measured.agreement:.2%} [{measured.low:.2%}, {measured.high:.2%}] of {measured.n} samples, "
+        f"lower bound at least {limit:.2%}"
+    )
+    if measured.low_if_perfect < limit:
+        message += (
+            f" (even {measured.n} of {measured.n} would only show {measured.low_if_perfect:.2%}: take more samples)"
+        )
+    return _check(comparison, "agreement", message, held=measured.low >= limit)
+
+
+_COMPARISON_NAMES: Mapping[Comparison, str] = {"A": "A export", "B": "B distillation", "C": "C coverage"}
+
+
+def _check(comparison: Comparison, gate: str, message: str, *, held: bool) -> Check:
+    verdict = Verdict.PASS if held else Verdict.FAIL
+    return Check(comparison, gate, verdict, f"{_COMPARISON_NAMES[comparison]}: {message}")
+
+
+def _ungated(comparison: Comparison, gate: str, message: str) -> Check:
+    return Check(comparison, gate, Verdict.NOT_GATED, f"{_COMPARISON_NAMES[comparison]}: {message}")
+
+
+def _judgement(checks: list[Check]) -> Judgement:
+    """One FAIL fails; else one NOT GATED leaves the whole NOT GATED."""
+    verdicts = {check.verdict for check in checks}
+    verdict = next(v for v in (Verdict.FAIL, Verdict.NOT_GATED, Verdict.PASS) if v in verdicts)
+    ordered = sorted((check for check in checks if check.verdict is not Verdict.PASS), key=_failed_first)
+    return Judgement(verdict, tuple(check.message for check in ordered), tuple(checks))
+
+
+def _failed_first(check: Check) -> bool:
+    return check.verdict is not Verdict.FAIL

@@ -1,0 +1,264 @@
+"""Results as one versioned JSON document, and that document as Markdown and as rows of a table.
+
+Rendering starts from the JSON, so a report can be rebuilt from a run folder with nothing else at hand.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from dfadc.verification.agreement import ALL_SOURCES, Accuracy, Agreement, Coverage
+from dfadc.verification.gate import Judgement, Thresholds, conclude
+
+if TYPE_CHECKING:
+    from dfadc.verification.results import ArtifactResult, StudentResult
+    from dfadc.verification.samples import SampleSet
+
+SCHEMA = "dfadc.verification/1"
+#: The fp32 student's name among the verdicts.
+STUDENT = "student"
+Report = dict[str, Any]
+COLUMNS = ("artifact", "verdict", "precision", "size", "agreement with teacher", "agreement with student", "accuracy")
+SOURCE_COLUMNS = (
+    "artifact",
+    "comparison",
+    "source",
+    "n",
+    "agreement",
+    "ties",
+    "top-5",
+    "KL (nats)",
+    "SQNR",
+    "max error",
+)
+
+
+class LabelledAccuracy(NamedTuple):
+    """Teacher's and fp32 student's accuracy on the images of --data."""
+
+    teacher: Accuracy
+    student: Accuracy
+
+
+def build_report(
+    *,
+    samples: SampleSet,
+    thresholds: Thresholds,
+    student: StudentResult,
+    artifacts: Sequence[ArtifactResult],
+    accuracy: LabelledAccuracy | None = None,
+    required: Collection[str] = (),
+    run: Mapping[str, Any] | None = None,
+) -> Report:
+    """The whole verification as JSON values: no NaN and no infinity, those are null.
+
+    ``sqnr_db`` is null where nothing differs (``max_logit_error`` is then 0) or nothing could be compared.
+
+    Args:
+        samples: what was asked.
+        thresholds: what was demanded.
+        student: the fp32 student's result.
+        artifacts: every artifact, also those NOT RUN.
+        accuracy: teacher and student on labelled images, where the user gave some.
+        required: artifact names that must have run.
+        run: plain JSON values on the run (name, teacher sha256, versions, ...).
+    """
+    verdicts = {STUDENT: student.judgement.verdict} | {r.artifact.name: r.judgement.verdict for r in artifacts}
+    conclusion = conclude(verdicts, required=required)
+    coverage = {source: value.to_dict() for source, value in student.coverage.items()}
+    report = {
+        "schema": SCHEMA,
+        "verdict": str(conclusion.verdict),
+        "exit_code": conclusion.exit_code,
+        "reasons": list(conclusion.reasons),
+        "run": dict(run or {}),
+        "gate": asdict(thresholds) | {"required": sorted(required)},
+        "samples": {"n": len(samples), "sha256": samples.sha256, "sources": samples.counts()},
+        "class_names": None if samples.contract.class_names is None else list(samples.contract.class_names),
+        "coverage": coverage,
+        "student": _judged(student.judgement)
+        | _gated(student.distillation, thresholds.source)
+        | {"comparisons": {"B": _by_source(student.distillation), "C": coverage}},
+        "artifacts": {result.artifact.name: _artifact(result, coverage, thresholds.source) for result in artifacts},
+        "accuracy": _labelled(accuracy),
+    }
+    cleaned: Report = _finite(report)
+    return cleaned
+
+
+def summary_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """One row of plain text for the fp32 student and each artifact, under ``COLUMNS``."""
+    student = report["student"]
+    labelled = report["accuracy"] or {}
+    student_accuracy = _percent(labelled.get("student"), labelled.get("student_low"), labelled.get("student_high"))
+    first = ("fp32 student", student["verdict"], "fp32", "–", _gated_percent(student), "–", student_accuracy)
+    rows: list[tuple[str, ...]] = [first]
+    for name, entry in report["artifacts"].items():
+        export = entry["comparisons"]["A"].get(ALL_SOURCES, {})
+        rows.append(
+            (
+                name,
+                entry["verdict"],
+                entry["precision"],
+                _size(entry["size_bytes"]),
+                _gated_percent(entry),
+                _percent(export.get("agreement"), export.get("low"), export.get("high")),
+                _percent(entry["accuracy"], entry["accuracy_low"], entry["accuracy_high"]),
+            )
+        )
+    return rows
+
+
+def source_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """One row for each artifact, comparison (A, B) and source."""
+    entries = {"fp32 student": report["student"], **report["artifacts"]}
+    return [
+        (
+            name,
+            comparison,
+            source,
+            str(result["n"]),
+            _percent(result["agreement"], result["low"], result["high"]),
+            str(result["num_ties"]),
+            "–" if result["top5"] is None else f"{result['top5']:.2%}",
+            _number(result["kl"], ".4f"),
+            "exact" if result["max_logit_error"] == 0 else _number(result["sqnr_db"], ".1f", " dB"),
+            _number(result["max_logit_error"], ".2g"),
+        )
+        for name, entry in entries.items()
+        for comparison in ("A", "B")
+        for source, result in entry["comparisons"].get(comparison, {}).items()
+    ]
+
+
+def reason_lines(report: Mapping[str, Any]) -> list[str]:
+    """Every reason for a verdict other than PASS, each with its artifact and verdict."""
+    entries = {"fp32 student": report["student"], **report["artifacts"]}
+    lines = list(report["reasons"])
+    lines += [f"{name} {entry['verdict']}: {why}" for name, entry in entries.items() for why in entry["reasons"]]
+    return lines
+
+
+def render_markdown(report: Mapping[str, Any]) -> str:
+    """The report in GitHub's Markdown."""
+    samples, source = report["samples"], report["gate"]["source"]
+    origin = ", ".join(f"{count} {name}" for name, count in samples["sources"].items())
+    intro = (
+        f"Agreement on {samples['n']} generated samples ({origin}; sha256 `{samples['sha256'][:12]}`), with its 95 % "
+        f"Wilson interval: with the teacher on the samples of source *{source}*, with the fp32 student on all."
+    )
+    lines = [
+        f"# Verification: {report['verdict']}",
+        "",
+        intro,
+        "",
+        *_table(COLUMNS, summary_rows(report)),
+        "",
+    ]
+    reasons = reason_lines(report)
+    if reasons:
+        lines += ["## Why", "", *(f"- {_cell(reason)}" for reason in reasons), ""]
+    if report["accuracy"]:
+        labelled = report["accuracy"]
+        rows = [
+            (who, _percent(labelled[who], labelled[f"{who}_low"], labelled[f"{who}_high"]))
+            for who in ("teacher", "student")
+        ]
+        lines += [f"## Accuracy on {labelled['n']} labelled images", "", *_table(("network", "accuracy"), rows), ""]
+    lines += ["## A export (against the fp32 student) and B distillation (against the teacher)", ""]
+    lines += [*_table(SOURCE_COLUMNS, source_rows(report)), ""]
+    lines += ["## C coverage (the teacher's classes)", ""]
+    coverage_rows = [
+        (name, str(value["n"]), f"{value['entropy']:.3f}", f"{value['num_empty']} of {len(value['counts'])}")
+        for name, value in report["coverage"].items()
+    ]
+    lines += [*_table(("source", "n", "normalised class entropy", "classes never seen"), coverage_rows), ""]
+    return "\n".join(lines)
+
+
+def _artifact(result: ArtifactResult, coverage: Mapping[str, Any], source: str) -> dict[str, Any]:
+    accuracy = result.accuracy
+    ran = bool(result.distillation)
+    return {
+        **_judged(result.judgement),
+        "precision": result.artifact.precision,
+        "size_bytes": result.artifact.size_bytes,
+        **_gated(result.distillation, source),
+        "accuracy": None if accuracy is None else accuracy.accuracy,
+        "accuracy_low": None if accuracy is None else accuracy.low,
+        "accuracy_high": None if accuracy is None else accuracy.high,
+        "comparisons": {
+            "A": _by_source(result.export),
+            "B": _by_source(result.distillation),
+            "C": dict(coverage) if ran else {},
+        },
+    }
+
+
+def _judged(judgement: Judgement) -> dict[str, Any]:
+    checks = [asdict(check) | {"verdict": str(check.verdict)} for check in judgement.checks]
+    return {"verdict": str(judgement.verdict), "reasons": list(judgement.reasons), "checks": checks}
+
+
+def _gated(distillation: Mapping[str, Agreement], source: str) -> dict[str, Any]:
+    """The headline: comparison B on the gate's source, null where nothing was compared."""
+    measured = distillation.get(source)
+    if measured is None or measured.n == 0:
+        return {"agreement": None, "agreement_low": None, "agreement_high": None}
+    return {"agreement": measured.agreement, "agreement_low": measured.low, "agreement_high": measured.high}
+
+
+def _by_source(results: Mapping[str, Agreement] | Mapping[str, Coverage]) -> dict[str, Any]:
+    return {source: result.to_dict() for source, result in results.items()}
+
+
+def _labelled(accuracy: LabelledAccuracy | None) -> dict[str, Any] | None:
+    if accuracy is None:
+        return None
+    values: dict[str, Any] = {"n": accuracy.teacher.n}
+    for name, measured in zip(LabelledAccuracy._fields, accuracy, strict=True):
+        values |= {name: measured.accuracy, f"{name}_low": measured.low, f"{name}_high": measured.high}
+    return values
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: both become null."""
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return value
+
+
+def _gated_percent(entry: Mapping[str, Any]) -> str:
+    return _percent(entry["agreement"], entry["agreement_low"], entry["agreement_high"])
+
+
+def _percent(rate: float | None, low: float | None, high: float | None) -> str:
+    if rate is None or low is None or high is None:
+        return "–"
+    return f"{rate:.2%} [{100 * low:.2f}, {100 * high:.2f}]"
+
+
+def _number(value: float | None, style: str, unit: str = "") -> str:
+    return "–" if value is None else f"{value:{style}}{unit}"
+
+
+def _size(size_bytes: int | None) -> str:
+    if size_bytes is None:
+        return "–"
+    return f"{size_bytes / 1e6:.2f} MB" if size_bytes >= 1e6 else f"{size_bytes / 1e3:.1f} kB"
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    head = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    return head + ["| " + " | ".join(map(_cell, row)) + " |" for row in rows]
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

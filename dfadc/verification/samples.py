@@ -1,0 +1,224 @@
+"""The frozen sample set: generated images and the answers of teacher and student, in one checked .npz file.
+
+The images are quantised *before* the teacher is asked, so what is stored is exactly what was answered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from dfadc.contract import ImageContract
+from dfadc.errors import DfadcError
+from dfadc.storage import atomic_write
+from dfadc.verification.agreement import ALL_SOURCES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+SCHEMA = "dfadc.samples/1"
+#: Default size limit of a sample file.
+DEFAULT_LIMIT_BYTES = 64 * 2**20
+#: A sample file that unpacks to more than this is not read.
+MAX_UNPACKED_BYTES = 2 * 2**30
+
+SourceName = Literal["generator", "snapshots", "prior", "adversary"]
+StoredImages = npt.NDArray[np.uint8] | npt.NDArray[np.float16]
+_ARRAYS = ("images", "source", "teacher_logits", "student_logits")
+
+
+@dataclass(frozen=True, slots=True)
+class SampleSet:
+    """Images that nobody trained on, where each came from, and what teacher and student answer.
+
+    Args:
+        images: (N, C, H, W) uint8 pixels, or normalised float16 where the contract has no mean and std.
+        source: (N,) int8 index into ``sources``.
+        sources: names of the sources, e.g. ``("generator", "snapshots")``.
+        teacher_logits: (N, K) float32, the teacher's answers to :meth:`normalised`.
+        student_logits: (N, K) float32, the fp32 student's.
+        contract: of the images and logits.
+        provenance: plain values on how the set was made (seeds, teacher sha256, ...).
+
+    Raises:
+        DfadcError: shapes, dtypes or indices contradict each other or the contract.
+    """
+
+    images: StoredImages
+    source: npt.NDArray[np.int8]
+    sources: tuple[str, ...]
+    teacher_logits: npt.NDArray[np.float32]
+    student_logits: npt.NDArray[np.float32]
+    contract: ImageContract
+    provenance: Mapping[str, str | int | float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        n = len(self.images)
+        logits = (n, self.contract.num_classes)
+        expected: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
+            "images": ((n, *self.contract.input_size), _stored_type(self.contract)),
+            "source": ((n,), np.int8),
+            "teacher_logits": (logits, np.float32),
+            "student_logits": (logits, np.float32),
+        }
+        for name, (shape, dtype) in expected.items():
+            array = getattr(self, name)
+            if array.shape != shape or array.dtype != dtype:
+                wanted = f"{shape} {np.dtype(dtype)}"
+                raise DfadcError(f"samples: {name} is {array.shape} {array.dtype}, expected {wanted}")
+        if ALL_SOURCES in self.sources or len(set(self.sources)) != len(self.sources):
+            raise DfadcError(f"samples: source names must differ and not be {ALL_SOURCES!r}, got {self.sources}")
+        if n and (self.source.min() < 0 or self.source.max() >= len(self.sources)):
+            raise DfadcError(f"samples: a source index lies outside 0..{len(self.sources) - 1}")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def sha256(self) -> str:
+        """Hex SHA-256 over the images and their sources: what makes two sample sets the same questions."""
+        digest = hashlib.sha256()
+        layout = [list(self.images.shape), str(self.images.dtype), list(self.sources)]
+        digest.update(json.dumps(layout).encode())
+        digest.update(np.ascontiguousarray(self.images).data)
+        digest.update(np.ascontiguousarray(self.source).data)
+        return digest.hexdigest()
+
+    def counts(self) -> dict[str, int]:
+        """Number of samples of each source."""
+        return {name: int((self.source == index).sum()) for index, name in enumerate(self.sources)}
+
+    def normalised(self) -> npt.NDArray[np.float32]:
+        """All images as the networks take them: (N, C, H, W) float32."""
+        return dequantise(self.images, self.contract)
+
+    def batches(self, batch_size: int) -> Iterator[npt.NDArray[np.float32]]:
+        """:meth:`normalised` in order, at most ``batch_size`` images at a time."""
+        for start in range(0, len(self), batch_size):
+            yield dequantise(self.images[start : start + batch_size], self.contract)
+
+    def save(self, path: Path) -> None:
+        """Writes the set, whole or not at all; the same set gives the same bytes.
+
+        Raises:
+            StorageFailed: the file cannot be written.
+        """
+        metadata = {
+            "schema": SCHEMA,
+            "contract": self.contract.to_dict(),
+            "sources": list(self.sources),
+            "provenance": dict(self.provenance),
+            "sha256": self.sha256,
+        }
+        text = np.array(json.dumps(metadata, sort_keys=True))
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        # Uncompressed: generated images are noise to a compressor. An open file keeps numpy from adding a suffix.
+        with atomic_write(path) as temporary, temporary.open("wb") as stream:
+            np.savez(stream, allow_pickle=False, metadata=text, **arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> SampleSet:
+        """Reads a set and checks its images against its hash.
+
+        Raises:
+            DfadcError: the file is missing, damaged, of another schema, or its images are not the hashed ones.
+        """
+        metadata, arrays = _read(path)
+        try:
+            samples = cls(
+                **arrays,
+                sources=tuple(map(str, metadata["sources"])),
+                contract=ImageContract.from_dict(metadata["contract"]),
+                provenance=metadata["provenance"],
+            )
+            expected = metadata["sha256"]
+        except (KeyError, TypeError) as exc:
+            raise DfadcError(f"{path}: the samples' metadata is incomplete: {exc}", _REMAKE) from exc
+        if samples.sha256 != expected:
+            raise DfadcError(
+                f"{path}: images have sha256 {samples.sha256[:12]}…, the file was frozen with {str(expected)[:12]}…",
+                _REMAKE,
+            )
+        return samples
+
+
+_REMAKE = "the file was changed or damaged: take it from the run again, or make the run's samples anew"
+
+
+def quantise(images: npt.NDArray[np.floating[Any]], contract: ImageContract) -> StoredImages:
+    """Normalised images as they are stored: uint8 pixels, rounded and clipped, or float16 without mean and std.
+
+    Args:
+        images: (N, C, H, W), normalised.
+        contract: gives mean and std.
+
+    Raises:
+        DfadcError: the shape does not fit the contract, or a value is NaN, infinite or beyond float16.
+    """
+    if images.ndim != 4 or images.shape[1:] != contract.input_size:
+        raise DfadcError(
+            f"images are {images.shape}, the contract says (N, {', '.join(map(str, contract.input_size))})"
+        )
+    if not np.isfinite(images).all():
+        raise DfadcError(
+            "generated images contain NaN or infinity", "the generator has diverged: lower its learning rate"
+        )
+    if contract.mean is None or contract.std is None:
+        if images.size and float(np.abs(images).max()) > float(np.finfo(np.float16).max):
+            raise DfadcError("generated images leave the range of float16", "give --mean and --std")
+        return images.astype(np.float16)
+    pixels = images * _per_channel(contract.std) + _per_channel(contract.mean)
+    return np.asarray(np.clip(np.rint(pixels * 255.0), 0, 255), np.uint8)
+
+
+def dequantise(stored: StoredImages, contract: ImageContract) -> npt.NDArray[np.float32]:
+    """Stored images as the networks take them: (N, C, H, W) normalised float32; the inverse of :func:`quantise`."""
+    if contract.mean is None or contract.std is None:
+        return stored.astype(np.float32)
+    pixels = stored.astype(np.float32) / np.float32(255.0)
+    return np.asarray((pixels - _per_channel(contract.mean)) / _per_channel(contract.std), np.float32)
+
+
+def max_samples(contract: ImageContract, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> int:
+    """How many samples fit into a file of ``limit_bytes``: image, source and two rows of float32 logits each."""
+    values = int(np.prod(contract.input_size))
+    row_bytes = values * np.dtype(_stored_type(contract)).itemsize + 1 + 2 * 4 * contract.num_classes
+    return limit_bytes // row_bytes
+
+
+def _stored_type(contract: ImageContract) -> type[np.generic]:
+    return np.uint8 if contract.has_pixels else np.float16
+
+
+def _per_channel(values: tuple[float, ...]) -> npt.NDArray[np.float32]:
+    """(1, C, 1, 1) float32."""
+    return np.asarray(values, np.float32).reshape(1, -1, 1, 1)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Metadata and arrays of a sample file, before anything in it is believed."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > MAX_UNPACKED_BYTES:
+            raise DfadcError(f"{path}: unpacks to {unpacked} bytes, more than {MAX_UNPACKED_BYTES}", _REMAKE)
+        with np.load(path, allow_pickle=False) as archive:
+            metadata = json.loads(str(archive["metadata"]))
+            arrays = {name: archive[name] for name in _ARRAYS}
+    except FileNotFoundError as exc:
+        raise DfadcError(f"no sample file at {path}", "a finished run holds it as samples.npz") from exc
+    except KeyError as exc:
+        raise DfadcError(f"{path} is not a dfadc sample file: {exc.args[0]}", "name a run's samples.npz") from exc
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as exc:
+        raise DfadcError(f"{path} cannot be read as a sample file: {exc}", _REMAKE) from exc
+    schema = metadata.get("schema") if isinstance(metadata, dict) else None
+    if schema != SCHEMA:
+        raise DfadcError(f"{path}: schema {schema!r}, this version reads {SCHEMA!r}", "use the version that wrote it")
+    return cast("dict[str, Any]", metadata), arrays

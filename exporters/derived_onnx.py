@@ -1,0 +1,70 @@
+"""The exporter called ``onnx``: typed ONNX files, derived from the fp32 one. Free of torch."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import onnxruntime
+
+from dfadc.errors import DfadcError
+from dfadc.storage import sha256_file
+from exporters.base import BuildSettings, Capability, ExportRequest, ExportResult, Precision
+from exporters.onnx_file import load_onnx, package_versions, save_onnx, with_metadata
+from exporters.precision import convert_to_fp16
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import onnx
+
+
+class DerivedOnnxExporter:
+    """Makes ``onnx:fp16`` and ``onnx:int8`` from ``onnx:fp32``, which itself comes from a torch module."""
+
+    name = "onnx"
+
+    def capability(self) -> Capability:
+        """ONNX Runtime is a dependency: everything builds and runs here."""
+        return Capability(can_build=True, can_run=True, version=onnxruntime.__version__)
+
+    def export(self, source_onnx: Path, target: Path, request: ExportRequest, settings: BuildSettings) -> ExportResult:
+        """Derives ``target`` from the fp32 ONNX ``source_onnx``.
+
+        ``settings.calibration`` is what INT8 is calibrated with, and what fp16 looks for overflowing activations with.
+
+        Raises:
+            DfadcError: the source is not an fp32 ONNX, or INT8 has nothing to calibrate with.
+            ExportFailed: the conversion failed.
+            StorageFailed: the file cannot be written.
+        """
+        source = load_onnx(source_onnx)
+        parent = sha256_file(source_onnx)
+        if request.precision is Precision.FP32:
+            raise DfadcError("onnx:fp32 is exported from the torch student", "use export_onnx(module, path, ...)")
+        model, effective, notes = _derive(source, request, settings)
+        with_metadata(model, {"precision": str(request.precision), "parent_sha256": parent})
+        data = save_onnx(model, target)
+        return ExportResult(
+            path=target,
+            request=request,
+            effective_precision=effective,
+            sha256=hashlib.sha256(data).hexdigest(),
+            size_bytes=len(data),
+            parent_sha256=parent,
+            tool_versions=package_versions("onnx", "onnxruntime", "onnx-ir"),
+            notes=notes,
+        )
+
+
+def _derive(
+    source: onnx.ModelProto, request: ExportRequest, settings: BuildSettings
+) -> tuple[onnx.ModelProto, str, tuple[str, ...]]:
+    """The typed graph, what precision it really has, and what to say about it."""
+    if request.precision is Precision.FP16:
+        converted = convert_to_fp16(source, images=settings.calibration, keep_fp32=settings.keep_fp32)
+        kept = converted.fp32_nodes
+        effective = f"fp16, {len(kept)} nodes in fp32" if kept else "fp16"
+        notes = (f"kept in fp32: {', '.join(kept)}",) if kept else ()
+        return converted.model, effective, notes
+    raise DfadcError(f"{request} cannot be made yet")

@@ -1,0 +1,125 @@
+"""ONNX files as bytes: reading them with clear errors, checking them, writing them reproducibly. Free of torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+from dfadc.errors import DfadcError, ExportFailed
+from dfadc.storage import atomic_write_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+#: ONNX Runtime's static quantisation takes no later opset; the exporter makes no earlier one.
+OPSET = 20
+#: Every metadata key of ours begins with this.
+METADATA_PREFIX = "dfadc."
+INPUT_NAME = "images"
+
+
+def load_onnx(path: Path) -> onnx.ModelProto:
+    """Reads and checks an ONNX file.
+
+    Raises:
+        DfadcError: missing, unreadable, truncated, not ONNX, empty, or with weights in other files.
+    """
+    try:
+        model = onnx.load_model_from_string(path.read_bytes())
+    except OSError as exc:
+        raise DfadcError(f"cannot read {path}: {exc.strerror or exc}") from exc
+    except DecodeError as exc:
+        raise DfadcError(f"{path} is not an ONNX file, or a damaged one: {exc}", "export it again") from exc
+    if not model.graph.node or not model.graph.output:
+        raise DfadcError(f"{path} holds no network: its ONNX graph is empty", "export it again")
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
+        raise DfadcError(f"{path} keeps its weights in other files", "save it with the weights inside")
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as exc:
+        raise DfadcError(f"{path} is not valid ONNX: {first_line(exc)}", "export it again") from exc
+    return model
+
+
+def save_onnx(model: onnx.ModelProto, path: Path) -> bytes:
+    """Checks ``model`` in full (types and shapes too), asserts its opset and writes it, whole or not at all.
+
+    The bytes depend on the model alone: protobuf maps are written in a fixed order.
+
+    Returns:
+        The bytes written.
+
+    Raises:
+        ExportFailed: the model is not valid ONNX of opset 20.
+        StorageFailed: the file cannot be written.
+    """
+    data: bytes = model.SerializeToString(deterministic=True)
+    reread = onnx.load_model_from_string(data)
+    try:
+        onnx.checker.check_model(reread, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
+        raise ExportFailed(f"the graph for {path.name} is not valid ONNX: {first_line(exc)}") from exc
+    if (opset := opset_of(reread)) != OPSET:
+        raise ExportFailed(f"the graph for {path.name} has opset {opset}, not {OPSET}")
+    atomic_write_bytes(path, data)
+    return data
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """Version of the default operator set; 0 where there is none."""
+    return next((opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")), 0)
+
+
+def read_metadata(model: onnx.ModelProto) -> dict[str, str]:
+    """The model's own metadata, ours and anybody's."""
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
+def with_metadata(model: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
+    """Adds ``metadata`` to the model's, keys sorted; a key without the ``dfadc.`` prefix gets it."""
+    merged = read_metadata(model)
+    for key, value in metadata.items():
+        merged[key if key.startswith(METADATA_PREFIX) else METADATA_PREFIX + key] = value
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, dict(sorted(merged.items())))
+
+
+def graph_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """Inputs that a caller must give: old exporters list the weights among them too."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    return [value for value in model.graph.input if value.name not in weights]
+
+
+def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Every node, those of subgraphs (If, Loop) included."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for subgraph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                yield from all_nodes(subgraph)
+
+
+def operator_counts(model: onnx.ModelProto) -> dict[str, int]:
+    """How often each operator occurs, the most frequent first."""
+    return dict(sorted(Counter(node.op_type for node in all_nodes(model.graph)).items(), key=lambda i: (-i[1], i[0])))
+
+
+def package_versions(*names: str) -> dict[str, str]:
+    """Versions of the installed ones among the packages ``names``."""
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text that says something."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,229 @@
+"""Facts about the repository as a whole: packaging, the direction of imports, what may stand in a tracked file."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import os
+import re
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import dfadc
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("dfadc", "exporters")
+MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+#: All that ``exporters`` sees of dfadc; all of it is free of torch.
+SEEN_BY_EXPORTERS = (
+    "dfadc.errors",
+    "dfadc.contract",
+    "dfadc.storage",
+    "dfadc.verification.agreement",
+    "dfadc.verification.gate",
+)
+#: Package or module -> what it must not import.
+FORBIDDEN = {
+    "dfadc.models": ("dfadc.distillation", "dfadc.verification", "dfadc.api", "dfadc.cli"),
+    "dfadc.distillation": ("dfadc.verification", "dfadc.api", "dfadc.cli", "dfadc.run", "logging", "torchvision"),
+    "dfadc.verification": ("dfadc.distillation", "dfadc.api", "dfadc.cli"),
+    "dfadc.api": ("dfadc.cli",),
+}
+#: Modules that import torch nowhere, not even inside a function's first call through another module.
+FREE_OF_TORCH = (*SEEN_BY_EXPORTERS, "dfadc", "dfadc.recipe", "dfadc.verification.samples", "exporters.base")
+
+MACHINE_PATH = re.compile(r"(?<![\w.$}-])/(?:work|root|home|tmp|Users|mnt|opt|data)/\w")
+
+
+def module_name(path: Path) -> str:
+    """``dfadc/models/__init__.py`` -> ``dfadc.models``."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def is_within(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
+
+
+def imported_modules(source: str) -> Iterator[str]:
+    """Every module that an import names, wherever it stands; ``from a import b`` gives ``a`` and ``a.b``."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            assert node.module is not None
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def broken_rules(name: str, source: str) -> list[str]:
+    """Imports of module ``name`` that go against the direction."""
+    imports = set(imported_modules(source))
+    broken = [
+        f"{name} imports {module}"
+        for package, forbidden in FORBIDDEN.items()
+        if is_within(name, package)
+        for module in imports
+        if any(is_within(module, other) for other in forbidden)
+    ]
+    if is_within(name, "exporters"):
+        inside = {module for module in imports if is_within(module, "dfadc")} - {"dfadc", "dfadc.verification"}
+        broken += [f"{name} imports {m}" for m in inside if not any(is_within(m, seen) for seen in SEEN_BY_EXPORTERS)]
+    elif not any(is_within(name, package) for package in ("dfadc.api", "dfadc.cli")):
+        broken += [f"{name} imports {module}" for module in imports if is_within(module, "exporters")]
+    return sorted(broken)
+
+
+def tracked_text_files() -> list[Path]:
+    """The files git tracks (or would, before the first commit) that are text."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)  # noqa: S603 -- git, as named
+    if listed.returncode != 0:
+        pytest.skip("not a git checkout")
+    paths = [ROOT / os.fsdecode(name) for name in listed.stdout.split(b"\0") if name]
+    return [path for path in paths if path.is_file() and b"\0" not in path.read_bytes()[:4096]]
+
+
+def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)  # noqa: S603 -- our own interpreter
+
+
+@pytest.fixture(scope="module")
+def project() -> dict[str, Any]:
+    with (ROOT / "pyproject.toml").open("rb") as stream:
+        return tomllib.load(stream)
+
+
+def test_both_packages_are_listed_and_typed(project: dict[str, Any]) -> None:
+    listed = project["tool"]["setuptools"]["packages"]["find"]["include"]
+    data = project["tool"]["setuptools"]["package-data"]
+    for package in PACKAGES:
+        assert f"{package}*" in listed
+        assert "py.typed" in data[package]
+        assert (ROOT / package / "py.typed").is_file()
+        folders = {path.parent for path in (ROOT / package).rglob("*.py")}
+        assert [folder for folder in folders if not (folder / "__init__.py").is_file()] == []
+
+
+def test_console_script_names_a_function(project: dict[str, Any]) -> None:
+    module, function = project["project"]["scripts"]["dfadc"].split(":")
+    assert callable(getattr(importlib.import_module(module), function))
+
+
+def test_licence_is_apache_2(project: dict[str, Any]) -> None:
+    assert project["project"]["license"] == "Apache-2.0"
+    text = (ROOT / "LICENSE").read_text()
+    assert "Apache License" in text
+    assert "Version 2.0, January 2004" in text
+    assert "END OF TERMS AND CONDITIONS" in text
+
+
+def test_version_is_said_once(project: dict[str, Any]) -> None:
+    assert project["project"]["version"] == dfadc.__version__
+    assert f"## [{dfadc.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_constraints_admit_what_the_project_asks_for(project: dict[str, Any]) -> None:
+    """A name in constraints.txt that no requirement has would constrain nothing."""
+    extras = project["project"]["optional-dependencies"].values()
+    asked = [*project["project"]["dependencies"], *(requirement for extra in extras for requirement in extra)]
+    names = {re.split(r"[<>=!~;\[ ]", requirement, maxsplit=1)[0] for requirement in asked}
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    assert {line.split("==")[0] for line in lines if not line.startswith("#")} <= names
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_imports_go_one_way(path: Path) -> None:
+    assert broken_rules(module_name(path), path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("dfadc.models.teacher", "from dfadc.distillation.loop import play"),
+        ("dfadc.models.teacher", "from dfadc import verification"),
+        ("dfadc.distillation.loop", "def draw():\n    from dfadc.verification import data"),
+        ("dfadc.distillation.loop", "import exporters.registry"),
+        ("dfadc.distillation.loop", "import logging"),
+        ("dfadc.run", "from exporters import registry"),
+        ("exporters.base", "from dfadc.models import teacher"),
+        ("exporters.base", "from dfadc.verification import data"),
+        ("exporters.base", "from dfadc import api"),
+    ],
+)
+def test_a_wrong_import_is_found(name: str, source: str) -> None:
+    assert broken_rules(name, source) != []
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("exporters.base", "from dfadc.errors import ExportFailed\nfrom dfadc.verification import agreement"),
+        ("dfadc.api", "from exporters import registry\nfrom dfadc.distillation import loop"),
+        ("dfadc.distillation.loop", "from dfadc.models.teacher import Teacher"),
+    ],
+)
+def test_a_right_import_is_left_alone(name: str, source: str) -> None:
+    assert broken_rules(name, source) == []
+
+
+def test_what_is_free_of_torch_imports_none() -> None:
+    """With torch blocked, as on a device that has numpy and a runtime only."""
+    names = ", ".join(FREE_OF_TORCH)
+    done = run_python("-c", f"import sys\nsys.modules['torch'] = None\nimport {names}")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_every_module_says_what_it_is(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+def test_no_machine_path_is_tracked() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in tracked_text_files()
+        if path != Path(__file__).resolve()
+        for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1)
+        if MACHINE_PATH.search(line)
+    ]
+    assert found == []
+
+
+def test_public_names_are_documented_names() -> None:
+    assert sorted(dfadc.__all__) == sorted(dfadc._PUBLIC)  # noqa: SLF001 -- the one table of public names
+    for name in dfadc.__all__:
+        assert getattr(dfadc, name).__doc__, f"dfadc.{name} has no docstring"
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'distil'"):
+        dfadc.distil  # noqa: B018
+
+
+def test_help_is_quick_and_imports_nothing_heavy() -> None:
+    """``dfadc --help`` is what a person types first: under 1 s, best of three because machines are shared."""
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = run_python("-X", "importtime", "-m", "dfadc", "--help")
+        seconds.append(time.perf_counter() - start)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert "distill" in done.stdout
+        imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+        assert imported & {"torch", "numpy", "pydantic"} == set()
+        if seconds[-1] < 1:
+            break
+    assert min(seconds) < 1

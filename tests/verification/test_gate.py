@@ -1,0 +1,193 @@
+"""Every gate is shown to pass, to fail and to be switched off."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from dfadc.verification.agreement import Agreement, Coverage
+from dfadc.verification.gate import (
+    ExportLimits,
+    Judgement,
+    Thresholds,
+    Verdict,
+    conclude,
+    judge_artifact,
+    judge_student,
+    not_run,
+)
+
+PASS, FAIL, NOT_RUN, NOT_GATED = Verdict.PASS, Verdict.FAIL, Verdict.NOT_RUN, Verdict.NOT_GATED
+EXACT = Agreement(2048, 2048, 0, 1.0, 0.0, math.inf, 0.0, (), 0)
+#: A student that agrees with its teacher on 95 %: the lower bound is 93.97 %.
+STUDENT = Agreement(2000, 1900, 0, 0.99, 0.1, 15.0, 0.1, (), 0)
+EVEN = Coverage((200,) * 10, 0)
+THRESHOLDS = Thresholds(min_agreement=0.9, min_coverage=0.7)
+
+
+def judge(
+    export: Agreement = EXACT,
+    *,
+    precision: str = "fp32",
+    artifact: Agreement = STUDENT,
+    student: Agreement = STUDENT,
+    coverage: Coverage = EVEN,
+    thresholds: Thresholds = THRESHOLDS,
+) -> Judgement:
+    return judge_artifact(
+        precision=precision,
+        against_student=export,
+        against_teacher=artifact,
+        student_against_teacher=student,
+        coverage=coverage,
+        thresholds=thresholds,
+    )
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_an_exact_copy_of_a_good_student_passes(precision: str) -> None:
+    judgement = judge(precision=precision)
+    assert (judgement.verdict, judgement.reasons) == (PASS, ())
+    assert {check.comparison for check in judgement.checks} == {"A", "B", "C"}
+
+
+@pytest.mark.parametrize(
+    ("precision", "changes", "verdict", "reason"),
+    [
+        ("fp32", {"k": 2047}, FAIL, "1 of 2048 answers differ"),
+        ("fp32", {"k": 2047, "num_ties": 1}, PASS, ""),
+        ("fp32", {"max_logit_error": 0.9e-4}, PASS, ""),
+        ("fp32", {"max_logit_error": 1.1e-4}, FAIL, "largest logit error"),
+        ("fp32", {"max_logit_error": math.nan}, FAIL, "largest logit error"),
+        ("fp16", {"k": 2045}, PASS, ""),
+        ("fp16", {"k": 2038}, FAIL, "lower bound at least 99.50%"),
+        ("fp16", {"sqnr_db": 40.0}, PASS, ""),
+        ("fp16", {"sqnr_db": 39.9}, FAIL, "SQNR"),
+        ("int8", {"k": 2010}, PASS, ""),
+        ("int8", {"k": 1990}, FAIL, "lower bound at least 97.00%"),
+        ("int8", {"sqnr_db": 20.0}, PASS, ""),
+        ("int8", {"sqnr_db": 19.9}, FAIL, "SQNR"),
+        ("int8", {"sqnr_db": math.nan}, FAIL, "SQNR"),
+        ("int8", {"num_nonfinite": 1}, FAIL, "NaN or infinite logits from the artifact"),
+        ("int8", {"n": 0, "k": 0}, FAIL, "A export: no samples to judge"),
+    ],
+)
+def test_comparison_a(precision: str, changes: dict[str, Any], verdict: Verdict, reason: str) -> None:
+    judgement = judge(replace(EXACT, **changes), precision=precision)
+    assert judgement.verdict is verdict
+    assert len(judgement.reasons) == (verdict is FAIL)
+    assert all(why.startswith("A export") and reason in why for why in judgement.reasons)
+
+
+def test_too_few_samples_to_show_the_bound_says_so() -> None:
+    few = replace(EXACT, n=700, k=700)
+    judgement = judge(few, precision="fp16")
+    assert judgement.verdict is FAIL
+    assert "even 700 of 700 would only show 99.45%: take more samples" in judgement.reasons[0]
+
+
+def test_a_precision_without_limits_is_not_gated() -> None:
+    judgement = judge(precision="bf16")
+    assert judgement.verdict is NOT_GATED
+    assert judgement.reasons == ("A export: no limit is set for precision 'bf16'",)
+    own = replace(THRESHOLDS, export={"bf16": ExportLimits(min_agreement=0.9)})
+    assert judge(precision="bf16", thresholds=own).verdict is PASS
+
+
+@pytest.mark.parametrize(("k", "verdict"), [(1880, PASS), (1879, FAIL), (1920, PASS)])
+def test_comparison_b_allows_one_point_under_the_student(k: int, verdict: Verdict) -> None:
+    judgement = judge(artifact=replace(STUDENT, k=k))
+    assert judgement.verdict is verdict
+    if verdict is FAIL:
+        assert "+1.05 points under it, at most 1" in judgement.reasons[0]
+
+
+def test_comparison_b_is_paired() -> None:
+    with pytest.raises(ValueError, match="not paired"):
+        judge(artifact=replace(STUDENT, n=1999))
+
+
+def test_an_exact_copy_of_a_student_that_fell_short_fails() -> None:
+    short = replace(STUDENT, k=1820)  # 91.0 %, and the lower bound is 89.7 %
+    judgement = judge(artifact=short, student=short)
+    assert judgement.verdict is FAIL
+    assert (
+        "B distillation: the fp32 student agrees with the teacher (source generator) on 91.00%" in judgement.reasons[0]
+    )
+
+
+@pytest.mark.parametrize(("k", "verdict"), [(1900, PASS), (1830, PASS), (1820, FAIL)])
+def test_the_student_is_judged_by_its_lower_bound(k: int, verdict: Verdict) -> None:
+    judgement = judge_student(against_teacher=replace(STUDENT, k=k), coverage=EVEN, thresholds=THRESHOLDS)
+    assert judgement.verdict is verdict
+
+
+def test_a_student_that_answers_nan_fails() -> None:
+    broken = replace(STUDENT, num_nonfinite=3)
+    judgement = judge_student(against_teacher=broken, coverage=EVEN, thresholds=THRESHOLDS)
+    assert judgement.verdict is FAIL
+    assert "3 of 2000 samples have NaN or infinite logits" in judgement.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("counts", "verdict"), [((400,) * 5 + (0,) * 5, FAIL), ((300,) * 6 + (0,) * 4, PASS), ((2000,) + (0,) * 9, FAIL)]
+)
+def test_comparison_c(counts: tuple[int, ...], verdict: Verdict) -> None:
+    judgement = judge(coverage=Coverage(counts, 0))
+    assert judgement.verdict is verdict
+    assert all(why.startswith("C coverage: normalised class entropy") for why in judgement.reasons)
+
+
+def test_no_samples_of_the_gates_source_fails() -> None:
+    nothing = replace(STUDENT, n=0, k=0)
+    judgement = judge(artifact=nothing, student=nothing, coverage=Coverage((0,) * 10, 0))
+    assert judgement.verdict is FAIL
+    assert all("no samples of source 'generator' to judge" in why for why in judgement.reasons)
+    off = Thresholds(min_agreement=None, min_coverage=None, max_drop=None)
+    student = judge_student(against_teacher=nothing, coverage=Coverage((0,) * 10, 0), thresholds=off)
+    assert student.verdict is FAIL
+
+
+@pytest.mark.parametrize("gate", ["min_agreement", "min_coverage", "max_drop"])
+def test_a_gate_switched_off_reads_not_gated_and_hides_no_failure(gate: str) -> None:
+    switched_off: dict[str, Any] = {gate: None}
+    off = replace(THRESHOLDS, **switched_off)
+    judgement = judge(thresholds=off)
+    assert judgement.verdict is NOT_GATED
+    assert "switched off" in judgement.reasons[0]
+    failing = judge(replace(EXACT, k=2047), thresholds=off)
+    assert failing.verdict is FAIL
+    assert "answers differ" in failing.reasons[0]
+    assert "switched off" in failing.reasons[1]
+
+
+def test_a_limit_that_is_nan_fails_closed() -> None:
+    assert judge(thresholds=replace(THRESHOLDS, min_agreement=math.nan)).verdict is FAIL
+
+
+def test_not_run_carries_its_reason() -> None:
+    assert not_run("no GPU") == Judgement(NOT_RUN, ("no GPU",))
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "required", "verdict", "exit_code"),
+    [
+        ({"student": PASS, "a": PASS}, (), PASS, 0),
+        ({"student": PASS, "a": NOT_RUN}, (), PASS, 0),
+        ({"student": PASS, "a": NOT_RUN}, ("a",), NOT_RUN, 4),
+        ({"student": PASS}, ("a",), NOT_RUN, 4),
+        ({"student": PASS, "a": FAIL}, (), FAIL, 3),
+        ({"student": FAIL, "a": NOT_RUN}, ("a",), FAIL, 3),
+        ({"student": NOT_GATED, "a": PASS}, ("a",), NOT_GATED, 0),
+        ({"student": NOT_GATED, "a": NOT_RUN}, ("a",), NOT_RUN, 4),
+        ({"a": NOT_RUN}, (), NOT_RUN, 0),
+        ({}, (), NOT_RUN, 0),
+    ],
+)
+def test_conclusion(verdicts: dict[str, Verdict], required: tuple[str, ...], verdict: Verdict, exit_code: int) -> None:
+    conclusion = conclude(verdicts, required=required)
+    assert (conclusion.verdict, conclusion.exit_code) == (verdict, exit_code)
+    assert bool(conclusion.reasons) == (verdict is not PASS)
