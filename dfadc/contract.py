@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -57,6 +58,8 @@ class ImageContract:
                     f"{name} has {len(values)} values for {channels} channels (input size {self.input_size})",
                     f"give {channels} comma-separated values",
                 )
+            if values is not None and not all(map(math.isfinite, values)):
+                raise DfadcError(f"{name} must be finite, got {values}")
         if self.std is not None and min(self.std) <= 0:
             raise DfadcError(f"std must be above 0, got {self.std}")
         if self.class_names is not None and len(self.class_names) != self.num_classes:
@@ -138,13 +141,13 @@ class ContractFields:
                 raise DfadcError(f"malformed contract: input_size has {len(size)} values, not 3 (C, H, W)")
             return cls(
                 input_size=None if size is None else (size[0], size[1], size[2]),
-                num_classes=None if values.get("num_classes") is None else int(values["num_classes"]),
+                num_classes=None if values.get("num_classes") is None else _whole(values["num_classes"]),
                 mean=_floats(values.get("mean")),
                 std=_floats(values.get("std")),
-                class_names=None if values.get("class_names") is None else tuple(map(str, values["class_names"])),
+                class_names=_strings(values.get("class_names")),
                 task=task,
             )
-        except (TypeError, ValueError) as exc:
+        except (OverflowError, TypeError, ValueError) as exc:
             raise DfadcError(f"malformed contract: {exc}") from exc
 
     def complete(self) -> ImageContract:
@@ -177,6 +180,9 @@ def merge_fields(sources: Mapping[str, ContractFields]) -> tuple[ContractFields,
 
     Returns:
         The merged fields, and for every known field the name of its source.
+
+    Raises:
+        DfadcError: a source gives only one of mean and std.
     """
     merged: dict[str, Any] = {}
     origin: dict[str, str] = {}
@@ -196,9 +202,25 @@ def merge_fields(sources: Mapping[str, ContractFields]) -> tuple[ContractFields,
     return ContractFields(**merged), origin
 
 
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or int(value) != value:
+        raise TypeError(f"{value!r} is not a whole number")
+    return int(value)
+
+
+def _listed(values: Any) -> list[Any]:
+    if isinstance(values, str | bytes):
+        raise TypeError(f"{values!r} is text, not a list")
+    return list(values)
+
+
 def _ints(values: Any) -> tuple[int, ...] | None:
-    return None if values is None else tuple(int(value) for value in values)
+    return None if values is None else tuple(map(_whole, _listed(values)))
 
 
 def _floats(values: Any) -> tuple[float, ...] | None:
-    return None if values is None else tuple(float(value) for value in values)
+    return None if values is None else tuple(map(float, _listed(values)))
+
+
+def _strings(values: Any) -> tuple[str, ...] | None:
+    return None if values is None else tuple(map(str, _listed(values)))

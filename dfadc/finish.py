@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dfadc.models.network_file import save_network
-from dfadc.storage import atomic_write, atomic_write_bytes
+from dfadc.models.network_file import save_network, serialise
+from dfadc.storage import atomic_write_bytes
 from dfadc.verification.samples import SampleSet, dequantise, max_samples, quantise
 
 if TYPE_CHECKING:
@@ -98,9 +97,7 @@ def _write_generator(training: Training, folder: RunFolder) -> None:
         "dfadc.generator": training.recipe.generator.model_dump_json(),
         "dfadc.contract": json.dumps(training.teacher.contract.to_dict(), sort_keys=True),
     }
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    with atomic_write(folder.generator) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+    atomic_write_bytes(folder.generator, serialise(state, metadata))
 
 
 def _write_calibration(game: Game, folder: RunFolder) -> None:

@@ -264,8 +264,8 @@ def _assign(values: dict[str, Any], path: str, value: Any) -> None:
 
 def _validate(values: dict[str, Any], origin: str) -> Recipe:
     try:
-        # JSON mode: strict types, but lists still fit tuples.
-        return Recipe.model_validate_json(json.dumps(values))
+        # JSON mode: strict types, but lists still fit tuples. TOML's dates are no JSON: they count as text.
+        return Recipe.model_validate_json(json.dumps(values, default=str))
     except ValidationError as exc:
         problems = [_explain(error) for error in exc.errors()]
         raise DfadcError(
@@ -287,8 +287,8 @@ def _emit(values: Mapping[str, Any], path: tuple[str, ...], lines: list[str]) ->
     if path:
         lines.extend(["", f"[{'.'.join(path)}]"])
     for name, value in leaves.items():
-        # JSON strings, numbers, booleans and lists are valid TOML.
-        lines.append(f"{name} = {json.dumps(value, ensure_ascii=False)}")
+        # JSON strings, numbers, booleans and lists are valid TOML, but for one character that only TOML forbids.
+        lines.append(f"{name} = {json.dumps(value, ensure_ascii=False)}".replace("\x7f", "\\u007f"))
     for name, value in values.items():
         if isinstance(value, dict):
             _emit(value, (*path, name), lines)

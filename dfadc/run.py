@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dfadc.contract import ImageContract
 from dfadc.errors import DfadcError, StorageFailed
-from dfadc.storage import write_json
+from dfadc.storage import atomic_write_text, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -96,8 +96,9 @@ class RunFolder:
             raise DfadcError(f"{self.path} is not a run folder: it has no run.json") from exc
         except (OSError, ValueError) as exc:
             raise DfadcError(f"cannot read {self.record_file}: {exc}") from exc
-        if record.get("schema") != SCHEMA:
-            raise DfadcError(f"{self.record_file} has schema {record.get('schema')!r}, this dfadc reads {SCHEMA!r}")
+        schema = record.get("schema") if isinstance(record, dict) else None
+        if schema != SCHEMA:
+            raise DfadcError(f"{self.record_file} has schema {schema!r}, this dfadc reads {SCHEMA!r}")
         return record
 
     def update_record(self, changes: Mapping[str, Any]) -> None:
@@ -128,10 +129,25 @@ class RunFolder:
                 except ValueError:
                     return
 
+    def append_metrics(self, line: Mapping[str, Any]) -> None:
+        """Adds a line to ``metrics.jsonl``.
+
+        Raises:
+            StorageFailed: the disk is full or not writable.
+        """
+        try:
+            with self.metrics.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(line) + "\n")
+        except OSError as exc:
+            raise StorageFailed(
+                f"cannot write {self.metrics}: {exc.strerror or exc}",
+                f"free some space, then go on: dfadc distill --resume {self.path}",
+            ) from exc
+
     def trim_metrics(self, step: int) -> None:
         """Drops lines past ``step``: they are computed again after a resume."""
         kept = [json.dumps(line) for line in self.read_metrics() if line["step"] <= step]
-        self.metrics.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        atomic_write_text(self.metrics, "".join(f"{line}\n" for line in kept))
 
 
 def open_run(path: Path | str) -> RunFolder:
@@ -145,6 +161,30 @@ def open_run(path: Path | str) -> RunFolder:
     return folder
 
 
+def check_claimable(path: Path, *, force: bool) -> None:
+    """Says before any work is done what :func:`claim_folder` would refuse; changes nothing.
+
+    Raises:
+        DfadcError: something is there that must not be lost.
+        StorageFailed: the folder cannot be looked into.
+    """
+    folder = RunFolder(path)
+    try:
+        if path.exists() and not path.is_dir():
+            raise DfadcError(f"the output {path} is a file", "choose another --out")
+        if not path.exists() or _is_unused(folder):
+            return
+        if not _holds_run(folder):
+            raise DfadcError(f"{path} is not empty and holds no run", "choose another --out")
+    except OSError as exc:
+        raise StorageFailed(f"cannot read {path}: {exc.strerror or exc}", "choose another --out") from exc
+    if not force:
+        raise DfadcError(
+            f"{path} already holds a run",
+            f"--resume {path} goes on with it, --force replaces it, or choose --out",
+        )
+
+
 def claim_folder(path: Path, *, force: bool) -> RunFolder:
     """An empty run folder at ``path``.
 
@@ -152,25 +192,36 @@ def claim_folder(path: Path, *, force: bool) -> RunFolder:
         DfadcError: something is there that must not be lost.
         StorageFailed: the folder cannot be made.
     """
+    check_claimable(path, force=force)
     folder = RunFolder(path)
     try:
-        if path.exists() and not path.is_dir():
-            raise DfadcError(f"the output {path} is a file", "choose another --out")
-        if path.exists() and any(path.iterdir()):
-            if not folder.record_file.exists():
-                raise DfadcError(f"{path} is not empty and holds no run", "choose another --out")
-            if not force:
-                raise DfadcError(
-                    f"{path} already holds a run",
-                    f"--resume {path} goes on with it, --force replaces it, or choose --out",
-                )
-            shutil.rmtree(path)
-        folder.checkpoints.mkdir(parents=True)
+        path.mkdir(parents=True, exist_ok=True)
+        # The folder itself stays: it may be a mount point, or where the shell stands.
+        for entry in path.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+        folder.checkpoints.mkdir()
     except OSError as exc:
         raise StorageFailed(
             f"cannot create the run folder {path}: {exc.strerror or exc}", "choose a writable --out"
         ) from exc
     return folder
+
+
+def _is_unused(folder: RunFolder) -> bool:
+    """Empty, or as a run leaves it that was stopped before its record was written."""
+    return all(entry == folder.checkpoints and not any(entry.iterdir()) for entry in folder.path.iterdir())
+
+
+def _holds_run(folder: RunFolder) -> bool:
+    """Whether a dfadc of any version wrote the record: a file of that name alone may be somebody else's."""
+    try:
+        record = json.loads(folder.record_file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return False
+    return isinstance(record, dict) and str(record.get("schema")).startswith(SCHEMA.partition("/")[0] + "/")
 
 
 def environment() -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import threading
 import time
@@ -23,7 +22,8 @@ from dfadc.distillation.monitor import Monitor
 from dfadc.distillation.players import Players
 from dfadc.distillation.precision import choose_device, choose_policy
 from dfadc.distillation.replay import STORED_DTYPE
-from dfadc.errors import Interrupted
+from dfadc.errors import DfadcError, Interrupted
+from dfadc.models.flops import count_flops
 from dfadc.models.students import Student, build_student
 from dfadc.recipe import Recipe, change_recipe, recipe_to_toml
 from dfadc.run import SCHEMA, RunFolder, environment
@@ -112,13 +112,16 @@ class Training:
         self.student = student
         self.recipe = recipe
         self.notes = (*teacher.warnings, *student.notes, *_size_notes(teacher, student), *notes)
+        # Counted before the game hangs its hooks on the teacher.
+        self.teacher_flops = count_flops(teacher.module, teacher.contract.input_size)
+        self.student_flops = count_flops(student.module, teacher.contract.input_size)
         self.policy = choose_policy(recipe.compute, device)
         self.game = self._build_game()
         self.stop_requested = False
 
     def plan(self, minutes: float | None = None) -> Plan:
         """Measures what a step costs, turns a time budget into steps, and says what will be done."""
-        cost = estimate(self.game, self.recipe.compute.compile)
+        cost = estimate(self.game, self.recipe.compute.compile, minutes)
         if minutes is not None:
             self.recipe = change_recipe(self.recipe, {"steps": steps_for_minutes(minutes, cost.seconds_per_step)})
             self.game.recipe = self.recipe
@@ -147,11 +150,13 @@ class Training:
                 "kind": str(teacher.kind),
                 "architecture": teacher.architecture,
                 "num_parameters": teacher.num_parameters,
+                "flops": self.teacher_flops,
             },
             "student": {
                 "architecture": student.architecture,
                 "stem": student.stem,
                 "num_parameters": student.num_parameters,
+                "flops": self.student_flops,
             },
             "contract": teacher.contract.to_dict(),
             "contract_sources": dict(teacher.contract_sources),
@@ -159,8 +164,19 @@ class Training:
         write_json(folder.record_file, record)
 
     def resume(self, folder: RunFolder) -> Plan:
-        """Goes back to the run's last checkpoint, to compute as the run did before, and says what is left."""
-        self.game.players.load_state_dict(load_checkpoint(folder.checkpoints))
+        """Goes back to the run's last checkpoint, to compute as the run did before, and says what is left.
+
+        Raises:
+            DfadcError: there is no checkpoint that can be read, or it is of another recipe.
+        """
+        state = load_checkpoint(folder.checkpoints)
+        try:
+            self.game.players.load_state_dict(state)
+        except (KeyError, RuntimeError, TypeError, ValueError) as exc:
+            raise DfadcError(
+                f"the checkpoint in {folder.checkpoints} does not fit the run's recipe: {str(exc).splitlines()[0]}",
+                f"{folder.recipe} must be the one that the run began with",
+            ) from exc
         folder.trim_metrics(self.game.players.step)
         record = folder.record()
         cost = Estimate(**record["estimate"])
@@ -262,8 +278,7 @@ class _Watch:
             seconds_left=pace * (recipe.steps - losses.step),
             note=note,
         )
-        with self.folder.metrics.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(asdict(reading)) + "\n")
+        self.folder.append_metrics(asdict(reading))
         self.on_reading(reading)
 
 

@@ -165,7 +165,7 @@ class BuildSettings:
         gpus: compute capabilities by name ("sm86"); empty means the backend's default.
         workspace_bytes: most memory a TensorRT tactic may use; None is the backend's default.
         calibration: (N, C, H, W) float32 images as the network takes them, for INT8; None where there are none.
-        calibrator: how INT8 ranges are read off the calibration images.
+        calibrator: how INT8 ranges are read off the images: minmax, percentile, entropy, or auto (the best of them).
         keep_fp32: names of ONNX nodes that stay in fp32.
         threads: CPU threads the build may use; 0 lets the backend choose.
         on_progress: told about progress; may raise to cancel.
@@ -175,7 +175,7 @@ class BuildSettings:
     gpus: tuple[str, ...] = ()
     workspace_bytes: int | None = None
     calibration: NDArray[np.float32] | None = None
-    calibrator: str = "minmax"
+    calibrator: str = "auto"
     keep_fp32: tuple[str, ...] = ()
     threads: int = 0
     on_progress: ProgressCallback | None = None

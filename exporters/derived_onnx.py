@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import onnxruntime
 
 from dfadc.errors import DfadcError
-from dfadc.storage import sha256_file
+from dfadc.storage import atomic_write_bytes, sha256_file
 from exporters.base import BuildSettings, Capability, ExportRequest, ExportResult, Precision
-from exporters.onnx_file import load_onnx, package_versions, save_onnx, with_metadata
+from exporters.onnx_file import load_onnx, package_versions, to_checked_bytes, with_metadata
 from exporters.precision import convert_to_fp16
+from exporters.quantise import quantise
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,7 +45,8 @@ class DerivedOnnxExporter:
             raise DfadcError("onnx:fp32 is exported from the torch student", "use export_onnx(module, path, ...)")
         model, effective, notes = _derive(source, request, settings)
         with_metadata(model, {"precision": str(request.precision), "parent_sha256": parent})
-        data = save_onnx(model, target)
+        data = to_checked_bytes(model, target.name)
+        atomic_write_bytes(target, data)
         return ExportResult(
             path=target,
             request=request,
@@ -65,6 +67,21 @@ def _derive(
         converted = convert_to_fp16(source, images=settings.calibration, keep_fp32=settings.keep_fp32)
         kept = converted.fp32_nodes
         effective = f"fp16, {len(kept)} nodes in fp32" if kept else "fp16"
-        notes = (f"kept in fp32: {', '.join(kept)}",) if kept else ()
-        return converted.model, effective, notes
-    raise DfadcError(f"{request} cannot be made yet")
+        return converted.model, effective, (f"kept in fp32: {', '.join(kept)}",) if kept else ()
+    if settings.calibration is None:
+        raise DfadcError(f"{request} needs calibration images", "a finished run has them in calibration.npz")
+    quantised = quantise(
+        source,
+        settings.calibration,
+        preset=request.preset,
+        calibrator=settings.calibrator,
+        keep_fp32=settings.keep_fp32,
+    )
+    held_out = quantised.held_out
+    notes = (
+        f"calibrator {quantised.calibrator}, {len(settings.calibration) - held_out.n} images",
+        f"agreement with fp32 on {held_out.n} held-out images: {held_out.agreement:.3f}",
+        *([f"kept in fp32: {', '.join(settings.keep_fp32)}"] if settings.keep_fp32 else []),
+    )
+    effective = f"int8, {len(settings.keep_fp32)} nodes in fp32" if settings.keep_fp32 else "int8"
+    return quantised.model, effective, notes

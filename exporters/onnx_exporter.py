@@ -19,9 +19,9 @@ from torch.onnx import OnnxExporterError
 
 from dfadc import __version__
 from dfadc.errors import DfadcError, ExportFailed
-from dfadc.storage import atomic_write
+from dfadc.storage import atomic_write_bytes
 from exporters.base import ExportRequest, ExportResult
-from exporters.onnx_file import INPUT_NAME, OPSET, first_line, package_versions, save_onnx, with_metadata
+from exporters.onnx_file import INPUT_NAME, OPSET, first_line, package_versions, to_checked_bytes, with_metadata
 from exporters.sessions import OnnxRuntimeSession
 
 if TYPE_CHECKING:
@@ -82,9 +82,9 @@ def export_onnx(
             "output": output_name,
         },
     )
-    with atomic_write(path) as temporary:
-        data = save_onnx(model, temporary)
-        error = _parity_error(data, batches, expected, probabilities=embed_softmax)
+    data = to_checked_bytes(model, path.name)
+    error = _parity_error(data, batches, expected, probabilities=embed_softmax)
+    atomic_write_bytes(path, data)
     return ExportResult(
         path=path,
         request=ExportRequest("onnx"),

@@ -1,4 +1,4 @@
-"""ONNX files as bytes: reading them with clear errors, checking them, writing them reproducibly. Free of torch."""
+"""ONNX files as bytes: reading them with clear errors, checking them, making them reproducible. Free of torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from dfadc.errors import DfadcError, ExportFailed
-from dfadc.storage import atomic_write_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -46,27 +45,26 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     return model
 
 
-def save_onnx(model: onnx.ModelProto, path: Path) -> bytes:
-    """Checks ``model`` in full (types and shapes too), asserts its opset and writes it, whole or not at all.
+def to_checked_bytes(model: onnx.ModelProto, name: str) -> bytes:
+    """The bytes of ``model``, after checking them in full: types and shapes, and the opset.
 
-    The bytes depend on the model alone: protobuf maps are written in a fixed order.
+    They depend on the model alone: protobuf maps are written in a fixed order.
 
-    Returns:
-        The bytes written.
+    Args:
+        model: the graph.
+        name: of the artifact, for messages.
 
     Raises:
         ExportFailed: the model is not valid ONNX of opset 20.
-        StorageFailed: the file cannot be written.
     """
     data: bytes = model.SerializeToString(deterministic=True)
     reread = onnx.load_model_from_string(data)
     try:
         onnx.checker.check_model(reread, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
-        raise ExportFailed(f"the graph for {path.name} is not valid ONNX: {first_line(exc)}") from exc
+        raise ExportFailed(f"the graph for {name} is not valid ONNX: {first_line(exc)}") from exc
     if (opset := opset_of(reread)) != OPSET:
-        raise ExportFailed(f"the graph for {path.name} has opset {opset}, not {OPSET}")
-    atomic_write_bytes(path, data)
+        raise ExportFailed(f"the graph for {name} has opset {opset}, not {OPSET}")
     return data
 
 

@@ -52,7 +52,7 @@ def convert_to_fp16(
         DfadcError: the source is not an fp32 graph of opset 20, or ``keep_fp32`` names a node it does not have.
         ExportFailed: the converter gives up.
     """
-    _check_source(source)
+    check_is_fp32(source)
     known = {node.name for node in source.graph.node}
     if unknown := sorted(set(keep_fp32) - known):
         raise DfadcError(f"no node {unknown[0]!r} in the graph to keep in fp32", "dfadc inspect lists the nodes")
@@ -97,7 +97,8 @@ class _AllOutputsSession(OnnxRuntimeSession):
         return outputs
 
 
-def _check_source(source: onnx.ModelProto) -> None:
+def check_is_fp32(source: onnx.ModelProto) -> None:
+    """Raises DfadcError unless ``source`` is what derived artifacts are made of: an fp32 graph of opset 20."""
     if opset_of(source) != OPSET:
         raise DfadcError(f"the ONNX has opset {opset_of(source)}, not {OPSET}", "export it with dfadc")
     types = {tensor.data_type for tensor in source.graph.initializer}

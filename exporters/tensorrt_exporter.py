@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT-RTX engines from typed ONNX, each with a sidecar that says what it is. Free of torch to build."""
+"""TensorRT and TensorRT-RTX engines from typed ONNX, each with a sidecar that says what it is. Built without torch."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def effective_precision(census: Mapping[str, int], requested: Precision) -> str:
 
 def _notes(backend: Backend, request: ExportRequest, gpus: tuple[str, ...]) -> tuple[str, ...]:
     notes = []
-    if backend is TENSORRT_RTX:
+    if backend.name == TENSORRT_RTX.name:
         notes.append("loads in the same TensorRT-RTX release only")
         if not gpus:
             notes.append("built for Ampere and newer RTX GPUs")

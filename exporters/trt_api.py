@@ -59,7 +59,7 @@ class TensorRtApi:
     @property
     def chooses_gpus(self) -> bool:
         """Whether engines can be built for GPUs by name; otherwise they are for the one in this machine."""
-        return hasattr(self.module, "ComputeCapability")
+        return self.backend.name == TENSORRT_RTX.name
 
     def gpu_names(self) -> tuple[str, ...]:
         """The compute capabilities an engine can be built for, e.g. "sm86"; empty where that cannot be chosen."""
@@ -80,7 +80,7 @@ class TensorRtApi:
 
     def network_flags(self) -> int:
         """Strong typing has to be asked for in 10 and is all there is since 11 and in RTX."""
-        if self.backend is TENSORRT and self._major <= 10:
+        if self.backend.name == TENSORRT.name and self._major <= 10:
             return 1 << int(self.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
         return 0
 

@@ -1,4 +1,4 @@
-"""Fixtures, all of them real: a teacher trained on scikit-learn's digits in seconds, and labelled images."""
+"""Fixtures, all of them real: a teacher trained on scikit-learn's digits in seconds, labelled images, a finished run."""
 
 from __future__ import annotations
 
@@ -11,14 +11,20 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional
 
+import dfadc
+from command_line import run_command, settings
 from dfadc.contract import ImageContract
 from dfadc.models.architectures import build_architecture
 from dfadc.models.network_file import save_network
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from command_line import Outcome
+    from dfadc.run import RunFolder
 
 DIGITS_CONTRACT = ImageContract(
     input_size=(1, 8, 8),
@@ -31,6 +37,21 @@ DIGITS_ARCHITECTURE = "compact_resnet_16"
 #: What the teacher reaches on the held-out digits before any test may rely on it.
 DIGITS_ACCURACY = 0.97
 NUM_HELD_OUT = 397
+QUICK_STUDENT = "compact_resnet_4"
+#: Recipe ``auto`` in seconds. Its student is no good, and the gates are set to what it reaches.
+QUICK_RECIPE = {
+    "steps": 40,
+    "batch_size": 16,
+    "student.steps": 2,
+    "generator.optimizer.learning_rate": 0.01,
+    "prior.balance": 20,
+    "compute.precision": "fp32",
+    "compute.compile": "off",
+    "log.interval": 1,
+    "verify.num_samples": 192,
+    "verify.min_agreement": 0.1,
+    "verify.min_coverage": 0.2,
+}
 
 
 class Digits(NamedTuple):
@@ -45,6 +66,17 @@ class TrainedTeacher(NamedTuple):
 
     path: Path
     accuracy: float
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """One thread here and in child processes: faster for small networks, and the same sums on every machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
@@ -95,6 +127,32 @@ def trained_digits_teacher(
 def digits_teacher(trained_digits_teacher: TrainedTeacher) -> Path:
     """The digits teacher's file."""
     return trained_digits_teacher.path
+
+
+@pytest.fixture(scope="session")
+def finished_run(digits_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """The digits teacher distilled, exported and verified through the Python API. Tests that change it copy it."""
+    recipe = dfadc.load_recipe("auto", [f"{path}={value}" for path, value in QUICK_RECIPE.items()])
+    run = dfadc.run_distillation(
+        digits_teacher, QUICK_STUDENT, out=tmp_path_factory.mktemp("api") / "run", recipe=recipe
+    )
+    dfadc.export_student(run, ["onnx"])
+    dfadc.verify_run(run)
+    return run
+
+
+@pytest.fixture(scope="session")
+def command_run(
+    digits_teacher: Path, digits_data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[RunFolder, Outcome]:
+    """The same by one command, which was given labelled images besides; and what it printed."""
+    folder = tmp_path_factory.mktemp("command") / "run"
+    outcome = run_command(
+        *("distill", digits_teacher, "--student", QUICK_STUDENT, *settings(QUICK_RECIPE)),
+        *("--export", "onnx", "--out", folder, "--data", digits_data, "--json"),
+    )
+    assert outcome.code == 0, outcome.err
+    return dfadc.open_run(folder), outcome
 
 
 def _normalise(images: NDArray[np.uint8]) -> torch.Tensor:

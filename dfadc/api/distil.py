@@ -8,17 +8,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dfadc.contract import ContractFields
-from dfadc.errors import DfadcError
+from dfadc.errors import DfadcError, Interrupted
 from dfadc.finish import write_results
 from dfadc.models.teacher import Teacher, load_teacher
 from dfadc.recipe import Recipe, load_recipe
-from dfadc.run import RunFolder, claim_folder
+from dfadc.run import RunFolder, check_claimable, claim_folder
+from dfadc.storage import sha256_file
 from dfadc.training import Plan, Reading, Training, prepare
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Observer", "load_teacher", "plan_distillation", "resume_distillation", "run_distillation"]
+__all__ = [
+    "Observer",
+    "load_run_teacher",
+    "load_teacher",
+    "plan_distillation",
+    "resume_distillation",
+    "run_distillation",
+]
 
 
 def _ignore(_: object) -> None:
@@ -62,14 +70,19 @@ def run_distillation(
         observer: told about plan and progress.
 
     Raises:
-        DfadcError: and its children; a run that was interrupted or diverged keeps its folder.
+        DfadcError: and its children. What is wrong before the first step leaves no folder and removes none; a run
+            that was interrupted or diverged keeps its folder.
     """
     loaded = load_teacher(teacher) if isinstance(teacher, Path | str) else teacher
     observer = observer or Observer()
     resolved = load_recipe(recipe) if isinstance(recipe, str) else recipe
+    path = Path(out)
+    check_claimable(path, force=force)
+    if path.resolve() in loaded.path.resolve().parents:
+        raise DfadcError(f"the teacher {loaded.path} lies in the output folder {path}", "choose another --out")
     with prepare(loaded, student, recipe=resolved, device=device) as training:
-        folder = claim_folder(Path(out), force=force)
         plan = training.plan(minutes)
+        folder = claim_folder(path, force=force)
         training.start(folder, plan)
         observer.on_plan(plan)
         return _play(training, folder, observer)
@@ -90,13 +103,14 @@ def plan_distillation(
 
 
 def resume_distillation(
-    run: RunFolder, teacher: Teacher | None = None, *, observer: Observer | None = None
+    run: RunFolder, teacher: Teacher | Path | None = None, *, trust: bool = False, observer: Observer | None = None
 ) -> RunFolder:
     """Goes on with an interrupted run as if it had not been interrupted: bit for bit on the CPU.
 
     Args:
         run: the run, from :func:`open_run`.
-        teacher: where the file has moved since, or needs trust; by default it is loaded as the run did.
+        teacher: loaded, or its file where that has moved since; by default the file that the run began with.
+        trust: whether code in the teacher file may run.
         observer: told about plan and progress.
 
     Raises:
@@ -105,16 +119,10 @@ def resume_distillation(
     record = run.record()
     if record["status"] == "finished":
         raise DfadcError(f"the run {run.path} is finished", "`dfadc export` and `dfadc verify` work on it")
-    known = record["teacher"]
-    if teacher is None:
-        fields = ContractFields.from_dict(record["contract"])
-        teacher = load_teacher(known["path"], architecture=known["requested_architecture"], fields=fields)
-    if known["sha256"] != teacher.sha256:
-        raise DfadcError(
-            f"the teacher changed since the run {run.path} began: its sha256 was {known['sha256'][:12]}…, "
-            f"{teacher.path} has {teacher.sha256[:12]}…",
-            "resume with the file that the run began with, or start a new run",
-        )
+    if isinstance(teacher, Teacher):
+        _check_teacher(run, teacher)
+    else:
+        teacher = load_run_teacher(run, teacher, trust=trust)
     observer = observer or Observer()
     student = record["student"]["architecture"]
     with prepare(teacher, student, recipe=load_recipe(run.recipe), device=record["device"]) as training:
@@ -122,10 +130,63 @@ def resume_distillation(
         return _play(training, run, observer)
 
 
+def load_run_teacher(run: RunFolder, path: Path | None = None, *, trust: bool = False) -> Teacher:
+    """Loads the teacher of a run the way the run did.
+
+    Args:
+        run: the run.
+        path: of the file, where it has moved since.
+        trust: whether code in the file may run.
+
+    Raises:
+        DfadcError: the file is gone, or is not the one that the run began with.
+    """
+    record = run.record()
+    known = record["teacher"]
+    path = path or Path(known["path"])
+    if not path.is_file():
+        raise DfadcError(
+            f"the teacher of the run {run.path} is not at {path}",
+            f"put it there, or name it to go on: dfadc distill TEACHER --resume {run.path}",
+        )
+    # Before loading: code in another file must not run because this one was trusted.
+    sha256 = sha256_file(path)
+    if sha256 != known["sha256"]:
+        raise _another_teacher(run, path, sha256)
+    fields = ContractFields.from_dict(record["contract"])
+    teacher = load_teacher(path, architecture=known["requested_architecture"], fields=fields, trust=trust)
+    _check_teacher(run, teacher)
+    return teacher
+
+
+def _check_teacher(run: RunFolder, teacher: Teacher) -> None:
+    """Refuses a teacher that is not the one the run began with, or is understood in another way."""
+    if teacher.sha256 != run.record()["teacher"]["sha256"]:
+        raise _another_teacher(run, teacher.path, teacher.sha256)
+    if teacher.contract != run.contract():
+        raise DfadcError(
+            f"the run {run.path} began with another contract for {teacher.path}: {run.contract()}, not "
+            f"{teacher.contract}",
+            "load the teacher as the run did",
+        )
+
+
+def _another_teacher(run: RunFolder, path: Path, sha256: str) -> DfadcError:
+    began_with = run.record()["teacher"]["sha256"]
+    return DfadcError(
+        f"the teacher changed since the run {run.path} began: its sha256 was {began_with[:12]}…, "
+        f"{path} has {sha256[:12]}…",
+        "use the file that the run began with, or start a new run",
+    )
+
+
 def _play(training: Training, folder: RunFolder, observer: Observer) -> RunFolder:
-    started = time.monotonic()
-    training.play(folder, observer.on_reading)
+    before, started = folder.record().get("seconds", 0.0), time.monotonic()
+    try:
+        training.play(folder, observer.on_reading)
+    except Interrupted:
+        folder.update_record({"status": "interrupted", "seconds": round(before + time.monotonic() - started, 1)})
+        raise
     write_results(training, folder)
-    played = folder.record().get("seconds", 0.0) + time.monotonic() - started
-    folder.update_record({"status": "finished", "seconds": round(played, 1)})
+    folder.update_record({"status": "finished", "seconds": round(before + time.monotonic() - started, 1)})
     return folder

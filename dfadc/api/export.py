@@ -40,9 +40,7 @@ def export_student(
         DfadcError: unknown export (2), missing backend (4), failed export (5), storage (7).
     """
     run.require_finished()
-    requests = with_sources(ExportRequest.parse(export) for export in exports)
-    for request in requests:
-        _require_backend(request)
+    requests = check_exports(exports)
     manifest = Manifest.read(run.path) if (run.path / FILE_NAME).exists() else Manifest()
     results = []
     for request in requests:
@@ -59,8 +57,23 @@ def export_student(
     return results
 
 
+def check_exports(exports: Sequence[str]) -> list[ExportRequest]:
+    """What will be exported, in order; every backend that it takes is here.
+
+    Raises:
+        DfadcError: an export is unknown or not part of this version.
+        RequirementMissing: a backend is not installed.
+    """
+    requests = list(with_sources(ExportRequest.parse(export) for export in exports))
+    for request in requests:
+        _require_backend(request)
+    return requests
+
+
 def _export_fp32(run: RunFolder, target: Path, *, embed_normalisation: bool, embed_softmax: bool) -> ExportResult:
-    student, metadata = load_network(run.student)
+    record = run.record()
+    # The run says itself what its student is, so a factory of the user's may be imported again, as in a resume.
+    student, metadata = load_network(run.student, architecture=record["student"]["architecture"])
     return export_onnx(
         student,
         target,
@@ -68,7 +81,7 @@ def _export_fp32(run: RunFolder, target: Path, *, embed_normalisation: bool, emb
         metadata={
             "architecture": metadata.architecture,
             "stem": metadata.stem,
-            "teacher_sha256": run.record()["teacher"]["sha256"],
+            "teacher_sha256": record["teacher"]["sha256"],
             "parent_sha256": sha256_file(run.student),
         },
         embed_normalisation=embed_normalisation,

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dfadc.contract import ContractFields, ImageContract
-from dfadc.errors import DfadcError
+from dfadc.errors import DfadcError, RequirementMissing
 from dfadc.recipe import Recipe, load_recipe
 from dfadc.storage import atomic_write_text, write_json
 from dfadc.verification.agreement import Accuracy, accuracy
@@ -26,9 +25,10 @@ from dfadc.verification.results import (
     verify_student,
 )
 from dfadc.verification.samples import SampleSet
+from exporters.base import ExportRequest
 from exporters.describe import describe_onnx
+from exporters.engine_sessions import open_session
 from exporters.manifest import FILE_NAME, ArtifactRecord, Manifest, check_unchanged
-from exporters.sessions import OnnxRuntimeSession
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
+    from dfadc.contract import ImageContract
     from dfadc.run import RunFolder
     from dfadc.verification.data import EvaluationData
     from exporters.base import Session
@@ -52,11 +53,22 @@ class VerifySettings:
         data: ImageFolder or .npz with labels, for accuracy. It evaluates; it selects nothing.
         min_agreement: in place of ``verify.min_agreement``.
         required: artifact files that must have run, besides those of the recipe.
+        trust_teacher: whether code in the teacher file may run, for its accuracy.
     """
 
     data: Path | None = None
     min_agreement: float | None = None
     required: Sequence[str] = ()
+    trust_teacher: bool = False
+
+
+def check_data(path: Path, contract: ImageContract) -> None:
+    """Reads labelled images as a verification will, so that a long run does not end with data that do not fit.
+
+    Raises:
+        DfadcError: the data cannot be read or do not fit the contract.
+    """
+    _load_data(path, contract)
 
 
 def verify_run(run: RunFolder, settings: VerifySettings | None = None) -> Report:
@@ -81,7 +93,7 @@ def verify_run(run: RunFolder, settings: VerifySettings | None = None) -> Report
         thresholds=thresholds,
         student=verify_student(samples, thresholds),
         artifacts=[judge.artifact(_artifact_file(known), run.path / known.file) for known in manifest.artifacts],
-        accuracy=None if labelled is None else _reference_accuracy(run, record, labelled),
+        accuracy=None if labelled is None else _reference_accuracy(run, labelled, trust=settings.trust_teacher),
         required={*recipe.verify.required, *settings.required},
         run=_describe(run, record),
     )
@@ -100,7 +112,7 @@ def verify_file(artifact: Path, samples_path: Path, settings: VerifySettings | N
     samples = SampleSet.load(samples_path)
     thresholds = _thresholds(load_recipe("auto"), settings.min_agreement)
     labelled = None if settings.data is None else _load_data(settings.data, samples.contract)
-    precision = describe_onnx(artifact)["metadata"].get("dfadc.precision", "fp32")
+    precision = _form(artifact).get("dfadc.precision", "fp32")
     file = ArtifactFile(artifact.name, precision, artifact.stat().st_size)
     result = _Judge(samples, thresholds, labelled).artifact(file, artifact)
     return build_report(
@@ -121,10 +133,12 @@ class _Judge:
         self.data = data
 
     def artifact(self, file: ArtifactFile, path: Path) -> ArtifactResult:
-        if path.suffix != ".onnx":
-            return artifact_not_run(file, f"no session for {path.suffix} files here")
-        form = describe_onnx(path)["metadata"]
-        with OnnxRuntimeSession(path, batch_size=BATCH_SIZE) as session:
+        try:
+            session = open_session(path, batch_size=BATCH_SIZE)
+        except RequirementMissing as exc:
+            return artifact_not_run(file, exc.message)
+        form = _form(path)
+        with session:
             logits = _run(session, self.samples.normalised(), self.samples.contract, form)
             if logits.shape != self.samples.teacher_logits.shape:
                 raise DfadcError(
@@ -136,6 +150,13 @@ class _Judge:
                 answers = [_run(session, b, self.samples.contract, form) for b in self.data.batches(BATCH_SIZE)]
                 measured = accuracy(np.concatenate(answers), self.data.labels)
         return verify_artifact(file, logits, samples=self.samples, thresholds=self.thresholds, accuracy=measured)
+
+
+def _form(path: Path) -> dict[str, str]:
+    """What the artifact takes and answers: its own metadata, or that of the fp32 ONNX beside it that it was made of."""
+    source = path if path.suffix == ".onnx" else path.with_name(ExportRequest("onnx").file_name)
+    form: dict[str, str] = describe_onnx(source)["metadata"] if source.exists() else {}
+    return form
 
 
 def _run(
@@ -175,15 +196,13 @@ def _load_data(path: Path, contract: ImageContract) -> EvaluationData:
     return load_evaluation_data(path, contract)
 
 
-def _reference_accuracy(run: RunFolder, record: dict[str, Any], data: EvaluationData) -> LabelledAccuracy:
+def _reference_accuracy(run: RunFolder, data: EvaluationData, *, trust: bool) -> LabelledAccuracy:
     """Teacher and fp32 student on labelled images; the one part of verification that needs torch and the teacher."""
+    from dfadc.api.distil import load_run_teacher  # noqa: PLC0415
     from dfadc.models.network_file import load_network  # noqa: PLC0415
-    from dfadc.models.teacher import load_teacher  # noqa: PLC0415
 
-    known = record["teacher"]
-    fields = ContractFields.from_dict(record["contract"])
-    teacher = load_teacher(known["path"], architecture=known["requested_architecture"], fields=fields)
-    student, _ = load_network(run.student)
+    teacher = load_run_teacher(run, trust=trust)
+    student, _ = load_network(run.student, architecture=run.record()["student"]["architecture"])
     return LabelledAccuracy(teacher=_measure(teacher.module, data), student=_measure(student, data))
 
 

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -46,7 +47,9 @@ def print_report(report: Mapping[str, Any], *, as_json: bool, verbose: bool) -> 
     """A verification report: JSON, or a summary table and the reasons of every verdict that is not PASS."""
     from dfadc.verification.report import (  # noqa: PLC0415 -- keeps `--help` light
         COLUMNS,
+        NETWORK_COLUMNS,
         SOURCE_COLUMNS,
+        network_rows,
         reason_lines,
         source_rows,
         summary_rows,
@@ -55,6 +58,8 @@ def print_report(report: Mapping[str, Any], *, as_json: bool, verbose: bool) -> 
     if as_json:
         print_json(report)
         return
+    if networks := network_rows(report):
+        print_table(NETWORK_COLUMNS, networks)
     print_table(COLUMNS, summary_rows(report))
     if verbose:
         print_table(SOURCE_COLUMNS, source_rows(report))
@@ -78,6 +83,19 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         f"{cost.memory_bytes / 2**20:,.0f} MiB of memory"
     )
     yield from (f"note: {note}" for note in plan.notes)
+
+
+def plan_dict(plan: Plan) -> dict[str, Any]:
+    """The same as plain JSON values."""
+    return {
+        "device": plan.device,
+        "precision": plan.precision,
+        "images": plan.images,
+        "seconds": plan.seconds,
+        "estimate": asdict(plan.estimate),
+        "notes": list(plan.notes),
+        "recipe": plan.recipe.model_dump(mode="json"),
+    }
 
 
 @contextmanager

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from dfadc.cli import options
-from dfadc.cli.console import plan_lines, print_report, say, terminal_observer
+from dfadc.cli.console import plan_dict, plan_lines, print_json, print_report, say, terminal_observer
 from dfadc.errors import DfadcError
 
 if TYPE_CHECKING:
-    from dfadc.contract import ContractFields
+    from dfadc.contract import ContractFields, ImageContract
     from dfadc.models.teacher import Teacher
     from dfadc.recipe import Recipe
     from dfadc.run import RunFolder
@@ -21,9 +21,23 @@ if TYPE_CHECKING:
 _RUN = "Run"
 #: What a run is exported to where nothing is said.
 DEFAULT_EXPORTS = ["onnx"]
+#: What may be said beside --resume; the rest was decided when the run began.
+_GOES_WITH_RESUME = {
+    "teacher",
+    "resume",
+    "export",
+    "trust_teacher",
+    "data",
+    "min_agreement",
+    "require",
+    "as_json",
+    "quiet",
+    "verbose",
+}
 
 
 def distill(  # noqa: PLR0913, PLR0917 -- the signature is the command line
+    context: typer.Context,
     teacher: Annotated[Path | None, typer.Argument(help="Teacher file; with --resume the one of the run.")] = None,
     student: Annotated[
         str, typer.Option(help="Student architecture; `dfadc students` lists them.", rich_help_panel=_RUN)
@@ -66,34 +80,37 @@ def distill(  # noqa: PLR0913, PLR0917 -- the signature is the command line
     verbose: options.Verbose = False,
 ) -> None:
     """Distil TEACHER into a small student without data, export it and verify it."""
-    shorthand = {
-        "steps": steps,
-        "batch_size": batch_size,
-        "seed": seed,
-        "compute.precision": precision,
-        "compute.compile": None if compile_ is None else ("on" if compile_ else "off"),
-        "verify.min_agreement": min_agreement,
-    }
-    assignments = [*(assign or []), *(f"{path}={value}" for path, value in shorthand.items() if value is not None)]
-    loaded = None
-    if teacher is not None:
-        fields = options.contract_fields(input_size, mean, std, num_classes)
-        loaded = _load(teacher, teacher_arch, fields, trust=trust_teacher, quiet=quiet)
+    exports = export or DEFAULT_EXPORTS
+    wanted = _Verification(data, min_agreement, require or [], trust_teacher, as_json, verbose)
     if resume is not None:
-        if assignments or minutes is not None:
-            raise DfadcError("--resume goes on with the recipe of the run", "leave the flags that change it away")
-        run = _resume(resume, loaded, quiet=quiet)
-    elif loaded is None:
+        _refuse_beside_resume(context)
+        run = _resume(resume, teacher, exports, wanted, quiet=quiet)
+    elif teacher is None:
         raise DfadcError("no teacher given", "dfadc distill teacher.pt --student mobilenetv2")
     else:
+        if steps is not None and minutes is not None:
+            raise DfadcError(f"--steps {steps} and --minutes {minutes:g} contradict each other", "give one of them")
+        shorthand = {
+            "steps": steps,
+            "batch_size": batch_size,
+            "seed": seed,
+            "compute.precision": precision,
+            "compute.compile": None if compile_ is None else ("on" if compile_ else "off"),
+            "verify.min_agreement": min_agreement,
+        }
+        given = [f"{path}={value}" for path, value in shorthand.items() if value is not None]
+        fields = options.contract_fields(input_size, mean, std, num_classes)
         from dfadc.recipe import load_recipe  # noqa: PLC0415 -- keeps `--help` light
 
-        job = _Job(loaded, student, load_recipe(recipe, assignments), device, minutes)
+        resolved = load_recipe(recipe, [*(assign or []), *given])
+        loaded = _load(teacher, teacher_arch, fields, trust=trust_teacher, quiet=quiet)
+        _check_what_follows(exports, data, loaded.contract)
+        job = _Job(loaded, student, resolved, device, minutes)
         if dry_run:
-            _show_plan(job)
+            _show_plan(job, as_json=as_json)
             return
         run = _start(job, out or _default_out(loaded.path, student), force=force, quiet=quiet)
-    _finish(run, export or DEFAULT_EXPORTS, _Verification(data, require or [], as_json, verbose), quiet=quiet)
+    _finish(run, exports, wanted, quiet=quiet)
 
 
 class _Job(NamedTuple):
@@ -106,7 +123,9 @@ class _Job(NamedTuple):
 
 class _Verification(NamedTuple):
     data: Path | None
+    min_agreement: float | None
     required: list[str]
+    trust_teacher: bool
     as_json: bool
     verbose: bool
 
@@ -147,18 +166,49 @@ def _start(job: _Job, out: Path, *, force: bool, quiet: bool) -> RunFolder:
         )
 
 
-def _resume(path: Path, teacher: Teacher | None, *, quiet: bool) -> RunFolder:
+def _refuse_beside_resume(context: typer.Context) -> None:
+    """A flag that would be parsed and ignored is an error."""
+    said = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name not in _GOES_WITH_RESUME
+        and (source := context.get_parameter_source(parameter.name or "")) is not None
+        and source.name == "COMMANDLINE"
+    ]
+    if said:
+        raise DfadcError(
+            f"{', '.join(said)} cannot be changed by --resume, which goes on with the recipe of the run",
+            f"leave {'it' if len(said) == 1 else 'them'} away, or start a new run",
+        )
+
+
+def _resume(path: Path, teacher: Path | None, exports: list[str], wanted: _Verification, *, quiet: bool) -> RunFolder:
     from dfadc.api.distil import resume_distillation  # noqa: PLC0415
     from dfadc.run import open_run  # noqa: PLC0415
 
+    run = open_run(path)
+    _check_what_follows(exports, wanted.data, run.contract())
     with terminal_observer(quiet=quiet) as observer:
-        return resume_distillation(open_run(path), teacher, observer=observer)
+        return resume_distillation(run, teacher, trust=wanted.trust_teacher, observer=observer)
 
 
-def _show_plan(job: _Job) -> None:
+def _check_what_follows(exports: list[str], data: Path | None, contract: ImageContract) -> None:
+    """What would fail after the training fails before it."""
+    from dfadc.api.export import check_exports  # noqa: PLC0415
+    from dfadc.api.verify import check_data  # noqa: PLC0415
+
+    check_exports(exports)
+    if data is not None:
+        check_data(data, contract)
+
+
+def _show_plan(job: _Job, *, as_json: bool) -> None:
     from dfadc.api.distil import plan_distillation  # noqa: PLC0415
 
     plan = plan_distillation(job.teacher, job.student, recipe=job.recipe, device=job.device, minutes=job.minutes)
+    if as_json:
+        print_json(plan_dict(plan))
+        return
     for line in plan_lines(plan):
         typer.echo(line)
 
@@ -173,7 +223,13 @@ def _finish(run: RunFolder, exports: list[str], wanted: _Verification, *, quiet:
 
     for result in export_student(run, exports):
         say(f"exported {result.path} ({result.size_bytes / 1e6:.2f} MB, {result.effective_precision})", quiet=quiet)
-    report = verify_run(run, VerifySettings(data=wanted.data, required=wanted.required))
+    settings = VerifySettings(
+        data=wanted.data,
+        min_agreement=wanted.min_agreement,
+        required=wanted.required,
+        trust_teacher=wanted.trust_teacher,
+    )
+    report = verify_run(run, settings)
     print_report(report, as_json=wanted.as_json, verbose=wanted.verbose)
     say(f"run folder: {run.path}", quiet=quiet)
     raise typer.Exit(report["exit_code"])

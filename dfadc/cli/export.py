@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from dfadc.cli import options  # noqa: TC001 -- typer reads annotations at run time
 from dfadc.cli.console import print_json, print_table
-
-if TYPE_CHECKING:
-    from dfadc.cli import options
 
 
 def export(

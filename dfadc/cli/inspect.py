@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dfadc.cli import options
 from dfadc.cli.console import print_json, print_table
+
+if TYPE_CHECKING:
+    from dfadc.models.inspection import TeacherReport
 
 
 def inspect(
@@ -27,5 +32,24 @@ def inspect(
     found = inspect_teacher(file, architecture=teacher_arch, fields=fields)
     if as_json:
         print_json(found.to_dict())
-        return
-    print_table(("property", "value"), found.rows())
+    else:
+        print_table(("property", "value"), list(_rows(found)))
+
+
+def _rows(found: TeacherReport) -> Iterator[tuple[str, str]]:
+    """One row a property; the norm layers are counted, the contract's fields carry their sources."""
+    values = found.to_dict()
+    if isinstance(found.norm_layers, tuple):
+        described = ((layer.kind, "" if layer.has_statistics else " without statistics") for layer in found.norm_layers)
+        kinds = Counter(kind + statistics for kind, statistics in described)
+        values["norm_layers"] = ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "none"
+    for name in ("num_parameters", "flops", "size_bytes"):
+        if isinstance(values[name], int):
+            values[name] = f"{values[name]:,}"
+    sources = values.pop("contract_sources")
+    contract = values.pop("contract")
+    for name, value in values.items():
+        yield name, ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
+    for name, value in contract.items():
+        shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        yield f"contract.{name}", f"{shown}  ({sources[name]})" if name in sources else shown

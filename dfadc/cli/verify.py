@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from dfadc.cli import options  # noqa: TC001 -- typer reads annotations at run time
 from dfadc.cli.console import print_report
 from dfadc.errors import DfadcError
-
-if TYPE_CHECKING:
-    from dfadc.cli import options
 
 
 def verify(
@@ -22,6 +20,7 @@ def verify(
     data: options.Data = None,
     min_agreement: options.MinAgreement = None,
     require: options.Require = None,
+    trust_teacher: options.TrustTeacher = False,
     as_json: options.AsJson = False,
     verbose: options.Verbose = False,
 ) -> None:
@@ -29,7 +28,9 @@ def verify(
     from dfadc.api.verify import VerifySettings, verify_file, verify_run  # noqa: PLC0415 -- keeps `--help` light
     from dfadc.run import open_run  # noqa: PLC0415
 
-    settings = VerifySettings(data=data, min_agreement=min_agreement, required=require or [])
+    settings = VerifySettings(
+        data=data, min_agreement=min_agreement, required=require or [], trust_teacher=trust_teacher
+    )
     if target.is_dir():
         if samples is not None:
             raise DfadcError("--samples goes with an artifact; a run has its own", "leave --samples away")

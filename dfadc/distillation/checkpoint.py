@@ -27,9 +27,9 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
         try:
             torch.save(state, temporary)
         except RuntimeError as exc:
-            # torch's zip writer reports a full disk as a RuntimeError.
+            # torch's zip writer reports a full disk as a RuntimeError that does not say so.
             raise StorageFailed(
-                f"cannot write checkpoint {last}: {str(exc).splitlines()[0]}",
+                f"cannot write checkpoint {last}: the disk is full or not writable ({str(exc).splitlines()[0]})",
                 "free some space, then go on with --resume; the checkpoint before is unchanged",
             ) from exc
         if last.exists():
@@ -49,8 +49,10 @@ def load_checkpoint(folder: Path) -> dict[str, Any]:
             continue
         try:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as exc:
-            problems.append(f"{name}: {str(exc).splitlines()[0]}")
+        except (RuntimeError, OSError, EOFError, ValueError, LookupError, pickle.UnpicklingError) as exc:
+            # The reader checks little of a damaged pickle before it follows it: hence the last three.
+            reason = (str(exc).splitlines() or ["the file ends early"])[0]
+            problems.append(f"{name}: {reason}")
         else:
             return state
     found = "; ".join(problems) or "it holds no checkpoint yet"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dfadc.distillation.loop import distill
+from dfadc.errors import DfadcError
 
 if TYPE_CHECKING:
     from dfadc.distillation.game import Game
@@ -40,38 +41,61 @@ class Estimate:
     compile_reason: str
 
 
-def estimate(game: Game, wanted: str) -> Estimate:
+def estimate(game: Game, wanted: str, minutes: float | None = None) -> Estimate:
     """Plays a few steps, undoes them, and compiles the game where that was asked for or measured to pay.
 
     Args:
         game: a game that has not started.
         wanted: ``compute.compile`` of the recipe: auto, on or off.
+        minutes: what the run will last where a budget decides that, else None: the recipe's steps do.
+
+    Raises:
+        DfadcError: compiling was asked for and fails.
     """
-    recipe, device = game.recipe, game.policy.device
     activations = _ActivationBytes({tensor.untyped_storage().data_ptr() for tensor in _resident_tensors(game)})
     with torch.autograd.graph.saved_tensors_hooks(activations.pack, lambda kept: kept.tensor):
-        eager = time_steps(game)
+        seconds = time_steps(game)
     memory = activations.peak + _resident_bytes(game)
+    eager = Estimate(seconds, memory, compiled=False, compile_reason="as asked")
     if wanted == "off":
-        return Estimate(eager, memory, compiled=False, compile_reason="as asked")
+        return eager
     if wanted == "on":
-        game.compile()
-        return Estimate(eager, memory, compiled=True, compile_reason="as asked")
-    total, worth = eager * recipe.steps, WORTH_COMPILING_SECONDS.get(device.type)
+        return _compile(game, eager, forced=True)
+    device = game.policy.device
+    total = seconds * game.recipe.steps if minutes is None else 60 * minutes
+    worth = WORTH_COMPILING_SECONDS.get(device.type)
     if worth is None:
-        return Estimate(eager, memory, compiled=False, compile_reason=f"not known to work on {device.type}")
+        return replace(eager, compile_reason=f"not known to work on {device.type}")
     if total < worth:
         reason = f"eager takes {total:.0f} s in all; compiling is tried from {worth:.0f} s"
-        return Estimate(eager, memory, compiled=False, compile_reason=reason)
+        return replace(eager, compile_reason=reason)
+    return _compile(game, eager, forced=False)
+
+
+def _compile(game: Game, eager: Estimate, *, forced: bool) -> Estimate:
+    """Compiles the game and measures it; goes back to eager, unless forced, where that fails or does not pay."""
     game.compile()
     started = time.perf_counter()
-    compiled = time_steps(game)
-    warm_up = time.perf_counter() - started
-    pays = compiled * recipe.steps < total
-    reason = f"measured {compiled:.3f} s a step compiled (warm-up {warm_up:.0f} s), {eager:.3f} s eager"
-    if not pays:
+    try:
+        time_steps(game)
+        warm_up = time.perf_counter() - started
+        seconds = time_steps(game)
+    except RuntimeError as exc:
+        # What the tracer and the backends raise (no C++ compiler, a graph break in the teacher, ...) are all of this.
         game.uncompile()
-    return Estimate(compiled if pays else eager, memory, compiled=pays, compile_reason=reason)
+        reason = f"the game cannot be compiled: {str(exc).splitlines()[0]}"
+        if forced:
+            raise DfadcError(reason, "pass --no-compile") from exc
+        return replace(eager, compile_reason=reason)
+    reason = (
+        f"measured {seconds:.3f} s a step compiled (warm-up {warm_up:.0f} s), {eager.seconds_per_step:.3f} s eager"
+    )
+    if forced:
+        return replace(eager, seconds_per_step=seconds, compiled=True, compile_reason=f"as asked; {reason}")
+    if seconds >= eager.seconds_per_step:
+        game.uncompile()
+        return replace(eager, compile_reason=reason)
+    return replace(eager, seconds_per_step=seconds, compiled=True, compile_reason=reason)
 
 
 def steps_for_minutes(minutes: float, seconds_per_step: float) -> int:
@@ -90,10 +114,12 @@ def time_steps(game: Game) -> float:
         marks.append(time.perf_counter())
 
     done = game.players.step
-    distill(game, done + 1, mark)
-    if marks[1] - marks[0] < PATIENCE_SECONDS:
-        distill(game, done + 3, mark)
-    game.players.load_state_dict(before)
+    try:
+        distill(game, done + 1, mark)
+        if marks[1] - marks[0] < PATIENCE_SECONDS:
+            distill(game, done + 3, mark)
+    finally:
+        game.players.load_state_dict(before)
     durations = [after - begin for begin, after in pairwise(marks)]
     return min(durations[1:] or durations)
 

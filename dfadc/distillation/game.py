@@ -65,12 +65,13 @@ class Game:
         self.generator_loss: Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]] = self._generator_loss
 
     def compile(self, backend: str = "inductor") -> None:
-        """Compiles both forward-and-loss functions, each as one graph.
+        """Compiles both forward-and-loss functions, each as one graph for each shape.
 
-        ``backward`` and ``optimizer.step`` stay outside: they break a full graph (torch 2.14).
+        With replay the student's very first batch, all fresh, has a shape of its own; ``dynamic=False`` keeps the
+        graph of all others static. ``backward`` and ``optimizer.step`` stay outside: they break a full graph (torch 2.14).
         """
-        self.student_loss = torch.compile(self._student_loss, fullgraph=True, backend=backend)
-        self.generator_loss = torch.compile(self._generator_loss, fullgraph=True, backend=backend)
+        self.student_loss = torch.compile(self._student_loss, fullgraph=True, dynamic=False, backend=backend)
+        self.generator_loss = torch.compile(self._generator_loss, fullgraph=True, dynamic=False, backend=backend)
 
     def uncompile(self) -> None:
         """Goes back to the eager functions."""
@@ -84,7 +85,9 @@ class Game:
     def draw_student_batch(self) -> StudentBatch:
         """Fresh latents, replayed images and a mixup weight; all fresh while the ring is empty."""
         players, recipe = self.players, self.recipe
-        num_replayed = round(recipe.batch_size * recipe.replay.share) if len(players.ring) else 0
+        num_replayed = 0
+        if len(players.ring):
+            num_replayed = min(round(recipe.batch_size * recipe.replay.share), recipe.batch_size - 1)
         replayed = torch.empty((0, *self.contract.input_size), device=self.policy.device)
         if num_replayed:
             replayed = players.ring.draw(num_replayed, players.rng)

@@ -48,7 +48,7 @@ class Monitor:
         rng = torch.Generator().manual_seed(game.recipe.seed + 3)
         self.latents = torch.randn(PROBE_SIZE, game.recipe.generator.latent_dim, generator=rng).to(game.policy.device)
         self.rollbacks = 0
-        self._healthy: dict[str, Any] | None = None
+        self._healthy = self._copy_players()
 
     @torch.no_grad()
     def probe(self) -> ProbeReading:
@@ -69,32 +69,43 @@ class Monitor:
         )
 
     def check_finite(self) -> str | None:
-        """Takes both players back where one has skipped too many updates in a row; says so.
+        """Takes both players back where one is stuck; says so.
 
-        The non-finite updates themselves moved no weight, but the batch-norm statistics have seen their images.
+        Updates with a gradient that is not finite moved no weight, but the batch-norm statistics have seen their
+        images; and a huge but finite gradient may have moved the weights too far to come back.
 
         Raises:
             TrainingDiverged: the run has been taken back too often.
         """
         players = self.game.players
         both = {"student": players.student, "generator": players.generator}
-        stuck = [name for name, player in both.items() if float(player.skipped) >= MAX_SKIPPED]
+        stuck = [name for name, player in both.items() if _is_stuck(player)]
         if not stuck:
             if all(float(player.skipped) == 0 for player in both.values()):
-                self._healthy = {name: copy.deepcopy(player.state_dict()) for name, player in both.items()}
+                self._healthy = self._copy_players()
             return None
         self.rollbacks += 1
-        if self._healthy is None or self.rollbacks > MAX_ROLLBACKS:
+        if self.rollbacks > MAX_ROLLBACKS:
             raise TrainingDiverged(
-                f"training diverged at step {players.step}: the {stuck[0]}'s gradients are not finite",
+                f"training diverged at step {players.step}: the {stuck[0]} left the finite numbers again",
                 f"try half the learning rate (--set {stuck[0]}.optimizer.learning_rate=...), "
                 f"--set {stuck[0]}.optimizer.clip_norm=1 or --precision fp32",
             )
         for name, player in both.items():
             self._take_back(player, self._healthy[name])
-        return f"{stuck[0]} gradients were not finite: both players taken back, learning rates halved"
+        return f"the {stuck[0]} left the finite numbers: both players taken back, learning rates halved"
+
+    def _copy_players(self) -> dict[str, dict[str, Any]]:
+        players = self.game.players
+        return copy.deepcopy({"student": players.student.state_dict(), "generator": players.generator.state_dict()})
 
     def _take_back(self, player: Player, state: dict[str, Any]) -> None:
         scale = player.rate_scale
         player.load_state_dict(copy.deepcopy(state))
         player.rate_scale = scale / 2
+
+
+def _is_stuck(player: Player) -> bool:
+    """Too many updates skipped in a row, or weights or statistics that are not finite (or too large to add up)."""
+    values = [tensor for tensor in (*player.parameters, *player.module.buffers()) if tensor.is_floating_point()]
+    return float(player.skipped) >= MAX_SKIPPED or not bool(torch.nn.utils.get_total_norm(values).isfinite())

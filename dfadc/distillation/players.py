@@ -37,7 +37,7 @@ class Player:
         self.scaler = torch.amp.GradScaler(policy.device.type, enabled=policy.scales_gradients)
         self.ema: AveragedModel | None = None
         if settings.ema_decay > 0:
-            average = get_ema_multi_avg_fn(settings.ema_decay)  # type: ignore[no-untyped-call]
+            average = get_ema_multi_avg_fn(settings.ema_decay)
             self.ema = AveragedModel(self.module, multi_avg_fn=average, use_buffers=True)
         #: Updates in a row whose gradient was not finite; on the device, read only at the log interval.
         self.skipped = torch.zeros((), device=policy.device)
@@ -138,6 +138,8 @@ class Players:
 
     def remember(self, images: Tensor) -> None:
         """Keeps images (N, C, H, W) that the student was shown: all in the ring, a few in the reservoir."""
+        # A value that is not finite would spoil every batch that replays it, long after the players were taken back.
+        images = images.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         if len(self.ring.images):
             self.ring.push(images)
         if len(self.reservoir.images):

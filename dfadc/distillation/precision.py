@@ -69,6 +69,8 @@ def choose_device(name: str = "auto") -> torch.device:
         # torch says "not compiled with CUDA" through an AssertionError.
         reason = str(exc).splitlines()[0]
         raise DfadcError(f"device {name!r} cannot be used: {reason}", "pass --device cpu, cuda or mps") from exc
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise DfadcError(f"nothing can be trained on device {name!r}", "pass --device cpu, cuda or mps")
     return device
 
 

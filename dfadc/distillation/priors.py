@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -24,8 +26,9 @@ def class_balance(teacher_logits: Tensor) -> Tensor:
     """
     logits = teacher_logits.float()
     over = [0, *range(2, logits.dim())]
-    mean_prediction = logits.softmax(dim=1).mean(dim=over)
-    return torch.xlogy(mean_prediction, mean_prediction).sum()
+    # In logarithms: p log p has no finite gradient where p underflows to 0, which is where this term is needed most.
+    log_mean = logits.log_softmax(dim=1).logsumexp(dim=over) - math.log(logits.numel() // logits.shape[1])
+    return (log_mean.exp() * log_mean).sum()
 
 
 def total_variation(images: Tensor) -> Tensor:

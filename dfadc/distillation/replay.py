@@ -31,9 +31,11 @@ class ReplayRing:
 
     def push(self, images: Tensor) -> None:
         """Stores images (N, C, H, W), the oldest giving way."""
-        slots = (torch.arange(len(images)) + self.seen) % len(self.images)
-        self.images[slots.to(self.images.device)] = images.detach().to(STORED_DTYPE)
+        # Of more images than fit only the last ones stay; the same slot twice in one assignment would be undefined.
+        kept = images.detach()[-len(self.images) :]
         self.seen += len(images)
+        slots = torch.arange(self.seen - len(kept), self.seen) % len(self.images)
+        self.images[slots.to(self.images.device)] = kept.to(STORED_DTYPE)
 
     def draw(self, count: int, rng: torch.Generator) -> Tensor:
         """``count`` stored images, uniformly and with replacement, as fp32 (count, C, H, W)."""

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 import zipfile
 from enum import StrEnum
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dfadc.errors import DfadcError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class FileKind(StrEnum):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -19,6 +18,9 @@ from dfadc.models.safe_globals import list_unsafe_globals
 from dfadc.models.teacher_file import TeacherFile, read_teacher_file
 from dfadc.models.teacher_plan import TeacherPlan, build_planned_module, freeze_, plan_teacher
 from dfadc.storage import sha256_file
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 @dataclass(frozen=True, slots=True)

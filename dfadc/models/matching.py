@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torchvision
 from torch import Tensor, nn
@@ -14,11 +14,14 @@ from dfadc.errors import DfadcError
 from dfadc.models.architectures import (
     build_architecture,
     resolve_architecture,
-    torchvision_classifiers,
     training_only_prefixes,
 )
+from dfadc.models.construction import torchvision_classifiers
 from dfadc.models.networks import NETWORKS
 from dfadc.models.stems import Stem, first_convolution
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
 
 _COUNTER = "num_batches_tracked"
 #: How far a network's parameters may lie from the documented number before its exact shapes are compared:

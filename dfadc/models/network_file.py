@@ -6,10 +6,8 @@ A run's ``student.safetensors`` and a "dfadc teacher file" are this one format.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors
 import safetensors.torch
@@ -21,6 +19,10 @@ from dfadc.models.architectures import build_architecture, resolve_architecture
 from dfadc.models.state_dict import load_strictly_
 from dfadc.models.stems import Stem, parse_stem
 from dfadc.storage import atomic_write_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
 
 SCHEMA = "1"
 SCHEMA_KEY = "dfadc.schema"

@@ -6,13 +6,15 @@ import functools
 import importlib
 import pickletools
 import zipfile
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.nn import functional
 from torch.serialization import get_unsafe_globals_in_checkpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
 
 #: Packages whose layer classes may be restored; importing their modules runs installed library code only.
 LAYER_PACKAGES = ("torch.nn.modules.", "torchvision.models.", "torchvision.ops.", "timm.models.", "timm.layers.")

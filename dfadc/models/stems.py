@@ -15,6 +15,8 @@ from dfadc.models.flops import ShapesOnly
 Stem = Literal["default", "small"]
 _STEMS: dict[object, Stem] = {"default": "default", "small": "small"}
 
+#: Images up to this side are small: a network for them should have a small stem.
+SMALL_SIDE = 64
 #: Size that strides are measured at; large enough for every library network that takes any size.
 _PROBE_SIDE = 224
 #: Total stride of a network with a small stem: 32 px images end in 4x4 maps.

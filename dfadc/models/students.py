@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dfadc.contract import ImageContract
 from dfadc.errors import DfadcError
 from dfadc.models.architectures import (
     Architecture,
     build_architecture,
     resolve_architecture,
-    torchvision_classifiers,
 )
+from dfadc.models.construction import torchvision_classifiers
 from dfadc.models.flops import ShapesOnly, count_parameters
 from dfadc.models.matching import drop_auxiliary
 from dfadc.models.networks import NETWORKS
 from dfadc.models.outputs import unwrap_logits
 from dfadc.models.state_dict import load_strictly_
-from dfadc.models.stems import Stem, parse_stem
+from dfadc.models.stems import SMALL_SIDE, Stem, parse_stem
 from dfadc.models.teacher_file import read_state_dict
 
-#: Images up to this side get a small stem under ``stem="auto"``.
-SMALL_SIDE = 64
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from dfadc.contract import ImageContract
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from dfadc.contract import ContractFields, ImageContract
 from dfadc.errors import DfadcError
 from dfadc.models.dry_run import DryRun, run_dry
-from dfadc.models.file_kind import FileKind
 from dfadc.models.flops import count_parameters
 from dfadc.models.inspection import TeacherReport, Unknown, inspect_teacher
 from dfadc.models.norm_layers import NormLayer, find_norm_layers, is_batch_norm_with_statistics
 from dfadc.models.teacher_file import read_teacher_file
 from dfadc.models.teacher_plan import TeacherPlan, build_planned_module, freeze_, plan_teacher
 from dfadc.storage import sha256_file
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from dfadc.models.file_kind import FileKind
 
 __all__ = ["Teacher", "TeacherReport", "Unknown", "inspect_teacher", "load_teacher"]
 

@@ -7,8 +7,7 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,9 @@ from dfadc.models.file_kind import CODE_KINDS, FileKind, describe_unknown, sniff
 from dfadc.models.network_file import read_safetensors, read_safetensors_metadata
 from dfadc.models.safe_globals import list_legacy_globals, list_unsafe_globals, resolve_allowed
 from dfadc.models.state_dict import CHECKPOINT_KEYS, is_state_dict, strip_wrapper_prefixes
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["FileKind", "TeacherFile", "read_state_dict", "read_teacher_file", "sniff_kind"]
 
@@ -130,11 +132,14 @@ def _unpickle(path: Path, kind: FileKind, *, trust: bool) -> tuple[object, tuple
 
 
 def _torch_load(path: Path, kind: FileKind, *, weights_only: bool) -> object:
+    # Only zip archives can be mapped, which spares a second copy of the weights in memory. torch takes any path that
+    # ends in .safetensors for such a file, whatever it holds: then it gets the open file instead.
+    by_path = kind is FileKind.CHECKPOINT and path.suffix != ".safetensors"
     try:
-        # Only uncompressed zip archives can be mapped, which spares a second copy of the weights in memory.
-        loaded: object = torch.load(
-            path, map_location="cpu", weights_only=weights_only, mmap=kind is FileKind.CHECKPOINT or None
-        )
+        if by_path:
+            return torch.load(path, map_location="cpu", weights_only=weights_only, mmap=True)
+        with path.open("rb") as stream:
+            return torch.load(stream, map_location="cpu", weights_only=weights_only)
     except pickle.UnpicklingError as exc:
         raise DfadcError(
             f"{path} cannot be loaded without running code: {_unpickling_reason(exc)}", _SAVE_AGAIN
@@ -145,7 +150,6 @@ def _torch_load(path: Path, kind: FileKind, *, weights_only: bool) -> object:
         ) from exc
     except (EOFError, KeyError, OSError, RuntimeError, TypeError, ValueError) as exc:
         raise DfadcError(f"cannot read {path}: {str(exc).strip().splitlines()[0]}", _DAMAGED) from exc
-    return loaded
 
 
 def _unpickling_reason(exc: pickle.UnpicklingError) -> str:
@@ -186,10 +190,15 @@ def _load_script(path: Path) -> TeacherFile:
             # torch deprecates TorchScript; files of it will be around for years.
             warnings.filterwarnings("ignore", category=FutureWarning)
             warnings.filterwarnings("ignore", category=DeprecationWarning)
-            module: nn.Module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+            module: nn.Module = torch.jit.load(str(path), map_location="cpu")
     except (RuntimeError, ValueError) as exc:
         raise DfadcError(f"cannot load {path}: {str(exc).strip().splitlines()[0]}", _DAMAGED) from exc
-    return TeacherFile(path, FileKind.TORCHSCRIPT, module=module, notes=("TorchScript, run with --trust-teacher",))
+    return TeacherFile(
+        path,
+        FileKind.TORCHSCRIPT,
+        module=module,
+        notes=("TorchScript, run with --trust-teacher; its norm layers cannot be read",),
+    )
 
 
 def _load_exported_program(path: Path) -> TeacherFile:
@@ -207,5 +216,5 @@ def _load_exported_program(path: Path) -> TeacherFile:
         FileKind.EXPORTED_PROGRAM,
         module=program.module(),
         input_size=size,
-        notes=("exported program, run with --trust-teacher",),
+        notes=("exported program, run with --trust-teacher; its norm layers cannot be read",),
     )

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import tomllib
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
 from dfadc.contract import ContractFields, ImageContract, merge_fields
 from dfadc.errors import DfadcError
@@ -21,21 +17,21 @@ from dfadc.models.matching import (
     read_shapes,
     reference_network,
 )
-from dfadc.models.network_file import (
-    ARCHITECTURE_KEY,
-    CONTRACT_KEY,
-    STEM_KEY,
-    parse_contract_json,
-    refuse_factory_from_file,
-)
+from dfadc.models.network_file import refuse_factory_from_file
 from dfadc.models.state_dict import load_strictly_
-from dfadc.models.stems import Stem, parse_stem
-from dfadc.models.teacher_file import TeacherFile
+from dfadc.models.stems import SMALL_SIDE
+from dfadc.models.teacher_statements import Statement, read_statements, sidecar_paths
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+    from dfadc.models.stems import Stem
+    from dfadc.models.teacher_file import TeacherFile
 
 FLAGS = "command line"
 SHAPES = "shapes of the weights"
-#: Images up to this side are small: a network for them is likely to have a small stem.
-SMALL_SIDE = 64
 _DOCUMENTING = ("torchvision:", "timm:")
 
 
@@ -73,16 +69,6 @@ class TeacherPlan:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Statement:
-    """What one file says of a teacher."""
-
-    source: str
-    fields: ContractFields
-    architecture: str | None = None
-    stem: Stem | None = None
-
-
 @dataclass(slots=True)
 class _Identity:
     """Which network it is."""
@@ -105,7 +91,7 @@ def plan_teacher(contents: TeacherFile, *, architecture: str | None, fields: Con
     Raises:
         DfadcError: the architecture is unknown or ambiguous, or two sources contradict each other.
     """
-    statements = _read_statements(contents)
+    statements = read_statements(contents)
     merged, _ = merge_fields({FLAGS: fields, **{said.source: said.fields for said in statements}})
     identity = _identify(contents, architecture, statements, merged.input_size)
     sources = {FLAGS: fields} | {said.source: said.fields for said in statements}
@@ -125,7 +111,7 @@ def plan_teacher(contents: TeacherFile, *, architecture: str | None, fields: Con
         notes.append(
             "the default stem is taken, for strides cannot be told from weights; a sidecar may say stem = 'small'"
         )
-    tried = (FLAGS, "metadata of the file", *_sidecars(contents.path), _documented_size(identity))
+    tried = (FLAGS, "metadata of the file", *sidecar_paths(contents.path), _documented_size(identity))
     return TeacherPlan(identity.architecture, identity.stem, resolved, origins, tuple(notes), tried)
 
 
@@ -158,56 +144,10 @@ def freeze_(module: nn.Module) -> nn.Module:
     return module
 
 
-def _read_statements(contents: TeacherFile) -> list[_Statement]:
-    """What the file's metadata and its sidecar say, the stronger first."""
-    statements = []
-    metadata = contents.metadata
-    if any(key in metadata for key in (ARCHITECTURE_KEY, CONTRACT_KEY)):
-        text = metadata.get(CONTRACT_KEY)
-        known = {} if text is None else parse_contract_json(text, contents.path)
-        statements.append(
-            _Statement(
-                "metadata of the file",
-                ContractFields.from_dict(known),
-                metadata.get(ARCHITECTURE_KEY),
-                parse_stem(metadata.get(STEM_KEY, "default"), contents.path),
-            )
-        )
-    for sidecar in _sidecars(contents.path):
-        if Path(sidecar).is_file():
-            statements.append(_read_sidecar(Path(sidecar)))
-            break
-    return statements
-
-
-def _sidecars(path: Path) -> tuple[str, ...]:
-    """Where a sidecar may lie: the teacher's own name first."""
-    return tuple(dict.fromkeys((str(path.with_suffix(".toml")), str(path.parent / "teacher.toml"))))
-
-
-def _read_sidecar(path: Path) -> _Statement:
-    try:
-        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
-        raise DfadcError(f"cannot read the sidecar {path}: {exc}") from exc
-    values = {**values.pop("contract", {}), **values}
-    architecture, stem = values.pop("architecture", None), values.pop("stem", None)
-    try:
-        fields = ContractFields.from_dict(values)
-    except DfadcError as exc:
-        raise DfadcError(f"{path}: {exc.message}", exc.hint) from exc
-    return _Statement(
-        path.name,
-        fields,
-        None if architecture is None else str(architecture),
-        None if stem is None else parse_stem(stem, path),
-    )
-
-
 def _identify(
     contents: TeacherFile,
     architecture: str | None,
-    statements: list[_Statement],
+    statements: list[Statement],
     input_size: tuple[int, int, int] | None,
 ) -> _Identity:
     """The network's name, stem, channels and classes."""

@@ -22,6 +22,7 @@ SCHEMA = "dfadc.verification/1"
 STUDENT = "student"
 Report = dict[str, Any]
 COLUMNS = ("artifact", "verdict", "precision", "size", "agreement with teacher", "agreement with student", "accuracy")
+NETWORK_COLUMNS = ("network", "architecture", "parameters", "FLOPs", "accuracy")
 SOURCE_COLUMNS = (
     "artifact",
     "comparison",
@@ -89,6 +90,22 @@ def build_report(
     return cleaned
 
 
+def network_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Teacher and student beside each other under ``NETWORK_COLUMNS``; none where the report knows no run."""
+    run, labelled = report["run"], report["accuracy"] or {}
+    networks = {who: run[who] for who in LabelledAccuracy._fields if "num_parameters" in run.get(who, {})}
+    return [
+        (
+            who,
+            network["architecture"],
+            _of_teacher(networks, who, "num_parameters", 1, ""),
+            _of_teacher(networks, who, "flops", 1e6, " M"),
+            _percent(labelled.get(who), labelled.get(f"{who}_low"), labelled.get(f"{who}_high")),
+        )
+        for who, network in networks.items()
+    ]
+
+
 def summary_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """One row of plain text for the fp32 student and each artifact, under ``COLUMNS``."""
     student = report["student"]
@@ -138,7 +155,11 @@ def reason_lines(report: Mapping[str, Any]) -> list[str]:
     """Every reason for a verdict other than PASS, each with its artifact and verdict."""
     entries = {"fp32 student": report["student"], **report["artifacts"]}
     lines = list(report["reasons"])
-    lines += [f"{name} {entry['verdict']}: {why}" for name, entry in entries.items() for why in entry["reasons"]]
+    said: set[str] = set()
+    for name, entry in entries.items():
+        # Every artifact fails with its student: that is said once, at the student.
+        lines += [f"{name} {entry['verdict']}: {why}" for why in entry["reasons"] if why not in said]
+        said.update(entry["reasons"])
     return lines
 
 
@@ -150,8 +171,12 @@ def render_markdown(report: Mapping[str, Any]) -> str:
         f"Agreement on {samples['n']} generated samples ({origin}; sha256 `{samples['sha256'][:12]}`), with its 95 % "
         f"Wilson interval: with the teacher on the samples of source *{source}*, with the fp32 student on all."
     )
+    if report["accuracy"]:
+        intro += f" Accuracy on {report['accuracy']['n']} labelled images."
     lines = [
         f"# Verification: {report['verdict']}",
+        "",
+        *(_table(NETWORK_COLUMNS, networks) if (networks := network_rows(report)) else []),
         "",
         intro,
         "",
@@ -161,13 +186,6 @@ def render_markdown(report: Mapping[str, Any]) -> str:
     reasons = reason_lines(report)
     if reasons:
         lines += ["## Why", "", *(f"- {_cell(reason)}" for reason in reasons), ""]
-    if report["accuracy"]:
-        labelled = report["accuracy"]
-        rows = [
-            (who, _percent(labelled[who], labelled[f"{who}_low"], labelled[f"{who}_high"]))
-            for who in ("teacher", "student")
-        ]
-        lines += [f"## Accuracy on {labelled['n']} labelled images", "", *_table(("network", "accuracy"), rows), ""]
     lines += ["## A export (against the fp32 student) and B distillation (against the teacher)", ""]
     lines += [*_table(SOURCE_COLUMNS, source_rows(report)), ""]
     lines += ["## C coverage (the teacher's classes)", ""]
@@ -243,6 +261,13 @@ def _percent(rate: float | None, low: float | None, high: float | None) -> str:
     if rate is None or low is None or high is None:
         return "–"
     return f"{rate:.2%} [{100 * low:.2f}, {100 * high:.2f}]"
+
+
+def _of_teacher(networks: Mapping[str, Any], who: str, quantity: str, scale: float, unit: str) -> str:
+    """A quantity of one network, with its share of the teacher's where it is not the teacher."""
+    value, teacher = networks[who][quantity], networks.get("teacher", {}).get(quantity)
+    share = f" ({value / teacher:.1%})" if who != "teacher" and teacher else ""
+    return f"{value / scale:,.0f}{unit}{share}"
 
 
 def _number(value: float | None, style: str, unit: str = "") -> str:

@@ -10,6 +10,7 @@ a local copy of the four idx files instead (on Debian the package ``dataset-fash
 from __future__ import annotations
 
 import gzip
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -199,4 +200,8 @@ def write_evaluation_images(test: Split, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    try:
+        typer.run(main)
+    except DfadcError as error:
+        print(f"{error.message}\n{error.hint}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -68,7 +68,12 @@ def mixed_report(samples: SampleSet) -> dict[str, Any]:
     broken = verify(samples, np.full_like(samples.student_logits, np.nan), "int8")
     absent = artifact_not_run(ArtifactFile("student.rtx.engine", "fp16", 99), "no NVIDIA GPU | none at all")
     labelled = LabelledAccuracy(accuracy(samples.teacher_logits, labels), accuracy(samples.student_logits, labels))
-    return report_of(samples, good, broken, absent, accuracy=labelled, run={"name": "x", "loss": float("nan")})
+    networks = {
+        "teacher": {"architecture": "large", "num_parameters": 4_000_000, "flops": 90_000_000},
+        "student": {"architecture": "small", "num_parameters": 1_000_000, "flops": 9_000_000},
+    }
+    run = {"name": "x", "loss": float("nan"), **networks}
+    return report_of(samples, good, broken, absent, accuracy=labelled, run=run)
 
 
 def test_an_exact_export_passes_and_the_headline_is_b_on_the_gates_source(samples: SampleSet) -> None:
@@ -130,7 +135,7 @@ def test_another_number_of_classes_is_refused(samples: SampleSet) -> None:
 def test_the_document_is_json_without_nan(samples: SampleSet) -> None:
     report = mixed_report(samples)
     assert json.loads(json.dumps(report, allow_nan=False)) == report
-    assert report["run"] == {"name": "x", "loss": None}
+    assert (report["run"]["name"], report["run"]["loss"]) == ("x", None)
     broken = report["artifacts"]["student.int8.onnx"]
     assert (broken["verdict"], broken["agreement"]) == ("FAIL", 0.0)
     assert broken["comparisons"]["A"]["all"]["kl"] is None
@@ -205,8 +210,9 @@ def test_markdown_survives_a_round_trip_through_json(samples: SampleSet) -> None
     markdown = render_markdown(json.loads(json.dumps(report)))
     assert markdown == render_markdown(report)
     assert markdown.startswith("# Verification: FAIL\n")
-    assert "## Accuracy on 1200 labelled images" in markdown
-    assert "| teacher | 95.00% [" in markdown
+    assert "Accuracy on 1200 labelled images." in markdown
+    assert "| teacher | large | 4,000,000 | 90 M | 95.00% [" in markdown
+    assert "| student | small | 1,000,000 (25.0%) | 9 M (10.0%) | 92.50% [" in markdown
     assert len({line.replace("\\|", "").count("|") for line in markdown.splitlines() if "student.fp32" in line}) == 2
 
 

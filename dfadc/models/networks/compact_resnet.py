@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
 
-from dfadc.contract import ImageContract
 from dfadc.errors import DfadcError
 from dfadc.models.networks.initialisation import initialise_weights_
 from dfadc.models.networks.resnet_8x import BasicBlock
+
+if TYPE_CHECKING:
+    from dfadc.contract import ImageContract
 
 #: Smallest and largest width that is built.
 WIDTHS = (4, 256)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
 
-from dfadc.contract import ImageContract
 from dfadc.models.networks.initialisation import initialise_weights_
+
+if TYPE_CHECKING:
+    from dfadc.contract import ImageContract
 
 
 class BasicBlock(nn.Module):

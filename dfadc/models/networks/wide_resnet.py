@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
 
-from dfadc.contract import ImageContract
 from dfadc.errors import DfadcError
 from dfadc.models.networks.initialisation import initialise_weights_
+
+if TYPE_CHECKING:
+    from dfadc.contract import ImageContract
 
 
 class PreActivationBlock(nn.Module):

@@ -1,0 +1,75 @@
+"""Running dfadc's commands as a person does: in this process where that is enough, else in one of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from dfadc.cli.main import run
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Outcome(NamedTuple):
+    """Exit code and what was printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def errors(self) -> list[str]:
+        """The lines that say what went wrong."""
+        return [line for line in self.err.splitlines() if line.startswith("error:")]
+
+    @property
+    def hints(self) -> list[str]:
+        """The lines that say how to fix it."""
+        return [line for line in self.err.splitlines() if line.startswith("hint:")]
+
+
+def run_command(*arguments: object) -> Outcome:
+    """Runs a command in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = run([str(argument) for argument in arguments])
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def start_command(*arguments: object, preamble: str = "") -> subprocess.Popen[str]:
+    """Starts a command in a process of its own.
+
+    Args:
+        arguments: of the command.
+        preamble: Python that the process runs first.
+    """
+    program = f"import sys\n{preamble}\nfrom dfadc.cli.main import main\nmain()"
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(  # noqa: S603 -- our own interpreter
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish_command(process: subprocess.Popen[str], *, read: str = "") -> Outcome:
+    """Waits for a process; ``read`` is what of its stderr was read already."""
+    out, err = process.communicate(timeout=120)
+    return Outcome(process.returncode, out, read + err)
+
+
+def settings(overrides: Mapping[str, Any]) -> list[str]:
+    """Recipe fields as the flags that set them."""
+    return [word for path, value in overrides.items() for word in ("--set", f"{path}={value}")]
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder and what is in it."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -1,0 +1,193 @@
+"""Generator terms against independent NumPy formulas."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import special
+from torch import Tensor, nn
+
+from dfadc.distillation.priors import BatchNormMatching, class_balance, one_hot, total_variation
+
+Array = npt.NDArray[np.float64]
+SHAPES = ((9, 6), (2, 3), (3, 4, 5, 2))
+
+
+def draw(shape: tuple[int, ...], seed: int, scale: float = 3.0) -> Array:
+    return np.random.default_rng(seed).normal(scale=scale, size=shape)
+
+
+def rows(logits: Array) -> Array:
+    """One row of K logits for each sample and pixel."""
+    return np.moveaxis(logits, 1, -1).reshape(-1, logits.shape[1])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_one_hot_is_the_negative_log_of_the_largest_probability(shape: tuple[int, ...]) -> None:
+    logits = draw(shape, 0)
+    expected = np.mean([-np.log(special.softmax(row).max()) for row in rows(logits)])
+    assert one_hot(torch.from_numpy(logits)).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_class_balance_is_the_negative_entropy_of_the_mean_prediction(shape: tuple[int, ...]) -> None:
+    logits = draw(shape, 1)
+    mean = np.mean([special.softmax(row) for row in rows(logits)], axis=0)
+    assert class_balance(torch.from_numpy(logits)).item() == pytest.approx(np.sum(mean * np.log(mean)), rel=1e-5)
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 9999), num_classes=st.integers(2, 9), scale=st.sampled_from([0.1, 3.0, 100.0]))
+def test_class_balance_is_lowest_for_a_uniform_batch(seed: int, num_classes: int, scale: float) -> None:
+    lowest = -math.log(num_classes)
+    balance = class_balance(torch.from_numpy(draw((8, num_classes), seed, scale))).item()
+    assert lowest - 1e-5 <= balance <= 1e-6
+    sure_of_each = 1000 * torch.eye(num_classes)
+    assert class_balance(sure_of_each).item() == pytest.approx(lowest, rel=1e-5)
+    assert class_balance(torch.zeros(3, num_classes)).item() == pytest.approx(lowest, rel=1e-5)
+
+
+def test_class_balance_of_a_collapsed_batch_is_zero_and_pushes_back() -> None:
+    """A probability of exactly 0 must neither give NaN nor stop the gradient of the others."""
+    logits = torch.full((4, 3), -20.0)
+    logits[:, 0] = 20.0
+    logits.requires_grad_()
+    balance = class_balance(logits)
+    (gradient,) = torch.autograd.grad(balance, logits)
+    assert balance.item() == pytest.approx(0.0, abs=1e-6)
+    assert gradient.isfinite().all()
+    hard = torch.tensor([[1e4, -1e4]] * 2, requires_grad=True)
+    assert torch.autograd.grad(class_balance(hard), hard)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 4, 5), (3, 2, 2, 7)])
+def test_total_variation_is_numpys(shape: tuple[int, ...]) -> None:
+    images = draw(shape, 2)
+    expected = np.abs(np.diff(images, axis=2)).mean() + np.abs(np.diff(images, axis=3)).mean()
+    assert total_variation(torch.from_numpy(images)).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_total_variation_of_a_flat_image_is_zero() -> None:
+    assert total_variation(torch.full((2, 3, 5, 5), 0.7)).item() == 0.0
+
+
+@pytest.mark.parametrize("prior", [one_hot, class_balance])
+def test_priors_of_half_precision_logits_are_computed_in_fp32(prior: Any) -> None:
+    logits = torch.from_numpy(draw((32, 10), 3)).bfloat16()
+    assert prior(logits).dtype == torch.float32
+    assert prior(logits).item() == pytest.approx(prior(logits.double()).item(), rel=1e-5)
+
+
+class TwoNorms(nn.Module):
+    """A 1x1 convolution, batch norm, ReLU, a 1x1 convolution and batch norm: NumPy can follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, 3, 1, bias=False), nn.Conv2d(3, 4, 1, bias=False)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(3), nn.BatchNorm2d(4)])
+        rng = torch.Generator().manual_seed(0)
+        for norm in self.norms:
+            assert isinstance(norm, nn.BatchNorm2d)
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            norm.running_mean.normal_(generator=rng)
+            norm.running_var.uniform_(0.5, 2.0, generator=rng)
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps: Tensor = self.norms[1](self.second(torch.relu(self.norms[0](self.first(images)))))
+        return maps
+
+
+def numpy_distance(network: TwoNorms, images: Array) -> float:
+    """‖μ - running mean‖₂ + ‖σ² - running variance‖₂ at the input of each batch norm, added up."""
+    total = 0.0
+    for convolution, norm in zip((network.first, network.second), network.norms, strict=True):
+        state = {name: value.detach().double().numpy() for name, value in norm.state_dict().items()}
+        images = np.einsum("oc,nchw->nohw", convolution.weight.detach().double().numpy()[:, :, 0, 0], images)
+        mean = np.array([images[:, c].mean() for c in range(images.shape[1])])
+        variance = np.array([images[:, c].var() for c in range(images.shape[1])])
+        total += np.sqrt(np.sum((mean - state["running_mean"]) ** 2))
+        total += np.sqrt(np.sum((variance - state["running_var"]) ** 2))
+        channel = (None, slice(None), None, None)
+        images = (images - state["running_mean"][channel]) / np.sqrt(state["running_var"][channel] + 1e-5)
+        images = np.maximum(images * state["weight"][channel] + state["bias"][channel], 0)
+    return float(total)
+
+
+def watched(matching: BatchNormMatching, network: nn.Module, images: Tensor) -> Tensor:
+    matching.watching = True
+    network(images)
+    matching.watching = False
+    return matching.take()
+
+
+def test_batch_norm_matching_is_numpys() -> None:
+    network, images = TwoNorms(), draw((5, 2, 4, 3), 4, scale=1.0)
+    matching = BatchNormMatching(list(network.norms))
+    measured = watched(matching, network, torch.from_numpy(images).float())
+    assert measured.dtype == torch.float32
+    assert measured.item() == pytest.approx(numpy_distance(network, images), rel=1e-5)
+
+
+def test_batch_norm_matching_of_flat_features() -> None:
+    norm = nn.BatchNorm1d(3).eval()
+    features = draw((6, 3), 5)
+    expected = np.linalg.norm(features.mean(axis=0)) + np.linalg.norm(features.var(axis=0) - 1)
+    measured = watched(BatchNormMatching([norm]), norm, torch.from_numpy(features).float())
+    assert measured.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_batch_norm_matching_is_zero_where_the_statistics_are_those_of_training() -> None:
+    norm = nn.BatchNorm2d(2, momentum=1.0)
+    images = torch.from_numpy(draw((64, 2, 16, 16), 6)).float()
+    norm(images)
+    # The stored variance is the unbiased one: N / (N - 1) of the batch's.
+    assert watched(BatchNormMatching([norm.eval()]), norm, images).item() == pytest.approx(0.0, abs=1e-2)
+
+
+def test_batch_norm_matching_computes_nothing_unless_watching() -> None:
+    network = TwoNorms()
+    matching = BatchNormMatching(list(network.norms))
+    network(torch.zeros(2, 2, 3, 3))
+    assert matching.distances == []
+
+
+def test_batch_norm_matching_forgets_what_it_gave() -> None:
+    network, images = TwoNorms(), torch.from_numpy(draw((5, 2, 4, 3), 7)).float()
+    matching = BatchNormMatching(list(network.norms))
+    assert watched(matching, network, images).item() == watched(matching, network, images).item()
+
+
+def test_batch_norm_matching_gives_a_gradient_to_the_images_alone() -> None:
+    network = TwoNorms().requires_grad_(requires_grad=False)
+    images = torch.from_numpy(draw((5, 2, 4, 3), 8)).float().requires_grad_()
+    (gradient,) = torch.autograd.grad(watched(BatchNormMatching(list(network.norms)), network, images), images)
+    assert gradient.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_batch_norm_matching_sums_half_precision_activations_in_fp32() -> None:
+    norm = nn.BatchNorm2d(2).eval()
+    images = (100 + torch.from_numpy(draw((64, 2, 8, 8), 9))).bfloat16()
+    measured = watched(BatchNormMatching([norm]), norm, images)
+    exact = images.double().numpy()
+    expected = np.linalg.norm(exact.mean(axis=(0, 2, 3))) + np.linalg.norm(exact.var(axis=(0, 2, 3)) - 1)
+    assert measured.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_close_takes_every_hook_off() -> None:
+    network = TwoNorms()
+    matching = BatchNormMatching(list(network.norms))
+    matching.close()
+    matching.watching = True
+    network(torch.zeros(2, 2, 3, 3))
+    assert matching.distances == []
+    assert all(not norm._forward_pre_hooks for norm in network.norms)  # noqa: SLF001 -- where torch keeps hooks

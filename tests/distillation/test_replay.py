@@ -1,0 +1,142 @@
+"""The replay ring and the reservoir: what they keep, how evenly they draw, and their state."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from dfadc.distillation.replay import ReplayRing, Reservoir, ring_capacity
+
+CPU = torch.device("cpu")
+SIZE = (1, 1, 1)
+
+
+def numbered(*numbers: int) -> torch.Tensor:
+    """Images of one pixel that tell which they are (half precision counts exactly up to 2048)."""
+    return torch.tensor(numbers, dtype=torch.float32).view(-1, 1, 1, 1)
+
+
+def contents(memory: ReplayRing | Reservoir) -> list[int]:
+    return sorted(int(value) for value in memory.images[: len(memory)].flatten())
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@settings(deadline=None, max_examples=50)
+@given(capacity=st.integers(1, 7), batches=st.lists(st.integers(1, 20), max_size=8))
+def test_the_ring_holds_the_last_images(capacity: int, batches: list[int]) -> None:
+    ring, seen = ReplayRing(capacity, SIZE, CPU), 0
+    for batch in batches:
+        ring.push(numbered(*range(seen, seen + batch)))
+        seen += batch
+    assert len(ring) == min(seen, capacity)
+    assert contents(ring) == list(range(max(0, seen - capacity), seen))
+
+
+def test_the_ring_draws_evenly_and_only_what_it_holds() -> None:
+    ring = ReplayRing(10, SIZE, CPU)
+    ring.push(numbered(1, 2, 3, 4))
+    drawn = ring.draw(4000, rng())
+    assert drawn.shape == (4000, *SIZE)
+    assert drawn.dtype == torch.float32
+    counts = [int((drawn == number).sum()) for number in (1, 2, 3, 4)]
+    assert sum(counts) == 4000
+    assert stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_what_the_ring_keeps_is_no_part_of_a_graph() -> None:
+    ring = ReplayRing(4, SIZE, CPU)
+    ring.push(numbered(1, 2).requires_grad_() * 2)
+    assert not ring.draw(2, rng()).requires_grad
+
+
+def test_images_are_kept_more_finely_than_pixels() -> None:
+    """A step of an 8-bit pixel is 1/255 of the range; the largest normalised values are a few units."""
+    ring = ReplayRing(256, SIZE, CPU)
+    pixels = (torch.arange(256.0) / 255 - 0.485) / 0.229
+    ring.push(pixels.view(-1, 1, 1, 1))
+    error = (ring.images.float().flatten() - pixels).abs().max().item()
+    assert error < 0.5 / 255 / 0.229
+
+
+@pytest.mark.parametrize("pushed", [0, 3, 5, 12])
+def test_a_ring_goes_on_from_its_state(pushed: int) -> None:
+    before, after = ReplayRing(5, SIZE, CPU), ReplayRing(5, SIZE, CPU)
+    before.push(numbered(*range(pushed)))
+    state = before.state_dict()
+    assert len(state["images"]) == min(pushed, 5)
+    before.push(numbered(100, 101))
+    after.load_state_dict(state)
+    after.push(numbered(100, 101))
+    assert after.seen == before.seen
+    assert torch.equal(after.images[: len(after)], before.images[: len(before)])
+
+
+def test_a_rings_state_is_a_copy() -> None:
+    ring = ReplayRing(2, SIZE, CPU)
+    ring.push(numbered(1, 2))
+    state = ring.state_dict()
+    ring.push(numbered(3, 4))
+    assert state["images"].flatten().tolist() == [1, 2]
+
+
+def test_the_reservoir_keeps_everything_while_it_has_room() -> None:
+    reservoir = Reservoir(10, SIZE, CPU)
+    reservoir.offer(numbered(*range(4)), rng())
+    reservoir.offer(numbered(*range(4, 10)), rng())
+    assert contents(reservoir) == list(range(10))
+
+
+def test_the_reservoir_never_holds_an_image_twice_nor_more_than_it_may() -> None:
+    reservoir, dice = Reservoir(8, SIZE, CPU), rng()
+    for start in range(0, 200, 5):
+        reservoir.offer(numbered(*range(start, start + 5)), dice)
+    assert reservoir.offered == 200
+    assert len(set(contents(reservoir))) == len(reservoir) == 8
+
+
+@pytest.mark.parametrize("batch", [1, 4, 30])
+def test_the_reservoir_is_a_uniform_sample_of_the_whole_run(batch: int) -> None:
+    """Every image is kept equally often, the first as the last, whatever the size of the offers."""
+    offered, capacity, repeats = 30, 6, 400
+    counts, dice = np.zeros(offered), rng(1)
+    for _ in range(repeats):
+        reservoir = Reservoir(capacity, SIZE, CPU)
+        for start in range(0, offered, batch):
+            reservoir.offer(numbered(*range(start, min(start + batch, offered))), dice)
+        counts[contents(reservoir)] += 1
+    assert counts.sum() == capacity * repeats
+    # Without replacement the counts vary less than multinomial ones: the test is on the safe side.
+    assert stats.chisquare(counts).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("offered", [0, 3, 50])
+def test_a_reservoir_goes_on_from_its_state(offered: int) -> None:
+    before, after = Reservoir(5, SIZE, CPU), Reservoir(5, SIZE, CPU)
+    before.offer(numbered(*range(offered)), rng())
+    after.load_state_dict(before.state_dict())
+    for reservoir in (before, after):
+        reservoir.offer(numbered(*range(100, 140)), rng(1))
+    assert after.offered == before.offered
+    assert torch.equal(after.images[: len(after)], before.images[: len(before)])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "input_size", "mebibytes", "expected"),
+    [
+        (20_000, (1, 28, 28), 512, 20_000),
+        (20_000, (3, 224, 224), 512, 512 * 2**20 // (3 * 224 * 224 * 2)),
+        (100, (1, 1024, 512), 1, 1),
+        (100, (3, 4096, 4096), 1, 1),
+    ],
+)
+def test_the_rings_capacity_fits_the_memory_bound(
+    wanted: int, input_size: tuple[int, int, int], mebibytes: int, expected: int
+) -> None:
+    assert ring_capacity(wanted, input_size, mebibytes) == expected

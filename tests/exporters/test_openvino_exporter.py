@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from dfadc.errors import DfadcError, ExportFailed, RequirementMissing, StorageFailed
+from exporters.base import BuildSettings, ExportRequest, ExportResult, Session
+from exporters.derived_onnx import DerivedOnnxExporter
+from exporters.engine_sessions import OpenVinoSession, open_session
+from exporters.openvino_exporter import OpenVinoExporter
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytest.importorskip("openvino", reason="pip install openvino")
+
+
+def convert(source: Path, folder: Path, text: str) -> ExportResult:
+    request = ExportRequest.parse(text)
+    return OpenVinoExporter().export(source, folder / request.file_name, request, BuildSettings())
+
+
+@pytest.mark.parametrize(("text", "tolerance"), [("openvino", 1e-4), ("openvino:fp16", 0.02)])
+def test_a_real_student_runs_on_the_cpu(
+    text: str, tolerance: float, student_onnx: Path, images: np.ndarray, student_logits: np.ndarray, tmp_path: Path
+) -> None:
+    result = convert(student_onnx, tmp_path, text)
+    assert [path.suffix for path in (result.path, *result.extra_files)] == [".xml", ".bin"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [result.extra_files[0].name, result.path.name]
+    ir = result.path.read_text()
+    assert str(tmp_path) not in ir
+    assert "torchvision:mobilenet_v2" in ir
+    with open_session(result.path, threads=1, batch_size=32) as session:
+        assert isinstance(session, OpenVinoSession)
+        assert isinstance(session, Session)
+        assert session.device == "CPU"
+        logits = session.run(images)
+    assert logits.dtype == np.float32
+    assert np.abs(logits - student_logits).max() <= tolerance * np.ptp(student_logits)
+
+
+def test_fp16_weights_take_half_the_room(student_onnx: Path, tmp_path: Path) -> None:
+    single, half = (convert(student_onnx, tmp_path, text) for text in ("openvino", "openvino:fp16"))
+    sizes = [result.extra_files[0].stat().st_size for result in (single, half)]
+    assert sizes[1] == pytest.approx(sizes[0] / 2, rel=0.01)
+
+
+def test_another_precision_is_refused(student_onnx: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportFailed, match="not quantised, and int8 was requested"):
+        convert(student_onnx, tmp_path, "openvino:int8")
+    half = tmp_path / "half.onnx"
+    DerivedOnnxExporter().export(student_onnx, half, ExportRequest.parse("onnx:fp16"), BuildSettings())
+    with pytest.raises(DfadcError, match="fp16 weights, and fp32 was requested"):
+        convert(half, tmp_path, "openvino")
+
+
+def test_damaged_ir_is_a_clear_error(student_onnx: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    result = convert(student_onnx, tmp_path, "openvino")
+    text = result.path.read_text()
+    for content in ("", "hello", text[: len(text) // 2]):
+        result.path.write_text(content)
+        with pytest.raises(DfadcError, match="student"):
+            OpenVinoSession(result.path)
+    result.path.write_text(text)
+    result.extra_files[0].unlink()
+    with pytest.raises(DfadcError, match="an OpenVINO model is two files"):
+        OpenVinoSession(result.path)
+    with pytest.raises(DfadcError, match="cannot read"):
+        OpenVinoSession(tmp_path / "missing.xml")
+    with pytest.raises(DfadcError, match="not an artifact"):
+        open_session(tmp_path / "student.pt")
+    assert capfd.readouterr().err == ""
+
+
+def test_a_missing_device_is_not_replaced(student_onnx: Path, tmp_path: Path) -> None:
+    result = convert(student_onnx, tmp_path, "openvino")
+    with pytest.raises(RequirementMissing, match="no NPU here"):
+        OpenVinoSession(result.path, device_name="NPU")
+
+
+def test_an_unwritable_folder_is_a_storage_error(student_onnx: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageFailed):
+        convert(student_onnx, tmp_path / "file", "openvino")
+
+
+def test_openvino_needs_no_torch(student_onnx: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import numpy as np; from pathlib import Path; from exporters.base import *\n"
+        "from exporters.registry import get_exporter; from exporters.engine_sessions import open_session\n"
+        f"source, target = Path({str(student_onnx)!r}), Path({str(tmp_path / 'student.openvino.xml')!r})\n"
+        "get_exporter('openvino').export(source, target, ExportRequest('openvino'), BuildSettings())\n"
+        "print(open_session(target, threads=1).run(np.zeros((2, 3, 32, 32), np.float32)).shape)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)  # noqa: S603
+    assert (done.stdout.strip(), done.stderr) == ("(2, 10)", "")

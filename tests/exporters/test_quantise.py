@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, numpy_helper
+from torch import nn
+
+from dfadc.errors import DfadcError, ExportFailed
+from dfadc.verification.agreement import compare
+from exporters.base import BuildSettings, ExportRequest, ExportResult
+from exporters.derived_onnx import DerivedOnnxExporter
+from exporters.describe import describe_onnx
+from exporters.engine_sessions import open_session
+from exporters.onnx_exporter import export_onnx
+from exporters.onnx_file import load_onnx
+from exporters.quantise import check_census, quantise
+from exporters.registry import get_exporter
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from dfadc.contract import ImageContract
+
+PORTABLE = ExportRequest.parse("onnx:int8")
+ORT_CPU = ExportRequest.parse("onnx:int8:ort-cpu")
+
+
+def convolution(inputs: int, outputs: int) -> list[nn.Module]:
+    return [nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU6()]
+
+
+@pytest.fixture(scope="module")
+def shallow_onnx(contract: ImageContract, images: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three convolutions: untrained MobileNets are too chaotic to say anything about quantisation."""
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        network = nn.Sequential(
+            *convolution(3, 32), *convolution(32, 64), *convolution(64, 64), nn.Flatten(), nn.Linear(1024, 10)
+        )
+        with torch.no_grad():
+            network.train()(torch.from_numpy(images))
+            network.train()(torch.from_numpy(images))
+    path = tmp_path_factory.mktemp("shallow") / "student.onnx"
+    export_onnx(network, path, contract=contract, metadata={})
+    return path
+
+
+def build(source: Path, target: Path, request: ExportRequest, images: np.ndarray, **settings: object) -> ExportResult:
+    return DerivedOnnxExporter().export(source, target, request, BuildSettings(calibration=images, **settings))  # type: ignore[arg-type]
+
+
+def logits_of(path: Path, images: np.ndarray) -> np.ndarray:
+    with open_session(path, threads=1) as session:
+        return session.run(images)
+
+
+@pytest.mark.parametrize("request_", [PORTABLE, ORT_CPU], ids=str)
+def test_int8_agrees_with_fp32(
+    request_: ExportRequest, shallow_onnx: Path, images: np.ndarray, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    result = build(shallow_onnx, tmp_path / request_.file_name, request_, images)
+    found = compare(logits_of(result.path, images), logits_of(shallow_onnx, images))
+    assert found.agreement >= 0.9
+    assert found.sqnr_db >= 20
+    assert result.effective_precision == "int8"
+    assert any("12 held-out images" in note for note in result.notes)
+    assert 3 * result.size_bytes < shallow_onnx.stat().st_size
+    description = describe_onnx(result.path)
+    assert description["metadata"]["dfadc.precision"] == "int8"
+    assert {key for key in description["metadata"] if not key.startswith("dfadc.")} == set()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_same_images_give_the_same_bytes(shallow_onnx: Path, images: np.ndarray, tmp_path: Path) -> None:
+    first, second = (build(shallow_onnx, tmp_path / name, PORTABLE, images) for name in ("a.onnx", "b.onnx"))
+    assert first.sha256 == second.sha256
+
+
+def test_portable_is_portable_and_the_census_sees_what_is_not(shallow_onnx: Path, images: np.ndarray) -> None:
+    source = load_onnx(shallow_onnx)
+    portable = quantise(source, images, preset="portable", calibrator="minmax").model
+    check_census(portable, "portable")
+    faster = quantise(source, images, preset="ort-cpu", calibrator="minmax").model
+    with pytest.raises(ExportFailed, match="TensorRT does not parse"):
+        check_census(faster, "portable")
+    shifted = onnx.ModelProto()
+    shifted.CopyFrom(portable)
+    zero_point = next(tensor for tensor in shifted.graph.initializer if tensor.name.endswith("_zero_point"))
+    zero_point.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(zero_point) + np.int8(1), zero_point.name))
+    with pytest.raises(ExportFailed, match="zero point other than 0"):
+        check_census(shifted, "portable")
+    with pytest.raises(ExportFailed, match="nothing was quantised"):
+        check_census(source, "portable")
+
+
+def test_auto_takes_the_best_calibrator(shallow_onnx: Path, images: np.ndarray) -> None:
+    source = load_onnx(shallow_onnx)
+    spiked = images.copy()
+    spiked[0, 0, 0, 0] = 3000.0  # min-max stretches its range over one freak pixel
+    results = {name: quantise(source, spiked, calibrator=name) for name in ("minmax", "percentile", "entropy", "auto")}
+    assert results["auto"].held_out == max(
+        (results[name].held_out for name in ("minmax", "percentile", "entropy")), key=lambda a: (a.k, a.sqnr_db)
+    )
+    assert results["auto"].calibrator != "minmax"
+    assert results["auto"].held_out.n == 12
+
+
+def test_kept_nodes_stay_in_float(shallow_onnx: Path, images: np.ndarray, tmp_path: Path) -> None:
+    target = tmp_path / "student.int8.onnx"
+    result = build(shallow_onnx, target, PORTABLE, images, keep_fp32=("0/Conv",), calibrator="minmax")
+    assert result.effective_precision == "int8, 1 nodes in fp32"
+    weights = {tensor.name: tensor.data_type for tensor in onnx.load(target).graph.initializer}
+    assert weights["0.weight"] == TensorProto.FLOAT
+    assert "3.weight" not in weights
+    with pytest.raises(DfadcError, match="no node '0/Cnov'"):
+        build(shallow_onnx, target, PORTABLE, images, keep_fp32=("0/Cnov",))
+
+
+def test_pools_that_calibrate_nothing_are_refused(shallow_onnx: Path, images: np.ndarray, tmp_path: Path) -> None:
+    broken = images.copy()
+    broken[3, 0, 0, 0] = np.nan
+    pools = {
+        "0 calibration images are too few": images[:0],
+        "3 calibration images are too few": images[:3],
+        "into class": np.repeat(images[:1], 20, axis=0),
+        "NaN or infinite": broken,
+    }
+    target = tmp_path / "student.int8.onnx"
+    for message, pool in pools.items():
+        with pytest.raises(DfadcError, match=message) as caught:
+            build(shallow_onnx, target, PORTABLE, pool)
+        assert caught.value.exit_code == 2
+    with pytest.raises(DfadcError, match="needs calibration images"):
+        DerivedOnnxExporter().export(shallow_onnx, target, PORTABLE, BuildSettings())
+    with pytest.raises(DfadcError, match="unknown calibrator 'minmx'") as caught:
+        build(shallow_onnx, target, PORTABLE, images, calibrator="minmx")
+    assert "did you mean minmax" in caught.value.hint
+    assert not target.exists()
+
+
+def test_int8_cannot_be_quantised_again(shallow_onnx: Path, images: np.ndarray, tmp_path: Path) -> None:
+    first = build(shallow_onnx, tmp_path / "first.onnx", PORTABLE, images, calibrator="minmax")
+    with pytest.raises(DfadcError, match="not an fp32 graph"):
+        build(first.path, tmp_path / "second.onnx", PORTABLE, images)
+
+
+@pytest.mark.parametrize("preset", ["portable", "ort-cpu"])
+def test_openvino_runs_what_onnx_runtime_runs(
+    preset: str, shallow_onnx: Path, images: np.ndarray, tmp_path: Path
+) -> None:
+    pytest.importorskip("openvino", reason="pip install openvino")
+    request = ExportRequest.parse(f"openvino:int8:{preset}")
+    assert request.source is not None
+    source = build(shallow_onnx, tmp_path / request.source.file_name, request.source, images, calibrator="minmax")
+    target = tmp_path / request.file_name
+    result = get_exporter("openvino").export(source.path, target, request, BuildSettings())
+    assert result.effective_precision == "int8"
+    assert result.extra_files[0].stat().st_size < 0.4 * shallow_onnx.stat().st_size
+    assert compare(logits_of(target, images), logits_of(source.path, images)).sqnr_db >= 30
+
+
+def test_a_real_mobilenet_becomes_an_int8_engine(student_onnx: Path, images: np.ndarray, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx")
+    source = build(student_onnx, tmp_path / PORTABLE.file_name, PORTABLE, images, calibrator="minmax")
+    request = ExportRequest.parse("tensorrt-rtx:int8")
+    settings = BuildSettings(gpus=("sm86", "sm89", "sm120"))
+    result = get_exporter("tensorrt-rtx").export(source.path, tmp_path / request.file_name, request, settings)
+    assert result.effective_precision == "int8"
+    assert result.parent_sha256 == source.sha256
+    assert any("experimental" in note for note in result.notes)
