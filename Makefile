@@ -22,7 +22,7 @@ help: ## Show this list
 install: $(INSTALLED) ## Virtual environment with dfadc and what its tests need
 
 demo: $(INSTALLED) ## Distil the Fashion-MNIST teacher without data, export, verify (10 minutes on 2 CPU cores)
-	$(BIN)/dfadc distill $(FASHION_MNIST)/teacher.safetensors --student compact_resnet_16 \
+	$(BIN)/dfadc distill $(FASHION_MNIST)/teacher.safetensors --student compact_resnet_20 \
 		--data $(FASHION_MNIST)/test_2000.npz --out $(DEMO) --force
 
 test: check ## Install, then lint, types and tests: what CI runs

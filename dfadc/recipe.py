@@ -129,7 +129,7 @@ class VerifySettings(Settings):
     max_mebibytes: int = Field(64, ge=1, description="bound on the samples' size; num_samples is cut to it")
     gate_source: Literal["generator", "snapshots"] = Field("generator", description="samples that the gate looks at")
     min_agreement: Share | Literal["off"] = Field(
-        0.8, description="lower Wilson bound of student = teacher on the gate's source"
+        0.7, description="lower Wilson bound of student = teacher on the gate's source"
     )
     min_coverage: Share = Field(0.5, description="normalised entropy of the teacher's classes over the samples")
     required: tuple[str, ...] = Field((), description="artifact files that must have run")

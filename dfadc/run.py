@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dfadc.contract import ImageContract
 from dfadc.errors import DfadcError, StorageFailed
-from dfadc.storage import atomic_write_text, write_json
+from dfadc.storage import atomic_write_text, remove_leftovers, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -148,6 +148,11 @@ class RunFolder:
         """Drops lines past ``step``: they are computed again after a resume."""
         kept = [json.dumps(line) for line in self.read_metrics() if line["step"] <= step]
         atomic_write_text(self.metrics, "".join(f"{line}\n" for line in kept))
+
+    def clear_leftovers(self) -> None:
+        """Removes what a killed process was about to write."""
+        for folder in (self.path, self.checkpoints, self.artifacts):
+            remove_leftovers(folder)
 
 
 def open_run(path: Path | str) -> RunFolder:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,9 @@ from dfadc.errors import StorageFailed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+#: ``.NAME.`` and eight random characters, then the suffix of NAME again: how :func:`atomic_write` names temporaries.
+_TEMPORARY = re.compile(r"\..+(\.[A-Za-z0-9]+)\.[a-z0-9_]{8}\1")
 
 
 @contextmanager
@@ -44,6 +48,20 @@ def atomic_write(path: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes the temporary files of :func:`atomic_write` that a killed process left in a folder, not below it.
+
+    Raises:
+        StorageFailed: the folder is not writable.
+    """
+    try:
+        for path in folder.glob(".*"):
+            if _TEMPORARY.fullmatch(path.name) and path.is_file():
+                path.unlink()
+    except OSError as exc:
+        raise StorageFailed(f"cannot clear {folder}: {exc.strerror or exc}") from exc
 
 
 def atomic_write_bytes(path: Path, data: bytes) -> None:

@@ -177,6 +177,7 @@ class Training:
                 f"the checkpoint in {folder.checkpoints} does not fit the run's recipe: {str(exc).splitlines()[0]}",
                 f"{folder.recipe} must be the one that the run began with",
             ) from exc
+        folder.clear_leftovers()
         folder.trim_metrics(self.game.players.step)
         record = folder.record()
         cost = Estimate(**record["estimate"])

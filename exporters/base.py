@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+class PoolUnusable(DfadcError):
+    """The calibration images cannot calibrate anything: there are none, too few, or all of one class."""
+
+
 class Precision(StrEnum):
     """What an artifact computes in. FP32 is the student itself; the others are derived from it."""
 
@@ -164,7 +168,8 @@ class BuildSettings:
         batch: batch sizes of an engine.
         gpus: compute capabilities by name ("sm86"); empty means the backend's default.
         workspace_bytes: most memory a TensorRT tactic may use; None is the backend's default.
-        calibration: (N, C, H, W) float32 images as the network takes them, for INT8; None where there are none.
+        calibration: (N, C, H, W) float32 images as the network takes them: they calibrate INT8 and show fp16 where
+            it overflows; None where there are none.
         calibrator: how INT8 ranges are read off the images: minmax, percentile, entropy, or auto (the best of them).
         keep_fp32: names of ONNX nodes that stay in fp32.
         threads: CPU threads the build may use; 0 lets the backend choose.

@@ -9,10 +9,10 @@ import onnxruntime
 
 from dfadc.errors import DfadcError
 from dfadc.storage import atomic_write_bytes, sha256_file
-from exporters.base import BuildSettings, Capability, ExportRequest, ExportResult, Precision
+from exporters.base import BuildSettings, Capability, ExportRequest, ExportResult, PoolUnusable, Precision
 from exporters.onnx_file import load_onnx, package_versions, to_checked_bytes, with_metadata
 from exporters.precision import convert_to_fp16
-from exporters.quantise import quantise
+from exporters.quantise import KEEP_AUTO, Quantised, quantise
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,7 +35,8 @@ class DerivedOnnxExporter:
         ``settings.calibration`` is what INT8 is calibrated with, and what fp16 looks for overflowing activations with.
 
         Raises:
-            DfadcError: the source is not an fp32 ONNX, or INT8 has nothing to calibrate with.
+            DfadcError: the source is not an fp32 ONNX.
+            PoolUnusable: INT8 has nothing to calibrate with.
             ExportFailed: the conversion failed.
             StorageFailed: the file cannot be written.
         """
@@ -64,12 +65,14 @@ def _derive(
 ) -> tuple[onnx.ModelProto, str, tuple[str, ...]]:
     """The typed graph, what precision it really has, and what to say about it."""
     if request.precision is Precision.FP16:
-        converted = convert_to_fp16(source, images=settings.calibration, keep_fp32=settings.keep_fp32)
+        converted = convert_to_fp16(
+            source, images=settings.calibration, keep_fp32=set(settings.keep_fp32) - {KEEP_AUTO}
+        )
         kept = converted.fp32_nodes
         effective = f"fp16, {len(kept)} nodes in fp32" if kept else "fp16"
         return converted.model, effective, (f"kept in fp32: {', '.join(kept)}",) if kept else ()
     if settings.calibration is None:
-        raise DfadcError(f"{request} needs calibration images", "a finished run has them in calibration.npz")
+        raise PoolUnusable(f"{request} needs calibration images", "a finished run has them in calibration.npz")
     quantised = quantise(
         source,
         settings.calibration,
@@ -77,11 +80,26 @@ def _derive(
         calibrator=settings.calibrator,
         keep_fp32=settings.keep_fp32,
     )
-    held_out = quantised.held_out
-    notes = (
-        f"calibrator {quantised.calibrator}, {len(settings.calibration) - held_out.n} images",
-        f"agreement with fp32 on {held_out.n} held-out images: {held_out.agreement:.3f}",
-        *([f"kept in fp32: {', '.join(settings.keep_fp32)}"] if settings.keep_fp32 else []),
-    )
-    effective = f"int8, {len(settings.keep_fp32)} nodes in fp32" if settings.keep_fp32 else "int8"
-    return quantised.model, effective, notes
+    effective = f"int8, {len(quantised.kept)} nodes in fp32" if quantised.kept else "int8"
+    return quantised.model, effective, _int8_notes(quantised, len(settings.calibration))
+
+
+def _int8_notes(quantised: Quantised, num_images: int) -> tuple[str, ...]:
+    """What a reader of the report should know of a quantised graph."""
+    found = quantised.held_out
+    notes = [
+        f"calibrator {quantised.calibrator}, {num_images - found.n} images",
+        f"agreement with fp32 on {found.n} held-out images: {found.agreement:.3f}, SQNR {found.sqnr_db:.1f} dB",
+    ]
+    if quantised.kept:
+        notes.append(f"kept in fp32: {', '.join(quantised.kept)}")
+    if (before := quantised.all_int8) is not None:
+        notes.append(f"agreement before layers were kept: {before.agreement:.3f}, SQNR {before.sqnr_db:.1f} dB")
+    if quantised.worst:
+        layers = ", ".join(
+            f"{layer.name} ({layer.alone_in_fp32.agreement:.3f}, {layer.alone_in_fp32.sqnr_db:.1f} dB without it)"
+            for layer in quantised.worst
+        )
+        advice = "" if quantised.kept else "; --keep-fp32 auto keeps the fewest in fp32"
+        notes.append(f"agreement fell; the layers that INT8 hurts most: {layers}{advice}")
+    return tuple(notes)

@@ -57,7 +57,7 @@ class OpenVinoSession(ChunkedSession):
         self, path: Path, *, threads: int = 0, device_name: str = "CPU", batch_size: int = DEFAULT_BATCH_SIZE
     ) -> None:
         openvino = import_openvino()
-        _check_ir(path)
+        check_ir(path)
         core = openvino.Core()
         if device_name not in core.available_devices:
             raise RequirementMissing(f"OpenVINO has no {device_name} here", f"available: {core.available_devices}")
@@ -199,7 +199,7 @@ def read_sidecar(engine: Path) -> dict[str, Any]:
     return values
 
 
-def _check_ir(path: Path) -> None:
+def check_ir(path: Path) -> None:
     """OpenVINO tries every reader it has on a file that is not IR, and prints what each one thinks of it."""
     try:
         with path.open("rb") as stream:

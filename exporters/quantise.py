@@ -6,7 +6,7 @@ import io
 import logging
 import tempfile
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +17,13 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 
 from dfadc.errors import DfadcError, ExportFailed, StorageFailed
 from dfadc.verification.agreement import Agreement, compare
-from exporters.base import unknown_value
+from exporters.base import PoolUnusable, unknown_value
 from exporters.onnx_file import INPUT_NAME, OPSET, first_line, opset_of
 from exporters.precision import check_is_fp32
-from exporters.sessions import OnnxRuntimeSession
+from exporters.sensitivity import Layer, has_recovered, in_fp32, logits_of, rank_layers, recover
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
     from numpy.typing import NDArray
 
@@ -34,6 +34,10 @@ CALIBRATORS = {
 }
 #: Tries every calibrator and keeps the one that agrees best with the fp32 graph on the held-out images.
 AUTO = "auto"
+#: In ``keep_fp32``: the fewest layers whose return to fp32 brings the agreement back.
+KEEP_AUTO = "auto"
+#: Layers that a note on fallen agreement names.
+_NUM_NAMED = 3
 #: Every n-th calibration image is held out.
 _HOLD_OUT_EVERY = 4
 _BATCH_SIZE = 16
@@ -67,11 +71,17 @@ class Quantised:
         model: the graph, fp32 at its ends, quantised between QuantizeLinear and DequantizeLinear.
         calibrator: the one that was used.
         held_out: agreement with the fp32 graph on images that calibrated nothing.
+        kept: layers that stayed in fp32.
+        all_int8: the agreement with every layer in INT8, where layers were kept by themselves; else None.
+        worst: where the agreement has fallen, the layers that INT8 hurts most, the worst first.
     """
 
     model: onnx.ModelProto
     calibrator: str
     held_out: Agreement
+    kept: tuple[str, ...] = ()
+    all_int8: Agreement | None = None
+    worst: tuple[Layer, ...] = ()
 
 
 def quantise(
@@ -89,11 +99,11 @@ def quantise(
         images: (N, C, H, W) float32 images as the graph takes them; a quarter is held out to judge the result.
         preset: a key of :data:`PRESETS`.
         calibrator: a key of :data:`CALIBRATORS`, or "auto".
-        keep_fp32: names of nodes that stay in fp32.
+        keep_fp32: names of nodes that stay in fp32; "auto" among them keeps the fewest that bring agreement back.
 
     Raises:
-        DfadcError: preset or calibrator is unknown, the source is not an fp32 graph, or the images are too few, not
-            finite, or all of one class.
+        DfadcError: preset or calibrator is unknown, or the source is not an fp32 graph.
+        PoolUnusable: the images are too few, not finite, or all of one class.
         ExportFailed: the quantiser gives up, or its result is not what the preset promises.
     """
     if preset not in PRESETS:
@@ -101,17 +111,40 @@ def quantise(
     if calibrator not in (AUTO, *CALIBRATORS):
         raise unknown_value("calibrator", calibrator, (AUTO, *CALIBRATORS))
     check_is_fp32(source)
-    excluded = sorted(set(keep_fp32))
-    if unknown := sorted(set(excluded) - {node.name for node in source.graph.node}):
+    named = sorted(set(keep_fp32) - {KEEP_AUTO})
+    if unknown := sorted(set(named) - {node.name for node in source.graph.node}):
         raise DfadcError(f"no node {unknown[0]!r} in the graph to keep in fp32", "dfadc inspect lists the nodes")
     reference = _reference_logits(source, images)
     held_out = np.arange(len(images)) % _HOLD_OUT_EVERY == _HOLD_OUT_EVERY - 1
     candidates = []
     for name in CALIBRATORS if calibrator == AUTO else (calibrator,):
-        model = _quantise_static(source, images[~held_out], PRESETS[preset], CALIBRATORS[name], excluded)
-        check_census(model, preset)
-        candidates.append(Quantised(model, name, compare(_logits(model, images[held_out]), reference[held_out])))
-    return max(candidates, key=lambda candidate: (candidate.held_out.k, candidate.held_out.sqnr_db))
+        model = _quantise_static(source, images[~held_out], PRESETS[preset], CALIBRATORS[name])
+        model = in_fp32(model, source, named)
+        agreement = compare(logits_of(model, images[held_out]), reference[held_out])
+        candidates.append(Quantised(model, name, agreement, tuple(named)))
+    best = max(candidates, key=lambda candidate: (candidate.held_out.k, candidate.held_out.sqnr_db))
+    if not has_recovered(best.held_out):
+        best = _examine(best, source, images[held_out], reference[held_out], recovering=KEEP_AUTO in set(keep_fp32))
+    check_census(best.model, preset)
+    return best
+
+
+def _examine(
+    found: Quantised,
+    source: onnx.ModelProto,
+    images: NDArray[np.float32],
+    reference: NDArray[np.float32],
+    *,
+    recovering: bool,
+) -> Quantised:
+    """Names the layers behind a fallen agreement and, ``recovering``, returns the fewest of them to fp32."""
+    ranking = rank_layers(found.model, source, images, reference)
+    worst = tuple(ranking[:_NUM_NAMED])
+    if not recovering or not ranking:
+        return replace(found, worst=worst)
+    best = recover(found.model, source, images, reference, ranking=ranking)
+    kept = (*found.kept, *best.kept)
+    return Quantised(best.model, found.calibrator, best.agreement, kept, all_int8=found.held_out, worst=worst)
 
 
 def check_census(model: onnx.ModelProto, preset: str) -> None:
@@ -162,7 +195,6 @@ def _quantise_static(
     images: NDArray[np.float32],
     preset: Preset,
     method: CalibrationMethod,
-    excluded: Sequence[str],
 ) -> onnx.ModelProto:
     """Runs ONNX Runtime's quantiser in a folder of its own."""
     copy = onnx.ModelProto()
@@ -179,7 +211,7 @@ def _quantise_static(
                     per_channel=True,
                     activation_type=preset.activations,
                     weight_type=QuantType.QInt8,
-                    nodes_to_exclude=list(excluded),
+                    nodes_to_exclude=_softmax_at_the_end(source),
                     calibrate_method=method,
                     extra_options={**preset.options, "CalibStridedMinMax": 1},
                 )
@@ -200,23 +232,24 @@ def _quantise_static(
 def _reference_logits(source: onnx.ModelProto, images: NDArray[np.float32]) -> NDArray[np.float32]:
     """The fp32 graph's answers to the calibration images, which must be worth calibrating with."""
     if len(images) < _MIN_IMAGES:
-        raise DfadcError(
+        raise PoolUnusable(
             f"{len(images)} calibration images are too few for INT8", f"give {_MIN_IMAGES} or better 512 to 1024"
         )
     if not np.isfinite(images).all():
-        raise DfadcError("the calibration images hold NaN or infinite values", "did training diverge?")
-    logits = _logits(source, images)
+        raise PoolUnusable("the calibration images hold NaN or infinite values", "did training diverge?")
+    logits = logits_of(source, images)
     if len(set(logits.argmax(axis=1).tolist())) < 2:
-        raise DfadcError(
+        raise PoolUnusable(
             f"the network puts all {len(images)} calibration images into class {logits[0].argmax()}",
             "INT8 ranges of one class fit no other; use a pool that covers the classes",
         )
     return logits
 
 
-def _logits(model: onnx.ModelProto, images: NDArray[np.float32]) -> NDArray[np.float32]:
-    with OnnxRuntimeSession(model.SerializeToString(), threads=1) as session:
-        return session.run(images)
+def _softmax_at_the_end(source: onnx.ModelProto) -> list[str]:
+    """Probabilities in 256 steps would lose every class but the likeliest: an embedded softmax stays in fp32."""
+    outputs = {value.name for value in source.graph.output}
+    return [node.name for node in source.graph.node if node.op_type == "Softmax" and outputs.intersection(node.output)]
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from dfadc.cli.main import run
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -44,8 +44,9 @@ def run_command(*arguments: object) -> Outcome:
     return Outcome(code, out.getvalue(), err.getvalue())
 
 
-def start_command(*arguments: object, preamble: str = "") -> subprocess.Popen[str]:
-    """Starts a command in a process of its own.
+@contextlib.contextmanager
+def command_process(*arguments: object, preamble: str = "") -> Iterator[subprocess.Popen[str]]:
+    """A command in a process of its own, which ends with the block at the latest.
 
     Args:
         arguments: of the command.
@@ -54,15 +55,19 @@ def start_command(*arguments: object, preamble: str = "") -> subprocess.Popen[st
     program = f"import sys\n{preamble}\nfrom dfadc.cli.main import main\nmain()"
     command = [sys.executable, "-c", program, *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen(  # noqa: S603 -- our own interpreter
+    with subprocess.Popen(  # noqa: S603 -- our own interpreter
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
-def finish_command(process: subprocess.Popen[str], *, read: str = "") -> Outcome:
-    """Waits for a process; ``read`` is what of its stderr was read already."""
+def finish_command(process: subprocess.Popen[str], *, already_read: str = "") -> Outcome:
+    """Waits for a process; ``already_read`` is what somebody read of its stderr before."""
     out, err = process.communicate(timeout=120)
-    return Outcome(process.returncode, out, read + err)
+    return Outcome(process.returncode, out, already_read + err)
 
 
 def settings(overrides: Mapping[str, Any]) -> list[str]:

@@ -9,14 +9,15 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
+from conftest import QUICK_RECIPE, QUICK_STUDENT
 
 import dfadc
-from conftest import QUICK_RECIPE, QUICK_STUDENT
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from command_line import Outcome
+
     from dfadc.run import RunFolder
 
 ONE_STEP = [f"{path}={value}" for path, value in {**QUICK_RECIPE, "steps": 1, "verify.num_samples": 8}.items()]

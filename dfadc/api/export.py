@@ -2,72 +2,208 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import zipfile
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
+from dfadc.api.kit import write_device_kit
 from dfadc.errors import DfadcError, RequirementMissing
 from dfadc.models.network_file import load_network
 from dfadc.storage import sha256_file
-from exporters.base import BuildSettings, ExportRequest, ExportResult, with_sources
+from dfadc.verification.samples import dequantise, to_pixels
+from exporters.base import (
+    BatchProfile,
+    BuildSettings,
+    ExportRequest,
+    ExportResult,
+    PoolUnusable,
+    Precision,
+    with_sources,
+)
 from exporters.manifest import FILE_NAME, ArtifactRecord, Manifest
 from exporters.onnx_exporter import export_onnx
 from exporters.registry import get_exporter
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
     from dfadc.run import RunFolder
+
+#: The export that is a folder: every typed ONNX of the run, with samples and a check to carry to a device.
+KIT = "kit"
+#: What a run is exported to where nothing is said; an engine only where its backend can build it.
+#: Engines are made in fp16: half the bytes of fp32, and neither calibration nor a search behind them.
+DEFAULT_EXPORTS = ("onnx", "onnx:fp16", "onnx:int8", "openvino:fp16", "tensorrt-rtx:fp16", "tensorrt:fp16")
+
+
+class Skipped(NamedTuple):
+    """A default export that is not made, the reason, and what would change that (empty where nothing can)."""
+
+    export: str
+    reason: str
+    hint: str
+
+
+class ExportPlan(NamedTuple):
+    """What will be exported, sources first; what of the defaults cannot be; whether a device kit follows."""
+
+    requests: tuple[ExportRequest, ...]
+    skipped: tuple[Skipped, ...] = ()
+    kit: bool = False
+
+
+def _ignore(_: object) -> None:
+    """The default observer."""
+
+
+@dataclass(frozen=True)
+class ExportObserver:
+    """Who is told what while artifacts are made.
+
+    Args:
+        on_result: called after each artifact.
+        on_skipped: called for each default export that is not made.
+        on_kit: called with the folder of the device kit.
+    """
+
+    on_result: Callable[[ExportResult], None] = _ignore
+    on_skipped: Callable[[Skipped], None] = _ignore
+    on_kit: Callable[[Path], None] = _ignore
 
 
 def export_student(
     run: RunFolder,
-    exports: Sequence[str] = ("onnx",),
+    exports: Sequence[str] | None = None,
     *,
     embed_normalisation: bool = False,
     embed_softmax: bool = False,
     settings: BuildSettings | None = None,
+    observer: ExportObserver | None = None,
 ) -> list[ExportResult]:
     """Exports the finished student into the run's ``artifacts`` folder and records each artifact in the manifest.
 
     Args:
         run: a finished run.
-        exports: each ``NAME[:PRECISION[:PRESET]]``; what one is made of is exported too.
+        exports: each ``NAME[:PRECISION[:PRESET]]`` or ``kit``; what one is made of is exported too. None makes what
+            :data:`DEFAULT_EXPORTS` lists and tells the observer what of it cannot be made.
         embed_normalisation: artifacts take pixels in [0, 1] and normalise them themselves.
         embed_softmax: artifacts answer probabilities.
-        settings: what a build needs besides, such as calibration images or target GPUs.
+        settings: what a build needs besides, such as target GPUs. Calibration images are those of the run unless given.
+        observer: told about every artifact.
 
     Raises:
-        DfadcError: unknown export (2), missing backend (4), failed export (5), storage (7).
+        DfadcError: unknown export or setting that concerns none of them (2), missing backend (4), failed export (5),
+            storage (7).
     """
     run.require_finished()
-    requests = check_exports(exports)
+    observer = observer or ExportObserver()
+    plan = plan_exports(exports)
+    settings = settings or BuildSettings()
+    _check_settings_matter(settings, plan)
+    settings = _with_calibration(settings, run, plan.requests, pixels=embed_normalisation)
+    for skipped in plan.skipped:
+        observer.on_skipped(skipped)
     manifest = Manifest.read(run.path) if (run.path / FILE_NAME).exists() else Manifest()
     results = []
-    for request in requests:
+    for request in plan.requests:
         target = run.artifacts / request.file_name
-        if request.source is None:
-            embed = {"embed_normalisation": embed_normalisation, "embed_softmax": embed_softmax}
-            result = _export_fp32(run, target, **embed)
-        else:
-            source = run.artifacts / request.source.file_name
-            result = get_exporter(request.name).export(source, target, request, settings or BuildSettings())
+        try:
+            if request.source is None:
+                embed = {"embed_normalisation": embed_normalisation, "embed_softmax": embed_softmax}
+                result = _export_fp32(run, target, **embed)
+            else:
+                source = run.artifacts / request.source.file_name
+                result = get_exporter(request.name).export(source, target, request, settings)
+        except PoolUnusable as exc:
+            if exports is not None:
+                raise
+            observer.on_skipped(Skipped(str(request), exc.message, exc.hint))
+            continue
         manifest = manifest.add(ArtifactRecord.from_result(result, run.path))
         manifest.write(run.path)
         results.append(result)
+        observer.on_result(result)
+    if plan.kit:
+        observer.on_kit(write_device_kit(run, manifest, settings.batch))
     return results
 
 
-def check_exports(exports: Sequence[str]) -> list[ExportRequest]:
-    """What will be exported, in order; every backend that it takes is here.
+def plan_exports(exports: Sequence[str] | None = None) -> ExportPlan:
+    """What will be exported, in order. What a person names must be possible here; of the defaults, what is possible.
 
     Raises:
-        DfadcError: an export is unknown or not part of this version.
-        RequirementMissing: a backend is not installed.
+        DfadcError: an export is unknown.
+        RequirementMissing: the backend of a named export cannot build here.
     """
-    requests = list(with_sources(ExportRequest.parse(export) for export in exports))
-    for request in requests:
-        _require_backend(request)
-    return requests
+    if exports is not None:
+        named = [export for export in exports if export != KIT]
+        # A kit of a run that has more typed files takes them as they are; it needs the fp32 one at least.
+        requests = with_sources(map(ExportRequest.parse, named or ["onnx"]))
+        for request in requests:
+            if (missing := _what_is_missing(request)) is not None:
+                raise RequirementMissing(f"cannot build {request} here: {missing.reason}", missing.hint)
+        return ExportPlan(requests, kit=KIT in exports)
+    wanted = [ExportRequest.parse(export) for export in DEFAULT_EXPORTS]
+    found = [_what_is_missing(request) for request in wanted]
+    possible = [request for request, missing in zip(wanted, found, strict=True) if missing is None]
+    return ExportPlan(with_sources(possible), tuple(missing for missing in found if missing is not None))
+
+
+def _what_is_missing(request: ExportRequest) -> Skipped | None:
+    """Why the backend of ``request`` cannot build here; None where it can."""
+    if request.source is None:  # torch makes the fp32 ONNX
+        return None
+    capability = get_exporter(request.name).capability()
+    return None if capability.can_build else Skipped(str(request), capability.reason, capability.install)
+
+
+def _check_settings_matter(settings: BuildSettings, plan: ExportPlan) -> None:
+    """A setting that would be taken and ignored is an error."""
+    engines = [request for request in plan.requests if request.name.startswith("tensorrt")]
+    derived = _derived_onnx(plan.requests)
+    for name, given, concerned, needs in (
+        ("target GPUs", settings.gpus, engines, "a tensorrt or tensorrt-rtx export"),
+        ("a workspace limit", settings.workspace_bytes is not None, engines, "a tensorrt or tensorrt-rtx export"),
+        ("a batch profile", settings.batch != BatchProfile(), engines or plan.kit, "a tensorrt or tensorrt-rtx export"),
+        ("nodes to keep in fp32", settings.keep_fp32, derived, "an fp16 or int8 export"),
+    ):
+        if given and not concerned:
+            raise DfadcError(f"{name} given, and no export that they concern", f"add {needs}, or leave it out")
+
+
+def _derived_onnx(requests: Sequence[ExportRequest]) -> list[ExportRequest]:
+    """The typed ONNX files that are made of the fp32 one: what looks at images and may keep nodes in fp32."""
+    return [request for request in requests if request.name == "onnx" and request.precision is not Precision.FP32]
+
+
+def _with_calibration(
+    settings: BuildSettings, run: RunFolder, requests: Sequence[ExportRequest], *, pixels: bool
+) -> BuildSettings:
+    """``settings`` with the run's calibration images as the artifacts take them, where an export looks at images."""
+    if settings.calibration is not None or not _derived_onnx(requests):
+        return settings
+    return replace(settings, calibration=_calibration_images(run, pixels=pixels))
+
+
+def _calibration_images(run: RunFolder, *, pixels: bool) -> NDArray[np.float32] | None:
+    """(N, C, H, W) images of ``calibration.npz``: normalised, or pixels in [0, 1]; None where the run kept none."""
+    contract = run.contract()
+    try:
+        with run.calibration.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
+            stored = archive["images"]
+    except FileNotFoundError:
+        return None
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as exc:
+        raise DfadcError(f"cannot read the calibration images in {run.calibration}: {exc}") from exc
+    if stored.ndim != 4 or stored.shape[1:] != contract.input_size:
+        raise DfadcError(f"{run.calibration} holds images of {stored.shape[1:]}, not {contract.input_size}")
+    images = dequantise(stored, contract)
+    return to_pixels(images, contract) if pixels else images
 
 
 def _export_fp32(run: RunFolder, target: Path, *, embed_normalisation: bool, embed_softmax: bool) -> ExportResult:
@@ -87,14 +223,3 @@ def _export_fp32(run: RunFolder, target: Path, *, embed_normalisation: bool, emb
         embed_normalisation=embed_normalisation,
         embed_softmax=embed_softmax,
     )
-
-
-def _require_backend(request: ExportRequest) -> None:
-    if request.source is None:
-        return
-    try:
-        capability = get_exporter(request.name).capability()
-    except ImportError as exc:
-        raise DfadcError(f"export {request} is not part of this version") from exc
-    if not capability.can_build:
-        raise RequirementMissing(f"cannot build {request} here: {capability.reason}", capability.install)

@@ -15,6 +15,7 @@ from dfadc.errors import DfadcError, RequirementMissing
 from dfadc.recipe import Recipe, load_recipe
 from dfadc.storage import atomic_write_text, write_json
 from dfadc.verification.agreement import Accuracy, accuracy
+from dfadc.verification.answers import ask, level
 from dfadc.verification.gate import Thresholds
 from dfadc.verification.report import LabelledAccuracy, Report, build_report, render_markdown
 from dfadc.verification.results import (
@@ -25,21 +26,18 @@ from dfadc.verification.results import (
     verify_student,
 )
 from dfadc.verification.samples import SampleSet
-from exporters.base import ExportRequest
-from exporters.describe import describe_onnx
+from exporters.describe import artifact_metadata
 from exporters.engine_sessions import open_session
 from exporters.manifest import FILE_NAME, ArtifactRecord, Manifest, check_unchanged
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
     from torch import nn
 
     from dfadc.contract import ImageContract
     from dfadc.run import RunFolder
     from dfadc.verification.data import EvaluationData
-    from exporters.base import Session
 
 #: Images that a session is given at once.
 BATCH_SIZE = 64
@@ -85,7 +83,7 @@ def verify_run(run: RunFolder, settings: VerifySettings | None = None) -> Report
     recipe, record = load_recipe(run.recipe), run.record()
     manifest = check_unchanged(run.path) if (run.path / FILE_NAME).exists() else Manifest()
     samples = SampleSet.load(run.samples)
-    thresholds = _thresholds(recipe, settings.min_agreement)
+    thresholds = gate_thresholds(recipe, settings.min_agreement)
     labelled = None if settings.data is None else _load_data(settings.data, samples.contract)
     judge = _Judge(samples, thresholds, labelled)
     report = build_report(
@@ -109,10 +107,12 @@ def verify_file(artifact: Path, samples_path: Path, settings: VerifySettings | N
         DfadcError: a file is missing or damaged, or the artifact does not take these samples.
     """
     settings = settings or VerifySettings()
+    if not artifact.is_file():
+        raise DfadcError(f"there is no artifact {artifact}", "check the path")
     samples = SampleSet.load(samples_path)
-    thresholds = _thresholds(load_recipe("auto"), settings.min_agreement)
+    thresholds = gate_thresholds(load_recipe("auto"), settings.min_agreement)
     labelled = None if settings.data is None else _load_data(settings.data, samples.contract)
-    precision = _form(artifact).get("dfadc.precision", "fp32")
+    precision = artifact_metadata(artifact).get("dfadc.precision", "fp32")
     file = ArtifactFile(artifact.name, precision, artifact.stat().st_size)
     result = _Judge(samples, thresholds, labelled).artifact(file, artifact)
     return build_report(
@@ -137,46 +137,26 @@ class _Judge:
             session = open_session(path, batch_size=BATCH_SIZE)
         except RequirementMissing as exc:
             return artifact_not_run(file, exc.message)
-        form = _form(path)
+        form = artifact_metadata(path)
+        contract = self.samples.contract
         with session:
-            logits = _run(session, self.samples.normalised(), self.samples.contract, form)
+            logits = ask(session.run, self.samples.normalised(), form=form, contract=contract)
             if logits.shape != self.samples.teacher_logits.shape:
                 raise DfadcError(
-                    f"{path} answers {logits.shape[1:]}, the samples have {self.samples.contract.num_classes} classes",
+                    f"{path} answers {logits.shape[1:]}, the samples have {contract.num_classes} classes",
                     "verify it with the samples of its own run",
                 )
+            logits = level(logits, self.samples.student_logits, form=form)
             measured = None
             if self.data is not None:
-                answers = [_run(session, b, self.samples.contract, form) for b in self.data.batches(BATCH_SIZE)]
+                batches = self.data.batches(BATCH_SIZE)
+                answers = [ask(session.run, batch, form=form, contract=contract) for batch in batches]
                 measured = accuracy(np.concatenate(answers), self.data.labels)
         return verify_artifact(file, logits, samples=self.samples, thresholds=self.thresholds, accuracy=measured)
 
 
-def _form(path: Path) -> dict[str, str]:
-    """What the artifact takes and answers: its own metadata, or that of the fp32 ONNX beside it that it was made of."""
-    source = path if path.suffix == ".onnx" else path.with_name(ExportRequest("onnx").file_name)
-    form: dict[str, str] = describe_onnx(source)["metadata"] if source.exists() else {}
-    return form
-
-
-def _run(
-    session: Session, images: NDArray[np.float32], contract: ImageContract, form: dict[str, str]
-) -> NDArray[np.float32]:
-    """Logits of an artifact that may have normalisation or softmax inside."""
-    if form.get("dfadc.input", "").startswith("pixels"):
-        if contract.mean is None or contract.std is None:
-            raise DfadcError("the artifact takes pixels, and the samples have no mean and std")
-        per_channel = (1, -1, 1, 1)
-        std = np.array(contract.std, np.float32).reshape(per_channel)
-        images = images * std + np.array(contract.mean, np.float32).reshape(per_channel)
-    answers = session.run(images)
-    if form.get("dfadc.output") == "probabilities":
-        # Up to a constant for each image, which changes neither argmax nor softmax.
-        answers = np.log(np.maximum(answers, np.finfo(np.float32).tiny))
-    return answers
-
-
-def _thresholds(recipe: Recipe, min_agreement: float | None) -> Thresholds:
+def gate_thresholds(recipe: Recipe, min_agreement: float | None = None) -> Thresholds:
+    """The gates of a recipe; ``min_agreement`` takes the place of its ``verify.min_agreement``."""
     verify = recipe.verify
     wanted = verify.min_agreement if min_agreement is None else min_agreement
     return Thresholds(

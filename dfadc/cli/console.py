@@ -18,6 +18,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from dfadc.api.distil import Observer
     from dfadc.training import Plan, Reading
+    from exporters.base import ProgressCallback
 
 #: Seconds between progress lines where stderr is not a terminal.
 PLAIN_INTERVAL = 10.0
@@ -123,6 +124,24 @@ def reading_line(reading: Reading) -> str:
         f"loss {reading.student_loss:.3f}  class entropy {reading.class_entropy:.2f}  "
         f"agreement {reading.agreement:6.1%}  {reading.images_per_second:,.0f} images/s  {minutes}:{seconds:02d} left"
     )
+
+
+@contextmanager
+def build_progress(*, quiet: bool = False) -> Iterator[ProgressCallback | None]:
+    """A bar on a terminal's stderr for the phases of an engine's builder; None elsewhere. Ctrl-C cancels the build."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn  # noqa: PLC0415
+
+    columns = (TextColumn("building"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=None, visible=False)
+
+        def show(phase: str, done: int, steps: int) -> None:
+            progress.update(task, description=escape(phase), completed=done, total=steps or None, visible=True)
+
+        yield show
 
 
 class _PlainProgress:

@@ -10,6 +10,7 @@ import typer
 
 from dfadc.cli import options
 from dfadc.cli.console import plan_dict, plan_lines, print_json, print_report, say, terminal_observer
+from dfadc.cli.export import run_exports
 from dfadc.errors import DfadcError
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from dfadc.run import RunFolder
 
 _RUN = "Run"
-#: What a run is exported to where nothing is said.
-DEFAULT_EXPORTS = ["onnx"]
 #: What may be said beside --resume; the rest was decided when the run began.
 _GOES_WITH_RESUME = {
     "teacher",
@@ -59,9 +58,7 @@ def distill(  # noqa: PLR0913, PLR0917 -- the signature is the command line
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.", rich_help_panel=_RUN)] = "auto",
     seed: Annotated[int | None, typer.Option(help="Seed of every random draw.", rich_help_panel=_RUN)] = None,
-    export: Annotated[
-        list[str] | None, typer.Option("--export", "-e", help="NAME[:PRECISION[:PRESET]] (repeatable).")
-    ] = None,
+    export: options.Exports = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; by default runs/TEACHER-STUDENT.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with an interrupted run.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a run that is there.")] = False,
@@ -80,11 +77,10 @@ def distill(  # noqa: PLR0913, PLR0917 -- the signature is the command line
     verbose: options.Verbose = False,
 ) -> None:
     """Distil TEACHER into a small student without data, export it and verify it."""
-    exports = export or DEFAULT_EXPORTS
     wanted = _Verification(data, min_agreement, require or [], trust_teacher, as_json, verbose)
     if resume is not None:
         _refuse_beside_resume(context)
-        run = _resume(resume, teacher, exports, wanted, quiet=quiet)
+        run = _resume(resume, teacher, export, wanted, quiet=quiet)
     elif teacher is None:
         raise DfadcError("no teacher given", "dfadc distill teacher.pt --student mobilenetv2")
     else:
@@ -104,13 +100,13 @@ def distill(  # noqa: PLR0913, PLR0917 -- the signature is the command line
 
         resolved = load_recipe(recipe, [*(assign or []), *given])
         loaded = _load(teacher, teacher_arch, fields, trust=trust_teacher, quiet=quiet)
-        _check_what_follows(exports, data, loaded.contract)
+        _check_what_follows(export, data, loaded.contract)
         job = _Job(loaded, student, resolved, device, minutes)
         if dry_run:
             _show_plan(job, as_json=as_json)
             return
         run = _start(job, out or _default_out(loaded.path, student), force=force, quiet=quiet)
-    _finish(run, exports, wanted, quiet=quiet)
+    _finish(run, export, wanted, quiet=quiet)
 
 
 class _Job(NamedTuple):
@@ -182,7 +178,9 @@ def _refuse_beside_resume(context: typer.Context) -> None:
         )
 
 
-def _resume(path: Path, teacher: Path | None, exports: list[str], wanted: _Verification, *, quiet: bool) -> RunFolder:
+def _resume(
+    path: Path, teacher: Path | None, exports: list[str] | None, wanted: _Verification, *, quiet: bool
+) -> RunFolder:
     from dfadc.api.distil import resume_distillation  # noqa: PLC0415
     from dfadc.run import open_run  # noqa: PLC0415
 
@@ -192,12 +190,12 @@ def _resume(path: Path, teacher: Path | None, exports: list[str], wanted: _Verif
         return resume_distillation(run, teacher, trust=wanted.trust_teacher, observer=observer)
 
 
-def _check_what_follows(exports: list[str], data: Path | None, contract: ImageContract) -> None:
+def _check_what_follows(exports: list[str] | None, data: Path | None, contract: ImageContract) -> None:
     """What would fail after the training fails before it."""
-    from dfadc.api.export import check_exports  # noqa: PLC0415
+    from dfadc.api.export import plan_exports  # noqa: PLC0415
     from dfadc.api.verify import check_data  # noqa: PLC0415
 
-    check_exports(exports)
+    plan_exports(exports)
     if data is not None:
         check_data(data, contract)
 
@@ -217,12 +215,10 @@ def _default_out(teacher: Path, student: str) -> Path:
     return Path("runs") / f"{teacher.stem}-{re.sub('[^A-Za-z0-9_.]+', '-', student)}"
 
 
-def _finish(run: RunFolder, exports: list[str], wanted: _Verification, *, quiet: bool) -> None:
-    from dfadc.api.export import export_student  # noqa: PLC0415
+def _finish(run: RunFolder, exports: list[str] | None, wanted: _Verification, *, quiet: bool) -> None:
     from dfadc.api.verify import VerifySettings, verify_run  # noqa: PLC0415
 
-    for result in export_student(run, exports):
-        say(f"exported {result.path} ({result.size_bytes / 1e6:.2f} MB, {result.effective_precision})", quiet=quiet)
+    run_exports(run, exports, quiet=quiet)
     settings = VerifySettings(
         data=wanted.data,
         min_agreement=wanted.min_agreement,

@@ -2,35 +2,105 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dfadc.cli import options  # noqa: TC001 -- typer reads annotations at run time
-from dfadc.cli.console import print_json, print_table
+from dfadc.cli import options
+from dfadc.cli.console import build_progress, print_json, print_table, say
+
+if TYPE_CHECKING:
+    from dfadc.api.export import Skipped
+    from dfadc.run import RunFolder
+    from exporters.base import BuildSettings, ExportResult
+
+_ENGINES = "Engines"
 
 
-def export(
+def export(  # noqa: PLR0913, PLR0917 -- the signature is the command line
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
-    exports: Annotated[
-        list[str] | None, typer.Option("--export", "-e", help="NAME[:PRECISION[:PRESET]] (repeatable).")
-    ] = None,
+    exports: options.Exports = None,
     embed_normalisation: Annotated[
         bool, typer.Option("--embed-normalisation", help="Artifacts take pixels in [0,1].")
     ] = False,
     embed_softmax: Annotated[bool, typer.Option("--embed-softmax", help="Artifacts answer probabilities.")] = False,
+    keep_fp32: Annotated[
+        list[str] | None,
+        typer.Option(help="ONNX node that stays in fp32 (repeatable); auto: the fewest that restore INT8's agreement."),
+    ] = None,
+    gpu: Annotated[
+        str | None, typer.Option(help="Target GPUs of tensorrt-rtx, e.g. sm86,sm89.", rich_help_panel=_ENGINES)
+    ] = None,
+    batch: Annotated[
+        str | None,
+        typer.Option(help="Batch sizes of an engine: LOWEST,OPTIMUM,HIGHEST or HIGHEST.", rich_help_panel=_ENGINES),
+    ] = None,
+    workspace: Annotated[
+        int | None, typer.Option(min=1, help="Most MiB a TensorRT tactic may use.", rich_help_panel=_ENGINES)
+    ] = None,
     as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Export the finished student of RUN."""
-    from dfadc.api.export import export_student  # noqa: PLC0415 -- keeps `--help` light
-    from dfadc.run import open_run  # noqa: PLC0415
+    from dfadc.run import open_run  # noqa: PLC0415 -- keeps `--help` light
+    from exporters.base import BatchProfile, BuildSettings  # noqa: PLC0415
 
-    results = export_student(
-        open_run(run), exports or ["onnx"], embed_normalisation=embed_normalisation, embed_softmax=embed_softmax
+    settings = BuildSettings(
+        batch=BatchProfile() if batch is None else BatchProfile(*options.parse_batch(batch)),
+        gpus=() if gpu is None else tuple(name.strip().lower() for name in gpu.split(",")),
+        workspace_bytes=None if workspace is None else workspace * 2**20,
+        keep_fp32=tuple(keep_fp32 or ()),
     )
+    embed = (embed_normalisation, embed_softmax)
+    results = run_exports(open_run(run), exports, settings=settings, embed=embed, quiet=quiet)
     if as_json:
-        print_json({r.path.name: {"sha256": r.sha256, "size_bytes": r.size_bytes} for r in results})
+        print_json({result.path.name: _facts(result) for result in results})
         return
     rows = [(r.path.name, r.effective_precision, f"{r.size_bytes / 1e6:.2f} MB", r.sha256[:12]) for r in results]
     print_table(("artifact", "precision", "size", "sha256"), rows)
+
+
+def run_exports(
+    run: RunFolder,
+    exports: list[str] | None,
+    *,
+    settings: BuildSettings | None = None,
+    embed: tuple[bool, bool] = (False, False),
+    quiet: bool = False,
+) -> list[ExportResult]:
+    """Exports and says on stderr what was made and what was not; ``embed``: normalisation, softmax."""
+    from dfadc.api.export import ExportObserver, export_student  # noqa: PLC0415 -- keeps `--help` light
+    from exporters.base import BuildSettings  # noqa: PLC0415
+
+    def say_result(result: ExportResult) -> None:
+        say(f"exported {result.path} ({result.size_bytes / 1e6:.2f} MB, {result.effective_precision})", quiet=quiet)
+
+    def say_skipped(skipped: Skipped) -> None:
+        hint = f" ({skipped.hint})" if skipped.hint else ""
+        say(f"not exported: {skipped.export}: {skipped.reason}{hint}", quiet=quiet)
+
+    def say_kit(folder: Path) -> None:
+        say(f"device kit {folder}: carry it to the device and run ./build.sh and check.py there", quiet=quiet)
+
+    with build_progress(quiet=quiet) as on_progress:
+        return export_student(
+            run,
+            exports,
+            embed_normalisation=embed[0],
+            embed_softmax=embed[1],
+            settings=replace(settings or BuildSettings(), on_progress=on_progress),
+            observer=ExportObserver(on_result=say_result, on_skipped=say_skipped, on_kit=say_kit),
+        )
+
+
+def _facts(result: ExportResult) -> dict[str, object]:
+    """An artifact as plain JSON values."""
+    return {
+        "sha256": result.sha256,
+        "size_bytes": result.size_bytes,
+        "precision": result.effective_precision,
+        "targets": list(result.targets),
+        "notes": list(result.notes),
+    }

@@ -1,11 +1,11 @@
-"""`dfadc inspect`: what a teacher file is, without running code from it."""
+"""`dfadc inspect`: what a teacher file or an artifact is, without running code from it."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,8 +16,12 @@ if TYPE_CHECKING:
     from dfadc.models.inspection import TeacherReport
 
 
+#: Suffixes of what `dfadc export` writes.
+_ARTIFACTS = (".onnx", ".xml", ".engine")
+
+
 def inspect(
-    file: Annotated[Path, typer.Argument(help="Teacher file.")],
+    file: Annotated[Path, typer.Argument(help="Teacher file, or an artifact: .onnx, .xml (OpenVINO) or .engine.")],
     teacher_arch: options.TeacherArchitecture = None,
     input_size: options.InputSize = None,
     mean: options.Mean = None,
@@ -25,7 +29,10 @@ def inspect(
     num_classes: options.NumClasses = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Show what FILE is: kind, safety, architecture, layers, norm layers, parameters, FLOPs and contract."""
+    """Show what FILE is: a teacher's kind, layers and contract, or an artifact's inputs, dtypes and operators."""
+    if file.suffix in _ARTIFACTS:
+        _inspect_artifact(file, as_json=as_json)
+        return
     from dfadc.models.inspection import inspect_teacher  # noqa: PLC0415 -- keeps `--help` light
 
     fields = options.contract_fields(input_size, mean, std, num_classes)
@@ -34,6 +41,40 @@ def inspect(
         print_json(found.to_dict())
     else:
         print_table(("property", "value"), list(_rows(found)))
+
+
+def _inspect_artifact(file: Path, *, as_json: bool) -> None:
+    from exporters.describe import describe_artifact  # noqa: PLC0415 -- keeps `--help` light
+
+    found = describe_artifact(file)
+    if as_json:
+        print_json(found)
+    else:
+        print_table(("property", "value"), list(_artifact_rows(found)))
+
+
+def _artifact_rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """One row a property; each input, output and piece of metadata has its own."""
+    for name, value in found.items():
+        if name in ("inputs", "outputs"):
+            for tensor in value:
+                shape = " x ".join(map(str, tensor["shape"]))
+                yield name.removesuffix("s"), f"{tensor['name']}: {tensor['dtype']} {shape}"
+        elif name == "metadata":
+            yield from ((key, str(entry)) for key, entry in value.items())
+        elif isinstance(value, dict):
+            counts = (
+                f"{key} {count:,}" if isinstance(count, int) else f"{key} {count}" for key, count in value.items()
+            )
+            yield name, ", ".join(counts) or "none"
+        elif isinstance(value, list):
+            yield name, ", ".join(map(str, value)) or "any"
+        else:
+            yield name, _number(value)
+
+
+def _number(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _rows(found: TeacherReport) -> Iterator[tuple[str, str]]:

@@ -9,7 +9,9 @@ from typing import Annotated
 import typer
 
 from dfadc import __version__
+from dfadc.cli.bench import bench
 from dfadc.cli.distill import distill
+from dfadc.cli.doctor import doctor
 from dfadc.cli.export import export
 from dfadc.cli.inspect import inspect
 from dfadc.cli.recipe import recipe_app
@@ -26,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (distill, export, verify, inspect, students, report):
+for command in (distill, export, verify, inspect, students, report, bench, doctor):
     app.command()(command)
 app.add_typer(recipe_app, name="recipe")
 

@@ -48,6 +48,17 @@ Verbose = Annotated[
 ]
 
 
+Exports = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--export",
+        "-e",
+        help="NAME[:PRECISION[:PRESET]] or kit (repeatable); by default ONNX in fp32, fp16 and INT8, and every engine "
+        "whose backend is installed.",
+    ),
+]
+
+
 def contract_fields(
     input_size: str | None, mean: str | None, std: str | None, num_classes: int | None
 ) -> ContractFields:
@@ -70,13 +81,26 @@ def parse_input_size(text: str) -> tuple[int, int, int]:
     """`3x32x32` -> (3, 32, 32).
 
     Raises:
-        DfadcError: it is not three whole numbers.
+        DfadcError: it is not three whole numbers above 0.
     """
     parts = text.lower().replace(",", "x").split("x")
-    if len(parts) != 3 or not all(part.strip().isdigit() for part in parts):
+    if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
         raise DfadcError(f"--input-size {text!r} is not CxHxW", "e.g. --input-size 3x32x32")
     channels, height, width = map(int, parts)
     return channels, height, width
+
+
+def parse_batch(text: str) -> tuple[int, int, int]:
+    """`8` -> (1, 8, 8), at most 8 images; `1,4,16` -> (1, 4, 16): lowest, optimum, highest.
+
+    Raises:
+        DfadcError: it is neither one whole number nor three.
+    """
+    parts = text.split(",")
+    if len(parts) not in {1, 3} or not all(part.strip().isdigit() for part in parts):
+        raise DfadcError(f"--batch {text!r} is not LOWEST,OPTIMUM,HIGHEST", "e.g. --batch 1,8,64, or --batch 64")
+    numbers = [int(part) for part in parts]
+    return (1, numbers[0], numbers[0]) if len(numbers) == 1 else (numbers[0], numbers[1], numbers[2])
 
 
 def _parse_floats(flag: str, text: str) -> tuple[float, ...]:

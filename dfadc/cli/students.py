@@ -11,6 +11,7 @@ from dfadc.cli.console import print_json, print_table
 
 
 def students(
+    names: Annotated[list[str] | None, typer.Argument(help="Which ones; by default all with a fixed name.")] = None,
     input_size: Annotated[str, typer.Option("--input-size", help="CxHxW.")] = "3x32x32",
     num_classes: Annotated[int, typer.Option(min=2, help="Length of the logits.")] = 10,
     as_json: options.AsJson = False,
@@ -20,7 +21,7 @@ def students(
     from dfadc.models.students import list_students  # noqa: PLC0415
 
     contract = ImageContract(input_size=options.parse_input_size(input_size), num_classes=num_classes)
-    listed = list_students(contract)
+    listed = list_students(contract, names or ())
     if as_json:
         print_json(
             [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,12 +49,18 @@ def load_checkpoint(folder: Path) -> dict[str, Any]:
         if not path.exists():
             continue
         try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, OSError, EOFError, ValueError, LookupError, pickle.UnpicklingError) as exc:
-            # The reader checks little of a damaged pickle before it follows it: hence the last three.
+            return _read(path)
+        except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as exc:
             reason = (str(exc).splitlines() or ["the file ends early"])[0]
             problems.append(f"{name}: {reason}")
-        else:
-            return state
     found = "; ".join(problems) or "it holds no checkpoint yet"
     raise DfadcError(f"cannot resume from {folder}: {found}", "start again with --force")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    # torch does not look at the archive's checksums: a damaged byte would pass for a weight.
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise zipfile.BadZipFile(f"{damaged} in it is damaged")
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state

@@ -87,9 +87,7 @@ def _compile(game: Game, eager: Estimate, *, forced: bool) -> Estimate:
         if forced:
             raise DfadcError(reason, "pass --no-compile") from exc
         return replace(eager, compile_reason=reason)
-    reason = (
-        f"measured {seconds:.3f} s a step compiled (warm-up {warm_up:.0f} s), {eager.seconds_per_step:.3f} s eager"
-    )
+    reason = f"measured {seconds:.3f} s a step compiled (warm-up {warm_up:.0f} s), {eager.seconds_per_step:.3f} s eager"
     if forced:
         return replace(eager, seconds_per_step=seconds, compiled=True, compile_reason=f"as asked; {reason}")
     if seconds >= eager.seconds_per_step:

@@ -34,6 +34,9 @@ def fit_recipe(recipe: Recipe, contract: ImageContract, num_batch_norms: int) ->
         notes.append("the teacher has no batch-norm statistics: prior.batch_norm is off")
     elif recipe.prior.batch_norm > 0:
         notes.append(f"the teacher has {num_batch_norms} batch-norm layers: their statistics guide the generator")
+    if recipe.generator.output == "pixels" and not contract.has_pixels and recipe.adapt:
+        changes["generator.output"] = "standardised"
+        notes.append("mean and std are unknown: the generator's images are standardised instead of bounded to pixels")
     if recipe.student.l1 == 0 and recipe.student.kl == 0:
         raise DfadcError("student.l1 and student.kl are both 0: the student would learn nothing", "set one above 0")
     if recipe.augmentation.shift >= min(contract.input_size[1:]):

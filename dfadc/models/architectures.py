@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 #: Names as the field writes them -> names as torchvision does.
 ALIASES = {"mobilenetv2": "mobilenet_v2", "mobilenetv3": "mobilenet_v3_large", "shufflenetv2": "shufflenet_v2_x1_0"}
 
+#: With their pretrained weights torchvision builds these to turn ImageNet's normalisation into mean and std 0.5; ours
+#: are built without that step, so their images are normalised with 0.5 right away.
+RENORMALISING = ("googlenet", "inception_v3")
+
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
@@ -132,12 +136,16 @@ def documented_contract(name: str) -> ContractFields:
         transforms = default.transforms()
         crop = getattr(transforms, "crop_size", None) or getattr(transforms, "resize_size", None)
         side = None if not crop else int(crop[0])
+        mean = tuple(float(value) for value in transforms.mean)
+        std = tuple(float(value) for value in transforms.std)
+        if resolved.name in RENORMALISING:
+            mean = std = (0.5, 0.5, 0.5)
         categories = tuple(str(category) for category in default.meta["categories"])
         return ContractFields(
             input_size=None if side is None else (3, side, side),
             num_classes=len(categories),
-            mean=tuple(float(value) for value in transforms.mean),
-            std=tuple(float(value) for value in transforms.std),
+            mean=mean,
+            std=std,
             # Some of torchvision's lists repeat a name, which is no harm.
             class_names=categories,
         )

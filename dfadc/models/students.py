@@ -25,6 +25,7 @@ from dfadc.models.stems import SMALL_SIDE, Stem, parse_stem
 from dfadc.models.teacher_file import read_state_dict
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from dfadc.contract import ImageContract
@@ -96,10 +97,20 @@ def build_student(name: str, contract: ImageContract, *, stem: str = "auto", wei
     return Student(built.module.train(), built.name, built.stem, count_parameters(built.module), tuple(notes))
 
 
-def list_students(contract: ImageContract) -> list[StudentRow]:
-    """Every student with a fixed name at this input size, ours first; one that does not fit carries the reason."""
-    names = [*NETWORKS, *(f"torchvision:{name}" for name in torchvision_classifiers())]
-    return [_describe(name, contract) for name in names]
+def list_students(contract: ImageContract, names: Sequence[str] = ()) -> list[StudentRow]:
+    """Students at this input size; one that does not fit carries the reason.
+
+    Args:
+        contract: input size and number of classes.
+        names: which ones; by default every student with a fixed name, ours first.
+
+    Raises:
+        DfadcError: one of ``names`` is unknown.
+    """
+    for name in names:
+        resolve_architecture(name)
+    fixed = [*NETWORKS, *(f"torchvision:{name}" for name in torchvision_classifiers())]
+    return [_describe(name, contract) for name in names or fixed]
 
 
 def check_fits(built: Architecture, contract: ImageContract) -> int:

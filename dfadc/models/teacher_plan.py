@@ -165,10 +165,14 @@ def _identify(
     if match is not None:
         return _Identity(match.architecture, match.stem, match.channels, match.num_classes)
     # It does not fit: the strict load will say why, and wants as much of the contract as the weights tell.
-    canonical = resolve_architecture(named).canonical
+    resolved = resolve_architecture(named)
     reference = reference_network(named, stem=stem or "default", input_size=input_size)
     channels, num_classes = read_shapes(reference, contents.state_dict)
-    return _Identity(canonical, stem or "default", channels, num_classes)
+    if num_classes is None and resolved.library != "factory":
+        # Not even the last layer is there: asking for the number of classes would lead nowhere.
+        weights = drop_auxiliary(resolved.canonical, contents.state_dict)
+        load_strictly_(reference, weights, architecture=resolved.canonical, source=str(contents.path))
+    return _Identity(resolved.canonical, stem or "default", channels, num_classes)
 
 
 def _identify_module(module: nn.Module, architecture: str | None, input_size: tuple[int, int, int] | None) -> _Identity:

@@ -186,6 +186,17 @@ def dequantise(stored: StoredImages, contract: ImageContract) -> npt.NDArray[np.
     return np.asarray((pixels - _per_channel(contract.mean)) / _per_channel(contract.std), np.float32)
 
 
+def to_pixels(images: npt.NDArray[np.float32], contract: ImageContract) -> npt.NDArray[np.float32]:
+    """Normalised images (N, C, H, W) as pixels in [0, 1], for artifacts that normalise themselves.
+
+    Raises:
+        DfadcError: the contract has no mean and std.
+    """
+    if contract.mean is None or contract.std is None:
+        raise DfadcError("the artifact takes pixels, and mean and std are unknown", "pass --mean and --std")
+    return np.asarray(images * _per_channel(contract.std) + _per_channel(contract.mean), np.float32)
+
+
 def max_samples(contract: ImageContract, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> int:
     """How many samples fit into a file of ``limit_bytes``: image, source and two rows of float32 logits each."""
     values = int(np.prod(contract.input_size))

@@ -189,13 +189,13 @@ def measure_accuracy(module: nn.Module, test: Split) -> float:
     return (torch.cat(predictions) == test.labels).double().mean().item()
 
 
-def write_evaluation_images(test: Split, path: Path) -> None:
-    """Writes the first 2,000 test images (N, 1, 28, 28) uint8 with their labels, for evaluation only."""
+def write_evaluation_images(test: Split, path: Path, *, count: int = NUM_EVALUATION_IMAGES) -> None:
+    """Writes the first ``count`` test images (N, 1, 28, 28) uint8 with their labels, for evaluation only."""
     with atomic_write(path) as temporary:
         np.savez_compressed(
             temporary,
-            images=test.images[:NUM_EVALUATION_IMAGES, None].numpy(),
-            labels=test.labels[:NUM_EVALUATION_IMAGES].numpy(),
+            images=test.images[:count, None].numpy(),
+            labels=test.labels[:count].numpy(),
         )
 
 

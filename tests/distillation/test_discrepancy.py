@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -12,9 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special
-from torch import Tensor
 
-from dfadc.distillation.discrepancy import DISCREPANCIES, kl, l1, log_l1
+from dfadc.distillation.discrepancy import DISCREPANCIES, Discrepancy, kl, l1, log_l1
 
 Logits = npt.NDArray[np.float64]
 #: Temperatures below 1 sharpen, above 1 soften; 20 is what pool methods use.
@@ -34,7 +32,8 @@ def draw(shape: tuple[int, ...], seed: int, scale: float = 4.0) -> Logits:
 def numpy_kl(student: Logits, teacher: Logits, temperature: float) -> float:
     """T² · mean over samples and pixels of Σ_k p_t (log p_t - log p_s), each pixel on its own."""
     student, teacher = (np.moveaxis(x, 1, -1).reshape(-1, x.shape[1]) / temperature for x in (student, teacher))
-    rows = [special.rel_entr(special.softmax(t), special.softmax(s)).sum() for s, t in zip(student, teacher, strict=True)]
+    pairs = zip(student, teacher, strict=True)
+    rows = [special.rel_entr(special.softmax(t), special.softmax(s)).sum() for s, t in pairs]
     return float(np.mean(rows)) * temperature**2
 
 
@@ -79,15 +78,19 @@ def test_kl_gradient_keeps_its_scale_over_temperatures() -> None:
 
 
 @settings(deadline=None, max_examples=40)
-@given(shape=shapes, seeds=st.tuples(st.integers(0, 999), st.integers(0, 999)), scale=st.sampled_from([0.01, 1.0, 30.0]))
+@given(
+    shape=shapes, seeds=st.tuples(st.integers(0, 999), st.integers(0, 999)), scale=st.sampled_from([0.01, 1.0, 30.0])
+)
 def test_discrepancies_are_zero_for_equals_and_never_negative(
     shape: tuple[int, ...], seeds: tuple[int, int], scale: float
 ) -> None:
     student, teacher = (torch.from_numpy(draw(shape, seed, scale)).float() for seed in seeds)
-    for discrepancy in (*DISCREPANCIES.values(), partial(kl, temperature=20.0)):
+    discrepancies: list[Discrepancy] = [*DISCREPANCIES.values(), partial(kl, temperature=20.0)]
+    for discrepancy in discrepancies:
         distance = discrepancy(student, teacher).item()
         assert np.isfinite(distance)
-        assert distance >= -1e-6
+        # Rounding, times the T² of 400.
+        assert distance >= -1e-4
         assert discrepancy(teacher, teacher.clone()).item() == pytest.approx(0.0, abs=1e-7)
 
 
@@ -117,7 +120,7 @@ def test_kl_of_extreme_logits_is_finite_with_a_finite_gradient() -> None:
 
 
 @pytest.mark.parametrize("discrepancy", DISCREPANCIES.values())
-def test_a_discrepancy_gives_gradients_to_both_players(discrepancy: Callable[[Tensor, Tensor], Tensor]) -> None:
+def test_a_discrepancy_gives_gradients_to_both_players(discrepancy: Discrepancy) -> None:
     """The generator climbs through student and teacher alike."""
     student, teacher = (torch.from_numpy(draw((4, 5), seed)).float().requires_grad_() for seed in (10, 11))
     gradients = torch.autograd.grad(discrepancy(student, teacher), (student, teacher))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy import special
 from torch import Tensor, nn
 
-from dfadc.distillation.priors import BatchNormMatching, class_balance, one_hot, total_variation
+from dfadc.distillation.priors import BatchNormMatching, BatchStatistics, class_balance, one_hot, total_variation
 
 Array = npt.NDArray[np.float64]
 SHAPES = ((9, 6), (2, 3), (3, 4, 5, 2))
@@ -181,6 +181,49 @@ def test_batch_norm_matching_sums_half_precision_activations_in_fp32() -> None:
     exact = images.double().numpy()
     expected = np.linalg.norm(exact.mean(axis=(0, 2, 3))) + np.linalg.norm(exact.var(axis=(0, 2, 3)) - 1)
     assert measured.item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(7, 3), (5, 3, 4, 6), (4, 2, 3, 3, 2)])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_batch_statistics_have_the_gradient_of_autograd(shape: tuple[int, ...], memory_format: Any) -> None:
+    activations = torch.from_numpy(2 + draw(shape, 10)).float()
+    if len(shape) == 4:
+        activations = activations.contiguous(memory_format=memory_format)
+    weights = torch.randn(2, shape[1], generator=torch.Generator().manual_seed(0))
+    over = [0, *range(2, len(shape))]
+    ours, theirs = (activations.clone().requires_grad_() for _ in range(2))
+    mean, variance = BatchStatistics.apply(ours)
+    exact_variance, exact_mean = torch.var_mean(theirs, dim=over, correction=0)
+    torch.testing.assert_close(mean, exact_mean)
+    torch.testing.assert_close(variance, exact_variance)
+    gradients = [
+        torch.autograd.grad((weights[0] * means + weights[1] * variances).sum(), images)[0]
+        for means, variances, images in ((mean, variance, ours), (exact_mean, exact_variance, theirs))
+    ]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+
+
+def test_batch_statistics_of_bf16_activations_have_a_gradient_as_good_as_bf16() -> None:
+    activations = torch.from_numpy(1 + draw((64, 4, 8, 8), 11, scale=1.0)).bfloat16()
+    half, full = activations.clone().requires_grad_(), activations.float().requires_grad_()
+    gradients = []
+    for images in (half, full):
+        mean, variance = BatchStatistics.apply(images)
+        assert mean.dtype == variance.dtype == torch.float32
+        gradients.append(torch.autograd.grad((mean + variance).sum(), images)[0].double())
+    assert (gradients[0] - gradients[1]).norm() < 0.02 * gradients[1].norm()
+
+
+def test_a_channel_that_never_changes_has_no_variance_and_a_finite_gradient() -> None:
+    """Dead channels are common behind a ReLU, and in images of one colour."""
+    norm = nn.BatchNorm2d(2).eval()
+    images = torch.from_numpy(draw((4, 2, 3, 3), 12)).float()
+    images[:, 0] = 0.5
+    images.requires_grad_()
+    distance = watched(BatchNormMatching([norm]), norm, images)
+    (gradient,) = torch.autograd.grad(distance, images)
+    assert distance.isfinite()
+    assert gradient.isfinite().all()
 
 
 def test_close_takes_every_hook_off() -> None:

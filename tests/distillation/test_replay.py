@@ -101,10 +101,10 @@ def test_the_reservoir_never_holds_an_image_twice_nor_more_than_it_may() -> None
     assert len(set(contents(reservoir))) == len(reservoir) == 8
 
 
-@pytest.mark.parametrize("batch", [1, 4, 30])
+@pytest.mark.parametrize("batch", [1, 4, 20])
 def test_the_reservoir_is_a_uniform_sample_of_the_whole_run(batch: int) -> None:
     """Every image is kept equally often, the first as the last, whatever the size of the offers."""
-    offered, capacity, repeats = 30, 6, 400
+    offered, capacity, repeats = 20, 5, 200
     counts, dice = np.zeros(offered), rng(1)
     for _ in range(repeats):
         reservoir = Reservoir(capacity, SIZE, CPU)

@@ -23,8 +23,7 @@ class LeNet5(nn.Module):
     Raises:
         DfadcError: the images are neither 28 nor 32 px.
 
-    Source: DAFL and DFAD (arXiv 1904.01186, 1912.11006), ReLU and max pooling instead of LeCun's originals. The
-    layers' names are those of the DFAD repository, so its checkpoints load.
+    Source: DAFL and DFAD (arXiv 1904.01186, 1912.11006), ReLU and max pooling instead of LeCun's originals.
     """
 
     def __init__(self, contract: ImageContract, *, widths: tuple[int, int, int, int] = (6, 16, 120, 84)) -> None:

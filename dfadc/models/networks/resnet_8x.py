@@ -42,7 +42,7 @@ class ResNet8x(nn.Module):
         contract: channels and number of classes; any size.
         blocks: residual blocks per stage.
 
-    Source: DAFL (arXiv 1904.01186); the layers' names are those of its repository, so its checkpoints load.
+    Source: DAFL (arXiv 1904.01186).
     """
 
     def __init__(self, contract: ImageContract, *, blocks: tuple[int, int, int, int]) -> None:

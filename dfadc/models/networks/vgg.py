@@ -20,8 +20,7 @@ class VGG11(nn.Module):
     Args:
         contract: channels, size and number of classes.
 
-    Source: the VGG of RepDistiller and CMI (arXiv 1910.10699, 2105.08584), with its layers' names, so its checkpoints
-    load.
+    Source: the VGG of RepDistiller and CMI (arXiv 1910.10699, 2105.08584).
     """
 
     def __init__(self, contract: ImageContract) -> None:

@@ -23,15 +23,14 @@ class PreActivationBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(channels_out)
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
         self.relu = nn.ReLU()
-        # The name is that of the papers' checkpoints.
-        self.convShortcut: nn.Conv2d | None = None
+        self.shortcut: nn.Conv2d | None = None
         if channels_in != channels_out:
-            self.convShortcut = nn.Conv2d(channels_in, channels_out, 1, stride=stride, bias=False)
+            self.shortcut = nn.Conv2d(channels_in, channels_out, 1, stride=stride, bias=False)
 
     def forward(self, maps: Tensor) -> Tensor:
         """Maps (N, C_in, H, W) -> (N, C_out, H / stride, W / stride)."""
         activated = self.relu(self.bn1(maps))
-        shortcut: Tensor = maps if self.convShortcut is None else self.convShortcut(activated)
+        shortcut: Tensor = maps if self.shortcut is None else self.shortcut(activated)
         residual: Tensor = self.conv2(self.relu(self.bn2(self.conv1(activated))))
         return shortcut + residual
 
@@ -62,8 +61,7 @@ class WideResNet(nn.Module):
     Raises:
         DfadcError: no such depth.
 
-    Source: Zagoruyko and Komodakis 2016 (arXiv 1605.07146), without dropout; the layers' names are those of the
-    implementation that the data-free papers share, so its checkpoints load.
+    Source: Zagoruyko and Komodakis 2016 (arXiv 1605.07146), without dropout.
     """
 
     def __init__(self, contract: ImageContract, *, depth: int, width: int) -> None:

@@ -1,0 +1,197 @@
+"""How fast the teacher and every artifact are on this machine, side by side and with the same number of threads."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dfadc.contract import ImageContract
+from dfadc.errors import DfadcError, RequirementMissing
+from exporters.benchmark import Timing, benchmark
+from exporters.describe import artifact_metadata
+from exporters.engine_sessions import open_session
+from exporters.manifest import check_unchanged
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from dfadc.run import RunFolder
+
+SCHEMA = "dfadc.bench/1"
+TEACHER = "teacher"
+
+
+@dataclass(frozen=True, slots=True)
+class BenchSettings:
+    """How to measure.
+
+    Args:
+        batch: images a call of the throughput.
+        threads: CPU threads of every network; 0 takes all that this process may use.
+        seconds: for each latency and each throughput.
+        trust_teacher: whether code in the teacher file may run.
+    """
+
+    batch: int = 32
+    threads: int = 0
+    seconds: float = 2.0
+    trust_teacher: bool = False
+
+    @property
+    def num_threads(self) -> int:
+        """The threads that are used, never 0."""
+        allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        return self.threads or allowed or 1
+
+
+@dataclass(frozen=True, slots=True)
+class BenchRow:
+    """One network: its speed, or why it was not run.
+
+    Args:
+        name: "teacher", or the artifact's file name.
+        size_bytes: what a device must hold to run it; None for the teacher.
+        timing: None where it was not run.
+        not_run: the reason; empty where it was run.
+        reference: the teacher's speed on the same kind of device; None where nobody measured it.
+    """
+
+    name: str
+    size_bytes: int | None
+    timing: Timing | None = None
+    not_run: str = ""
+    reference: Timing | None = None
+
+    @property
+    def speedup(self) -> float | None:
+        """The teacher's median latency over this one's."""
+        if self.timing is None or self.reference is None:
+            return None
+        return self.reference.latency_ms / self.timing.latency_ms
+
+    @property
+    def throughput_ratio(self) -> float | None:
+        """This throughput over the teacher's."""
+        if self.timing is None or self.reference is None:
+            return None
+        return self.timing.throughput / self.reference.throughput
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        measured = {} if self.timing is None else self.timing.to_dict()
+        ratios = {"speedup": self.speedup, "throughput_ratio": self.throughput_ratio}
+        return {"size_bytes": self.size_bytes, "not_run": self.not_run or None, **measured, **ratios}
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """Every network, measured one after the other in one process."""
+
+    settings: BenchSettings
+    rows: tuple[BenchRow, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "schema": SCHEMA,
+            "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, {platform.system()}",
+            "threads": self.settings.num_threads,
+            "batch": self.settings.batch,
+            "seconds": self.settings.seconds,
+            "networks": {row.name: row.to_dict() for row in self.rows},
+        }
+
+
+def bench_run(run: RunFolder, settings: BenchSettings | None = None) -> Bench:
+    """Measures the teacher (torch) and every artifact of a run; what cannot run here is NOT RUN with its reason.
+
+    Raises:
+        DfadcError: an artifact's bytes are not those that were exported.
+    """
+    settings = settings or BenchSettings()
+    manifest = check_unchanged(run.path)
+    images = _images(run.contract(), settings)
+    teachers = _bench_teacher(run, images, settings)
+    rows = list(teachers)
+    for record in manifest.artifacts:
+        path = run.path / record.file
+        # An engine runs on a GPU: beside the teacher on a CPU its ratio would flatter it.
+        reference = teachers[-1 if path.suffix == ".engine" else 0].timing
+        try:
+            timing = _bench_file(path, images, settings)
+        except RequirementMissing as exc:
+            rows.append(BenchRow(path.name, record.size_bytes, not_run=exc.message))
+        else:
+            rows.append(BenchRow(path.name, record.size_bytes, timing, reference=reference))
+    return Bench(settings, tuple(rows))
+
+
+def bench_file(artifact: Path, settings: BenchSettings | None = None) -> Bench:
+    """Measures one artifact, with no run and no teacher at hand; imports no torch.
+
+    Raises:
+        DfadcError: the artifact is damaged, or does not say what images it takes.
+        RequirementMissing: it cannot run here.
+    """
+    settings = settings or BenchSettings()
+    contract = artifact_metadata(artifact).get("dfadc.contract")
+    if contract is None:
+        raise DfadcError(f"{artifact} does not say what images it takes", "is it an artifact of `dfadc export`?")
+    images = _images(ImageContract.from_dict(json.loads(contract)), settings)
+    timing = _bench_file(artifact, images, settings)
+    return Bench(settings, (BenchRow(artifact.name, artifact.stat().st_size, timing),))
+
+
+def _images(contract: ImageContract, settings: BenchSettings) -> NDArray[np.float32]:
+    """Noise in [0, 1]: speed does not depend on what is seen."""
+    shape = (settings.batch, *contract.input_size)
+    return np.random.default_rng(0).random(shape, dtype=np.float32)
+
+
+def _bench_file(path: Path, images: NDArray[np.float32], settings: BenchSettings) -> Timing:
+    with open_session(path, threads=settings.num_threads, batch_size=settings.batch) as session:
+        return benchmark(session, images, seconds=settings.seconds)
+
+
+def _bench_teacher(run: RunFolder, images: NDArray[np.float32], settings: BenchSettings) -> tuple[BenchRow, ...]:
+    """The teacher on the CPU and, where torch sees one, on the GPU."""
+    import torch  # noqa: PLC0415 - artifacts need none
+
+    from dfadc.api.distil import load_run_teacher  # noqa: PLC0415
+    from exporters.sessions import TorchSession  # noqa: PLC0415
+
+    try:
+        teacher = load_run_teacher(run, trust=settings.trust_teacher)
+    except DfadcError as exc:
+        return (BenchRow(TEACHER, None, not_run=exc.message),)
+    rows = []
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        with (
+            _torch_threads(settings.num_threads),
+            TorchSession(teacher.module, device, batch_size=settings.batch) as session,
+        ):
+            timing = benchmark(session, images, seconds=settings.seconds)
+        name = TEACHER if device == "cpu" else f"{TEACHER} ({device})"
+        rows.append(BenchRow(name, None, timing, reference=timing))
+    return tuple(rows)
+
+
+@contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    import torch  # noqa: PLC0415
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,36 @@
+"""The device kit of a run: its typed ONNX files, its samples and its gates in one folder."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from dfadc.api.verify import gate_thresholds
+from dfadc.recipe import load_recipe
+from exporters.device_kit import FOLDER, write_kit
+from exporters.manifest import Manifest, check_record
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from dfadc.run import RunFolder
+    from exporters.base import BatchProfile
+
+
+def write_device_kit(run: RunFolder, manifest: Manifest, batch: BatchProfile) -> Path:
+    """Writes ``artifacts/kit`` with every ONNX of the manifest that TensorRT parses.
+
+    Raises:
+        DfadcError: an ONNX is not the one that was exported.
+        StorageFailed: the folder cannot be written.
+    """
+    records = [known for known in manifest.artifacts if known.exporter == "onnx" and known.preset in ("", "portable")]
+    for record in records:
+        check_record(record, run.path)
+    return write_kit(
+        run.artifacts / FOLDER,
+        [run.path / record.file for record in records],
+        run.samples,
+        thresholds=asdict(gate_thresholds(load_recipe(run.recipe))),
+        batch=batch,
+    )

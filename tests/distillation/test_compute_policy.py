@@ -1,0 +1,80 @@
+"""The compute policy of a device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from dfadc.distillation.precision import choose_device, choose_policy
+from dfadc.errors import DfadcError
+from dfadc.recipe import ComputeSettings
+
+CPU = torch.device("cpu")
+
+
+def test_auto_takes_an_accelerator_where_there_is_one() -> None:
+    expected = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    assert choose_device("auto").type == expected
+    assert choose_device().type == expected
+
+
+def test_a_named_device_is_taken() -> None:
+    assert choose_device("cpu") == CPU
+
+
+@pytest.mark.parametrize("name", ["gpu", "", "cpu:x", "meta", "cuda:99", "xla"])
+def test_a_device_that_cannot_train_is_refused(name: str) -> None:
+    with pytest.raises(DfadcError, match=f"device '{name}'") as caught:
+        choose_device(name)
+    assert "--device" in caught.value.hint
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_a_device_that_is_not_there_is_refused() -> None:
+    with pytest.raises(DfadcError, match="device 'cuda' cannot be used"):
+        choose_device("cuda")
+
+
+def test_auto_takes_bf16_where_the_cpu_computes_it() -> None:
+    policy = choose_policy(ComputeSettings(), CPU)
+    features = torch.cpu.get_capabilities()
+    has_units = bool(features.get("amx_bf16") or features.get("avx512_bf16"))
+    assert policy.precision == ("bf16" if has_units else "fp32")
+    assert ("AMX" in policy.reason) or ("AVX512-BF16" in policy.reason)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", None), ("bf16", torch.bfloat16)])
+def test_a_named_precision_is_taken(precision: Any, dtype: torch.dtype | None) -> None:
+    policy = choose_policy(ComputeSettings(precision=precision), CPU)
+    assert policy.autocast_dtype == dtype
+    assert policy.precision == precision
+    assert policy.reason == "as asked"
+    assert not policy.scales_gradients
+    with policy.autocast():
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == (dtype or torch.float32)
+
+
+def test_fp16_needs_cuda() -> None:
+    with pytest.raises(DfadcError, match="fp16 training needs CUDA") as caught:
+        choose_policy(ComputeSettings(precision="fp16"), CPU)
+    assert "bf16" in caught.value.hint
+
+
+def test_fp16_scales_gradients() -> None:
+    policy = choose_policy(ComputeSettings(precision="fp16"), torch.device("cuda"))
+    assert policy.precision == "fp16"
+    assert policy.scales_gradients
+
+
+@pytest.mark.parametrize(("channels_last", "layout"), [(True, torch.channels_last), (False, torch.contiguous_format)])
+def test_the_memory_format_is_the_recipes(channels_last: bool, layout: torch.memory_format) -> None:
+    assert choose_policy(ComputeSettings(channels_last=channels_last), CPU).memory_format == layout
+
+
+def test_an_unknown_accelerator_computes_in_fp32() -> None:
+    policy = choose_policy(ComputeSettings(), torch.device("mps"))
+    assert policy.precision == "fp32"
+    assert "mps" in policy.reason

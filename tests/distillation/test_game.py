@@ -1,0 +1,288 @@
+"""What the players are paid: the losses, where their gradients lead, and the compiled functions."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from miniature import SmallNetwork, build_game
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+
+from dfadc.contract import ImageContract
+from dfadc.distillation.loop import StepLosses, distill
+
+if TYPE_CHECKING:
+    from dfadc.distillation.game import Game
+
+#: Switches every term of the generator off but the discrepancy.
+NO_PRIORS = ("prior.batch_norm=0", "prior.one_hot=0", "prior.balance=0", "generator.student_mode=eval")
+
+
+def started(game: Game, steps: int = 1) -> Game:
+    """After a first step the ring holds images to replay."""
+    distill(game, steps, lambda _: None)
+    return game
+
+
+def gradients(loss: Tensor, module: nn.Module) -> list[Tensor | None]:
+    return list(torch.autograd.grad(loss, list(module.parameters()), retain_graph=True, allow_unused=True))
+
+
+def array(logits: Tensor) -> Any:
+    return logits.detach().double().numpy()
+
+
+# ------------------------------------------------------------------------------------------------ student's side
+
+
+def test_the_first_batch_is_all_fresh_and_later_ones_replay() -> None:
+    game = build_game("auto", "batch_size=10", "replay.share=0.3")
+    batch = game.draw_student_batch()
+    assert (len(batch.latents), len(batch.replayed)) == (10, 0)
+    batch = started(game).draw_student_batch()
+    assert (len(batch.latents), len(batch.replayed)) == (7, 3)
+    assert batch.replayed.shape[1:] == (1, 8, 8)
+
+
+@pytest.mark.parametrize(("batch_size", "share"), [(2, 0.9), (64, 0.999)])
+def test_a_batch_always_holds_a_fresh_image(batch_size: int, share: float) -> None:
+    game = started(build_game("auto", f"batch_size={batch_size}", f"replay.share={share}"))
+    assert len(game.draw_student_batch().latents) == 1
+    started(game, 2)
+
+
+def test_without_replay_every_batch_is_fresh() -> None:
+    batch = started(build_game("dfad")).draw_student_batch()
+    assert (len(batch.latents), len(batch.replayed)) == (8, 0)
+    assert float(batch.mixup) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "is_changed"),
+    [
+        (("augmentation.shift=0", "augmentation.flip=false"), False),
+        (("augmentation.shift=2",), True),
+        (("augmentation.shift=0", "augmentation.flip=true"), True),
+    ],
+)
+def test_replayed_images_are_shifted_and_flipped_as_asked(overrides: tuple[str, ...], is_changed: bool) -> None:
+    game = started(build_game("auto", *overrides))
+    stored = game.players.ring.images[: len(game.players.ring)].float()
+    replayed = game.draw_student_batch().replayed
+    is_stored = [(stored == image).flatten(1).all(dim=1).any().item() for image in replayed]
+    assert all(is_stored) is not is_changed
+
+
+def test_the_students_loss_is_the_weighted_sum_of_l1_and_kl() -> None:
+    weights = ("student.l1=0.5", "student.kl=2.0", "student.temperature=3.0", "augmentation.mixup=0")
+    game = started(build_game("auto", *weights))
+    game.players.student.module.train()
+    batch = game.draw_student_batch()
+    loss, fresh = game.student_loss(batch)
+    images = torch.cat([fresh, batch.replayed])
+    student, teacher = array(game.players.student.module(images)), array(game.teacher(images))
+
+    def log_softmax(logits: Any) -> Any:
+        return logits / 3 - np.log(np.exp(logits / 3).sum(axis=1, keepdims=True))
+
+    log_p, log_q = log_softmax(teacher), log_softmax(student)
+    kl = 9 * (np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean()
+    assert loss.item() == pytest.approx(0.5 * np.abs(student - teacher).mean() + 2 * kl, rel=1e-4)
+
+
+def test_a_mixed_batch_is_what_both_networks_see() -> None:
+    game = started(build_game("auto", "student.kl=0", "augmentation.mixup=1"))
+    game.players.student.module.train()
+    batch = game.draw_student_batch()
+    assert 0 <= float(batch.mixup) < 1
+    loss, fresh = game.student_loss(batch)
+    images = torch.cat([fresh, batch.replayed])
+    images = batch.mixup * images + (1 - batch.mixup) * images.roll(4, dims=0)
+    student, teacher = array(game.players.student.module(images)), array(game.teacher(images))
+    assert loss.item() == pytest.approx(np.abs(student - teacher).mean(), rel=1e-4)
+
+
+@pytest.mark.parametrize("recipe", ["auto", "dfad"])
+def test_no_graph_leads_from_the_students_loss_to_generator_or_teacher(recipe: str) -> None:
+    game = started(build_game(recipe))
+    game.teacher.requires_grad_()
+    loss, fresh = game.student_loss(game.draw_student_batch())
+    assert fresh.grad_fn is None
+    assert not fresh.requires_grad
+    assert all(gradient is None for gradient in gradients(loss, game.players.generator.module))
+    assert all(gradient is None for gradient in gradients(loss, game.teacher))
+    assert all(gradient is not None for gradient in gradients(loss, game.players.student.module))
+
+
+# ---------------------------------------------------------------------------------------------- generator's side
+
+
+def test_the_generators_loss_is_minus_the_discrepancy_plus_the_weighted_priors() -> None:
+    weights = {"batch_norm": 0.5, "one_hot": 2.0, "balance": 3.0, "total_variation": 4.0}
+    overrides = [f"prior.{name}={weight}" for name, weight in weights.items()]
+    game = started(build_game("auto", *overrides, "generator.adversarial=1.5"))
+    loss, terms = game.generator_loss(game.players.draw_latents(8))
+    expected = -1.5 * terms["discrepancy"] + sum(weight * terms[name] for name, weight in weights.items())
+    assert loss.item() == pytest.approx(float(expected), rel=1e-5)
+    assert set(terms) == {"discrepancy", *weights}
+    assert not any(term.requires_grad for term in terms.values())
+
+
+@pytest.mark.parametrize("discrepancy", ["l1", "log_l1", "kl"])
+def test_the_generator_is_paid_for_the_discrepancy_that_the_recipe_names(discrepancy: str) -> None:
+    game = build_game("auto", *NO_PRIORS, f"generator.discrepancy={discrepancy}")
+    game.players.student.module.eval()
+    latents = game.players.draw_latents(8)
+    loss, terms = game.generator_loss(latents)
+    images = game.players.generator.module(latents)
+    student, teacher = array(game.players.student.module(images)), array(game.teacher(images))
+    l1 = np.abs(student - teacher).mean()
+    log_p, log_q = (x - np.log(np.exp(x).sum(axis=1, keepdims=True)) for x in (teacher, student))
+    kl = (np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean()
+    expected = {"l1": l1, "log_l1": np.log1p(l1), "kl": kl}[discrepancy]
+    assert terms["discrepancy"].item() == pytest.approx(expected, rel=1e-4)
+    assert loss.item() == pytest.approx(-expected, rel=1e-4)
+
+
+def test_a_term_of_weight_zero_is_not_computed() -> None:
+    game = build_game("auto", *NO_PRIORS)
+    _, terms = game.generator_loss(game.players.draw_latents(8))
+    assert set(terms) == {"discrepancy"}
+    assert game.matching is None
+
+
+@pytest.mark.parametrize("recipe", ["auto", "dfad"])
+def test_the_generator_has_a_gradient(recipe: str) -> None:
+    game = build_game(recipe)
+    loss, _ = game.generator_loss(game.players.draw_latents(8))
+    found = [gradient for gradient in gradients(loss, game.players.generator.module) if gradient is not None]
+    assert len(found) == len(list(game.players.generator.module.parameters()))
+    assert all(gradient.isfinite().all() for gradient in found)
+    assert sum(float(gradient.abs().sum()) for gradient in found) > 0
+
+
+@pytest.mark.parametrize("discrepancy", ["l1", "log_l1", "kl"])
+def test_the_generator_has_no_gradient_when_the_student_is_the_teacher(discrepancy: str) -> None:
+    torch.manual_seed(3)
+    teacher, student = SmallNetwork(), SmallNetwork()
+    student.load_state_dict(teacher.state_dict())
+    teacher.eval().requires_grad_(requires_grad=False)
+    overrides = (*NO_PRIORS, f"generator.discrepancy={discrepancy}")
+    game = build_game("dfad", *overrides, teacher=teacher, student=student)
+    game.players.student.module.eval()
+    loss, _ = game.generator_loss(game.players.draw_latents(8))
+    assert loss.item() == pytest.approx(0.0, abs=1e-7)
+    for gradient in gradients(loss, game.players.generator.module):
+        assert gradient is not None
+        assert float(gradient.abs().max()) < 1e-6
+
+
+def test_each_prior_alone_moves_the_generator() -> None:
+    for prior in ("batch_norm", "one_hot", "balance", "total_variation"):
+        game = build_game("auto", *NO_PRIORS, f"prior.{prior}=1", "generator.adversarial=0")
+        loss, _ = game.generator_loss(game.players.draw_latents(8))
+        found = [gradient for gradient in gradients(loss, game.players.generator.module) if gradient is not None]
+        assert sum(float(gradient.abs().sum()) for gradient in found) > 0, prior
+
+
+def test_close_leaves_no_hook_on_the_teacher() -> None:
+    game = build_game("auto")
+    game.close()
+    assert not any(module._forward_pre_hooks for module in game.teacher.modules())  # noqa: SLF001 -- torch's place
+
+
+class DenseNetwork(nn.Module):
+    """(N, C, H, W) -> logits for each pixel."""
+
+    def __init__(self, *, num_classes: int, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, num_classes, 1)
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.layers(images)
+        return logits
+
+
+def test_dense_outputs_are_played_for_too() -> None:
+    contract = ImageContract((1, 8, 8), 5, task="segmentation")
+    torch.manual_seed(0)
+    teacher = DenseNetwork(num_classes=5, width=6).eval().requires_grad_(requires_grad=False)
+    student = DenseNetwork(num_classes=5, width=3)
+    game = build_game("auto", "generator.discrepancy=log_l1", teacher=teacher, student=student, contract=contract)
+    losses: list[StepLosses] = []
+    distill(game, 2, losses.append)
+    assert all(each.student_loss.isfinite() and each.generator_loss.isfinite() for each in losses)
+    assert float(game.players.student.skipped) == float(game.players.generator.skipped) == 0
+
+
+# ------------------------------------------------------------------------------- precision, layout and compiling
+
+
+@pytest.mark.parametrize("recipe", ["auto", "dfad"])
+def test_under_bf16_networks_compute_in_bf16_and_losses_in_fp32(recipe: str) -> None:
+    game = started(build_game(recipe, "compute.precision=bf16"))
+    seen: list[torch.dtype] = []
+    game.players.student.module.register_forward_hook(lambda *arguments: seen.append(arguments[2].dtype))
+    game.teacher.register_forward_hook(lambda *arguments: seen.append(arguments[2].dtype))
+    student_loss, fresh = game.student_loss(game.draw_student_batch())
+    generator_loss, terms = game.generator_loss(game.players.draw_latents(8))
+    assert seen == [torch.bfloat16] * 4
+    assert fresh.dtype == torch.float32
+    assert {value.dtype for value in (student_loss, generator_loss, *terms.values())} == {torch.float32}
+    assert {parameter.dtype for parameter in game.players.student.parameters} == {torch.float32}
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_networks_and_images_have_the_memory_format_asked_for(channels_last: bool) -> None:
+    contract = ImageContract((3, 8, 8), 10)
+    game = build_game("auto", f"compute.channels_last={str(channels_last).lower()}", contract=contract)
+    wanted = torch.channels_last if channels_last else torch.contiguous_format
+    seen: list[Tensor] = []
+    game.players.student.module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    game.student_loss(game.draw_student_batch())
+    game.generator_loss(game.players.draw_latents(8))
+    weights = [parameter for parameter in game.players.student.parameters if parameter.dim() == 4]
+    assert len(seen) == 2
+    assert all(tensor.is_contiguous(memory_format=wanted) for tensor in (*seen, *weights))
+
+
+class TracedNetwork(nn.Module):
+    """As little as there is to trace: compiling takes seconds even so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.0), nn.Flatten())
+        self.classifier = nn.Linear(4 * 36, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.layers(images))
+        return logits
+
+
+@pytest.mark.parametrize(("recipe", "graphs"), [("auto", 3), ("dfad", 2)])
+def test_compiled_functions_are_whole_graphs_with_the_same_losses(recipe: str, graphs: int) -> None:
+    """One graph a player; a second one of the student's for its very first batch where later ones replay."""
+    torch.manual_seed(0)
+    teacher, student = TracedNetwork().eval().requires_grad_(requires_grad=False), TracedNetwork()
+    eager, compiled = (build_game(recipe, teacher=teacher, student=copy.deepcopy(student)) for _ in range(2))
+    torch.compiler.reset()
+    counters.clear()
+    compiled.compile(backend="aot_eager")
+    results: dict[str, list[StepLosses]] = {"eager": [], "compiled": []}
+    distill(eager, 3, results["eager"].append)
+    distill(compiled, 3, results["compiled"].append)
+    assert counters["stats"]["unique_graphs"] == graphs
+    assert not counters["graph_break"]
+    for plain, traced in zip(results["eager"], results["compiled"], strict=True):
+        assert float(traced.student_loss) == pytest.approx(float(plain.student_loss), rel=1e-4)
+        assert float(traced.generator_loss) == pytest.approx(float(plain.generator_loss), rel=1e-4)
+        for name, value in plain.terms.items():
+            assert float(traced.terms[name]) == pytest.approx(float(value), rel=1e-4), name
+    compiled.uncompile()
+    assert compiled.student_loss == compiled._student_loss  # noqa: SLF001 -- the eager function

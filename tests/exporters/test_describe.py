@@ -1,0 +1,83 @@
+"""What an artifact is, read off its bytes: the same facts for ONNX, OpenVINO and engines."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+from command_line import run_command
+
+from dfadc.errors import DfadcError
+from exporters.base import BuildSettings, ExportRequest
+from exporters.describe import artifact_metadata, describe_artifact
+from exporters.registry import get_exporter
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(scope="module")
+def fp16_onnx(student_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build("onnx:fp16", student_onnx, tmp_path_factory.mktemp("describe"))
+
+
+def build(export: str, source: Path, folder: Path) -> Path:
+    request = ExportRequest.parse(export)
+    return get_exporter(request.name).export(source, folder / request.file_name, request, BuildSettings()).path
+
+
+def test_an_onnx_shows_its_ends_dtypes_and_operators(fp16_onnx: Path) -> None:
+    found = describe_artifact(fp16_onnx)
+    assert found["kind"] == "ONNX"
+    assert found["inputs"] == [{"name": "images", "dtype": "float", "shape": ["batch", 3, 32, 32]}]
+    assert found["outputs"] == [{"name": "logits", "dtype": "float", "shape": ["batch", 10]}]
+    assert found["tensor_dtypes"]["float16"] > 50
+    assert found["operators"]["Conv"] == 52
+    assert found["metadata"]["dfadc.precision"] == "fp16"
+
+
+def test_an_openvino_ir_shows_the_same(student_onnx: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="pip install openvino")
+    path = build("openvino:fp16", student_onnx, tmp_path)
+    found = describe_artifact(path)
+    onnx = describe_artifact(student_onnx)
+    assert found["inputs"] == onnx["inputs"]
+    assert found["outputs"][0]["shape"] == onnx["outputs"][0]["shape"]
+    assert found["weight_dtypes"]["float16"] >= 0.9 * onnx["weight_dtypes"]["float"]
+    assert "Convolution" in found["operators"]
+    assert found["metadata"]["dfadc.precision"] == "fp16"
+    assert found["metadata"]["dfadc.contract"] == onnx["metadata"]["dfadc.contract"]
+    assert found["size_bytes"] == path.stat().st_size + path.with_suffix(".bin").stat().st_size
+    path.write_text(path.read_text()[:2000])
+    with pytest.raises(DfadcError, match="damaged OpenVINO IR"):
+        describe_artifact(path)
+
+
+def test_an_engine_is_what_its_sidecar_says(fp16_onnx: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx")
+    path = build("tensorrt-rtx:fp16", fp16_onnx, tmp_path)
+    found = describe_artifact(path)
+    assert found["inputs"] == [{"name": "images", "dtype": "float", "shape": ["1 to 64", 3, 32, 32]}]
+    assert found["outputs"] == [{"name": "logits", "dtype": "float", "shape": ["1 to 64", 10]}]
+    assert found["tensor_dtypes"]["half"] == 53
+    assert artifact_metadata(path)["dfadc.precision"] == "fp16"
+    path.write_bytes(path.read_bytes() + b"!")
+    with pytest.raises(DfadcError, match="is not the engine that was built"):
+        describe_artifact(path)
+
+
+def test_the_command_shows_an_artifact(fp16_onnx: Path, tmp_path: Path) -> None:
+    outcome = run_command("inspect", fp16_onnx)
+    assert outcome.code == 0, outcome.err
+    for said in ("images: float batch x 3 x 32 x 32", "Conv 52", "float16", "dfadc.precision"):
+        assert said in outcome.out
+    assert json.loads(run_command("inspect", fp16_onnx, "--json").out) == describe_artifact(fp16_onnx)
+    other = tmp_path / "student.onnx"
+    shutil.copyfile(__file__, other)
+    damaged = run_command("inspect", other)
+    assert damaged.code == 2
+    assert str(other) in damaged.errors[0]
+    with pytest.raises(DfadcError, match="is not an artifact"):
+        describe_artifact(tmp_path / "student.tflite")

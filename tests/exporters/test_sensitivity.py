@@ -1,0 +1,133 @@
+"""INT8 that loses agreement: the layer to blame is named, and kept in fp32 on demand."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto
+from torch import nn
+
+from dfadc.verification.agreement import compare
+from exporters.base import BuildSettings, ExportRequest
+from exporters.derived_onnx import DerivedOnnxExporter
+from exporters.engine_sessions import open_session
+from exporters.onnx_exporter import export_onnx
+from exporters.onnx_file import load_onnx
+from exporters.quantise import check_census, quantise
+from exporters.sensitivity import in_fp32, logits_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from dfadc.contract import ImageContract
+
+INT8 = ExportRequest.parse("onnx:int8")
+#: The layer that reads the outlier.
+VICTIM = "3/Conv"
+
+
+@pytest.fixture(scope="module")
+def pool(images: np.ndarray) -> np.ndarray:
+    """(160, 3, 32, 32): ten images, each sixteen times with a little noise on it."""
+    noise = np.random.default_rng(0).normal(0, 0.05, (160, *images.shape[1:]))
+    return (np.concatenate([images[:10]] * 16) + noise).astype(np.float32)
+
+
+def export(path: Path, contract: ImageContract, pool: np.ndarray, *, outlier: float) -> Path:
+    """Three convolutions that tell the ten images apart with a wide margin.
+
+    One channel after the first is ``outlier`` times too large, and the second undoes it: the function is the same
+    for any ``outlier``, but one INT8 scale cannot hold a huge channel and the others.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        body = nn.Sequential(
+            *(nn.Conv2d(3, 32, 3, stride=2, padding=1), nn.BatchNorm2d(32, momentum=None), nn.ReLU()),
+            *(nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.BatchNorm2d(64, momentum=None), nn.ReLU()),
+            *(nn.Conv2d(64, 64, 3, stride=2, padding=1), nn.BatchNorm2d(64, momentum=None), nn.ReLU()),
+            nn.Flatten(),
+        )
+    with torch.no_grad():
+        body.train()(torch.from_numpy(pool))
+        features = body.eval()(torch.from_numpy(pool))
+        ridge = features.T @ features + 10 * torch.eye(1024)
+        head = nn.Linear(1024, 10, bias=False)
+        head.weight.copy_(torch.linalg.solve(ridge, features.T @ torch.eye(10).repeat(16, 1)).T)
+        for parameter in body[1].parameters():
+            parameter[0] *= outlier
+        next(body[3].parameters())[:, 0] /= outlier
+    return export_onnx(nn.Sequential(*body, head).eval(), path, contract=contract, metadata={}).path
+
+
+@pytest.fixture(scope="module")
+def outlier_onnx(contract: ImageContract, pool: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(tmp_path_factory.mktemp("outlier") / "student.onnx", contract, pool, outlier=5000.0)
+
+
+@pytest.fixture(scope="module")
+def harmless(contract: ImageContract, pool: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> onnx.ModelProto:
+    return load_onnx(export(tmp_path_factory.mktemp("harmless") / "student.onnx", contract, pool, outlier=1.0))
+
+
+def build(source: Path, target: Path, pool: np.ndarray, *keep_fp32: str) -> tuple[str, ...]:
+    settings = BuildSettings(calibration=pool, calibrator="minmax", keep_fp32=keep_fp32)
+    result = DerivedOnnxExporter().export(source, target, INT8, settings)
+    return result.effective_precision, *result.notes
+
+
+def test_the_layer_that_reads_the_outlier_is_named(outlier_onnx: Path, pool: np.ndarray, tmp_path: Path) -> None:
+    precision, *notes = build(outlier_onnx, tmp_path / INT8.file_name, pool)
+    assert precision == "int8"
+    (fell,) = [note for note in notes if note.startswith("agreement fell")]
+    assert f"hurts most: {VICTIM} (" in fell
+    assert "--keep-fp32 auto" in fell
+
+
+def test_auto_keeps_it_and_nothing_else(outlier_onnx: Path, pool: np.ndarray, tmp_path: Path) -> None:
+    target = tmp_path / INT8.file_name
+    precision, *notes = build(outlier_onnx, target, pool, "auto")
+    assert precision == "int8, 1 nodes in fp32", notes
+    assert f"kept in fp32: {VICTIM}" in notes
+    assert any(note.startswith("agreement before layers were kept: ") for note in notes)
+    model = load_onnx(target)
+    check_census(model, "portable")
+    weights = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    assert weights["3.weight"] == TensorProto.FLOAT
+    assert "3.weight_quantized" not in weights
+    assert "6.weight" not in weights
+    with open_session(target, threads=1) as int8, open_session(outlier_onnx, threads=1) as fp32:
+        found = compare(int8.run(pool), fp32.run(pool))
+    assert found.agreement >= 0.97
+    assert found.sqnr_db >= 20
+
+
+def test_a_harmless_network_keeps_nothing(harmless: onnx.ModelProto, pool: np.ndarray) -> None:
+    found = quantise(harmless, pool, calibrator="minmax", keep_fp32=("auto",))
+    assert (found.kept, found.worst, found.all_int8) == ((), (), None)
+
+
+def test_every_layer_in_fp32_is_the_fp32_graph(harmless: onnx.ModelProto, pool: np.ndarray) -> None:
+    """But for the logits themselves, which leave through 8 bits."""
+    int8 = quantise(harmless, pool, calibrator="minmax").model
+    names = [node.name for node in harmless.graph.node]
+    whole = in_fp32(int8, harmless, names)
+    reference = logits_of(harmless, pool)
+    kept, gone = compare(logits_of(whole, pool), reference), compare(logits_of(int8, pool), reference)
+    assert kept.sqnr_db > gone.sqnr_db
+    assert sum(node.op_type == "QuantizeLinear" for node in whole.graph.node) == 1
+    onnx.checker.check_model(whole, full_check=True)
+
+
+def test_both_engines_take_a_graph_with_layers_in_fp32(outlier_onnx: Path, pool: np.ndarray, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx")
+    from exporters.registry import get_exporter
+
+    source = tmp_path / INT8.file_name
+    build(outlier_onnx, source, pool, "auto")
+    request = ExportRequest.parse("tensorrt-rtx:int8")
+    result = get_exporter("tensorrt-rtx").export(source, tmp_path / request.file_name, request, BuildSettings())
+    assert result.effective_precision == "int8"

@@ -1,0 +1,145 @@
+"""`dfadc bench`: every network that runs here is timed beside the teacher, and what does not run is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from command_line import command_process, finish_command, run_command
+
+from dfadc.api.export import export_student
+from dfadc.errors import DfadcError
+from dfadc.run import RunFolder
+from exporters.base import BatchProfile, BuildSettings, ExportRequest
+from exporters.benchmark import benchmark, time_calls
+from exporters.manifest import Manifest
+from exporters.registry import get_exporter
+from exporters.sessions import ChunkedSession
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+EXPORTS = ("onnx:fp16", "openvino:fp16", "tensorrt-rtx:fp16")
+QUICK = ("--seconds", 0.05, "--threads", 1, "--batch", 4)
+
+
+class Sleeper(ChunkedSession):
+    """A session that takes 1 ms and 1 ms an image: its speed is known."""
+
+    def __init__(self) -> None:
+        super().__init__(batch_size=64)
+        self.calls: list[int] = []
+
+    @property
+    def device(self) -> str:
+        return "clock"
+
+    def _run_batch(self, images: np.ndarray) -> np.ndarray:
+        self.calls.append(len(images))
+        time.sleep(1e-3 * (1 + len(images)))
+        return np.zeros((len(images), 2), np.float32)
+
+
+@pytest.fixture(scope="module")
+def run_with_engines(finished_run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    run = RunFolder(tmp_path_factory.mktemp("bench") / "run")
+    shutil.copytree(finished_run.path, run.path)
+    here = [e for e in EXPORTS if get_exporter(ExportRequest.parse(e).name).capability().can_build]
+    engines = any(e.startswith("tensorrt") for e in here)
+    export_student(run, here, settings=BuildSettings(batch=BatchProfile(1, 1, 8)) if engines else None)
+    return run
+
+
+@pytest.fixture(scope="module")
+def measured(run_with_engines: RunFolder) -> dict[str, Any]:
+    outcome = run_command("bench", run_with_engines.path, *QUICK, "--json")
+    assert outcome.code == 0, outcome.err
+    found: dict[str, Any] = json.loads(outcome.out)
+    return found
+
+
+def test_the_clock_is_read_rightly() -> None:
+    session = Sleeper()
+    timing = benchmark(session, np.zeros((8, 1, 2, 2), np.float32), seconds=0.1)
+    assert 2.0 <= timing.latency_ms <= timing.latency_p95_ms
+    assert timing.latency_ms < 4.0
+    assert 8 / 0.018 < timing.throughput <= 8 / 0.009
+    assert timing.batch == 8
+    assert timing.device == "clock"
+    assert set(session.calls) == {1, 8}
+
+
+def test_warm_up_is_not_counted() -> None:
+    pauses = iter([0.05, 0.05, 0.05])
+    durations = time_calls(lambda: time.sleep(next(pauses, 0.0)), 0.01)
+    assert len(durations) >= 5
+    assert max(durations) < 0.05
+
+
+def test_an_answer_that_is_no_number_has_no_speed() -> None:
+    class Broken(Sleeper):
+        def _run_batch(self, images: np.ndarray) -> np.ndarray:
+            return np.full((len(images), 2), np.nan, np.float32)
+
+    with pytest.raises(DfadcError, match="NaN or infinity"):
+        benchmark(Broken(), np.zeros((1, 1, 2, 2), np.float32), seconds=0.01)
+    with pytest.raises(DfadcError, match="nothing to measure"):
+        benchmark(Sleeper(), np.zeros((0, 1, 2, 2), np.float32), seconds=0.01)
+
+
+def test_the_teacher_and_every_artifact_stand_side_by_side(
+    measured: dict[str, Any], run_with_engines: RunFolder
+) -> None:
+    assert measured["schema"] == "dfadc.bench/1"
+    assert measured["threads"] == 1
+    assert measured["batch"] == 4
+    networks = measured["networks"]
+    artifacts = {record.file for record in Manifest.read(run_with_engines.path).artifacts}
+    assert {f"artifacts/{name}" for name in networks if not name.startswith("teacher")} == artifacts
+    assert networks["teacher"]["speedup"] == networks["teacher"]["throughput_ratio"] == 1.0
+    found = networks["student.onnx"]
+    assert found["not_run"] is None
+    assert 0 < found["latency_ms"] <= found["latency_p95_ms"]
+    assert found["speedup"] == pytest.approx(networks["teacher"]["latency_ms"] / found["latency_ms"])
+    assert found["throughput_ratio"] == pytest.approx(found["throughput"] / networks["teacher"]["throughput"])
+
+
+def test_an_engine_that_cannot_run_is_named_with_its_reason(
+    measured: dict[str, Any], run_with_engines: RunFolder
+) -> None:
+    capability = get_exporter("tensorrt-rtx").capability()
+    if not capability.can_build or capability.can_run:
+        pytest.skip("needs tensorrt-rtx and no GPU")
+    engine = measured["networks"]["student.fp16.rtx.engine"]
+    assert "NVIDIA GPU" in engine["not_run"]
+    assert engine["speedup"] is None
+    assert "latency_ms" not in engine
+    outcome = run_command("bench", run_with_engines.path, *QUICK)
+    assert "NOT RUN: student.fp16.rtx.engine: " in outcome.out
+    assert "1 threads each" in outcome.out
+    alone = run_command("bench", run_with_engines.artifacts / "student.fp16.rtx.engine", *QUICK)
+    assert alone.code == 4
+
+
+def test_a_teacher_that_is_gone_is_not_run(run_with_engines: RunFolder, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    shutil.copytree(run_with_engines.path, run.path)
+    run.update_record({"teacher": {**run.record()["teacher"], "path": str(tmp_path / "gone.pt")}})
+    outcome = run_command("bench", run.path, *QUICK, "--json")
+    assert outcome.code == 0, outcome.err
+    networks = json.loads(outcome.out)["networks"]
+    assert "gone.pt" in networks["teacher"]["not_run"]
+    assert networks["student.onnx"]["speedup"] is None
+    assert networks["student.onnx"]["latency_ms"] > 0
+
+
+def test_one_artifact_is_measured_without_torch(run_with_engines: RunFolder) -> None:
+    target = run_with_engines.artifacts / "student.fp16.onnx"
+    with command_process("bench", target, *QUICK, "--json", preamble="sys.modules['torch'] = None") as process:
+        outcome = finish_command(process)
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out)["networks"]["student.fp16.onnx"]["throughput"] > 0

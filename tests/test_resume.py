@@ -1,0 +1,280 @@
+"""Interrupted runs: what was computed is kept, and going on gives what an uninterrupted run gives, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+from command_line import command_process, files_of, finish_command, run_command
+from conftest import QUICK_STEPS, QUICK_STUDENT
+
+from dfadc.api.distil import Observer, load_teacher, resume_distillation, run_distillation
+from dfadc.contract import ContractFields
+from dfadc.errors import DfadcError, Interrupted
+from dfadc.recipe import change_recipe, load_recipe
+from dfadc.run import RunFolder, open_run
+
+if TYPE_CHECKING:
+    import subprocess
+    from pathlib import Path
+
+    from command_line import Outcome
+
+    from dfadc.training import Reading
+
+#: Minutes between checkpoints that make every step write one.
+ALWAYS = 1e-6
+
+
+def read_until(process: subprocess.Popen[str], beginning: str) -> str:
+    """What a process says on stderr up to a line that begins so."""
+    assert process.stderr is not None
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if line.startswith(beginning):
+            return "".join(said)
+    raise AssertionError(f"ended without {beginning!r}: {''.join(said)}")
+
+
+@pytest.fixture(scope="module")
+def stopped_runs(
+    finished_run: RunFolder, digits_teacher: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[signal.Signals, tuple[RunFolder, Outcome]]:
+    """The finished run begun again in processes of their own, each stopped by another signal after its first steps."""
+
+    def start_and_stop(number: signal.Signals) -> tuple[RunFolder, Outcome]:
+        run = RunFolder(tmp_path_factory.mktemp(number.name) / "run")
+        arguments = ("distill", digits_teacher, "--student", QUICK_STUDENT, "--recipe", finished_run.recipe)
+        often = ("--set", f"log.checkpoint_minutes={ALWAYS}")
+        with command_process(*arguments, *often, "--out", run.path) as process:
+            said = read_until(process, f"step 1/{QUICK_STEPS}")
+            wanted = run.checkpoints / "previous.pt"
+            while number == signal.SIGKILL and not wanted.exists() and process.poll() is None:
+                time.sleep(0.01)
+            process.send_signal(number)
+            return run, finish_command(process, already_read=said)
+
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(signals, pool.map(start_and_stop, signals), strict=True))
+
+
+@pytest.fixture(scope="module")
+def interrupted_at_five(
+    finished_run: RunFolder, digits_teacher: Path, tmp_path_factory: pytest.TempPathFactory
+) -> RunFolder:
+    """The same, interrupted in this process after five steps, with two checkpoints. Tests copy it."""
+    out = tmp_path_factory.mktemp("interrupted") / "run"
+    recipe = change_recipe(load_recipe(finished_run.recipe), {"log.checkpoint_minutes": ALWAYS})
+
+    def interrupt(reading: Reading) -> None:
+        if reading.step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted, match="interrupted at step 5 of") as caught:
+        run_distillation(digits_teacher, QUICK_STUDENT, out=out, recipe=recipe, observer=Observer(on_reading=interrupt))
+    assert caught.value.exit_code == 130
+    return RunFolder(out)
+
+
+@pytest.fixture
+def interrupted(interrupted_at_five: RunFolder, tmp_path: Path) -> RunFolder:
+    """A copy of the run that stopped at step five."""
+    shutil.copytree(interrupted_at_five.path, tmp_path / "run")
+    return RunFolder(tmp_path / "run")
+
+
+def assert_same_results(run: RunFolder, uninterrupted: RunFolder) -> None:
+    for name in ("student.safetensors", "generator.safetensors", "calibration.npz", "samples.npz"):
+        assert (run.path / name).read_bytes() == (uninterrupted.path / name).read_bytes(), name
+    ours, theirs = (list(each.read_metrics()) for each in (run, uninterrupted))
+    for name in ("step", "student_loss", "generator_loss", "terms", "class_entropy", "agreement", "student_rate"):
+        assert [line[name] for line in ours] == [line[name] for line in theirs], name
+    assert run.record()["status"] == "finished"
+
+
+def test_ctrl_c_saves_and_resume_finishes(
+    stopped_runs: dict[signal.Signals, tuple[RunFolder, Outcome]], finished_run: RunFolder
+) -> None:
+    run, outcome = stopped_runs[signal.SIGINT]
+    assert outcome.code == 130
+    assert len(outcome.errors) == 1
+    assert "the state is saved" in outcome.errors[0]
+    assert outcome.hints == [f"hint: dfadc distill --resume {run.path}"]
+    assert "Traceback" not in outcome.err
+    assert run.record()["status"] == "interrupted"
+    resumed = run_command("distill", "--resume", run.path, "--export", "onnx")
+    assert resumed.code == 0, resumed.err
+    assert "note: going on from step" in resumed.err
+    assert_same_results(run, finished_run)
+    onnx = "artifacts/student.onnx"
+    assert (run.path / onnx).read_bytes() == (finished_run.path / onnx).read_bytes()
+
+
+def test_sigterm_saves_too(
+    stopped_runs: dict[signal.Signals, tuple[RunFolder, Outcome]], finished_run: RunFolder
+) -> None:
+    run, outcome = stopped_runs[signal.SIGTERM]
+    assert outcome.code == 130
+    assert len(outcome.errors) == 1
+    assert_same_results(resume_distillation(run), finished_run)
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(
+    stopped_runs: dict[signal.Signals, tuple[RunFolder, Outcome]], finished_run: RunFolder
+) -> None:
+    run, outcome = stopped_runs[signal.SIGKILL]
+    assert outcome.code == -signal.SIGKILL
+    assert run.record()["status"] == "running"
+    assert not run.student.exists()
+    leftover, of_the_user = run.checkpoints / ".last.pt.k3_9zz0a.pt", run.path / ".gitignore"
+    leftover.touch()
+    of_the_user.touch()
+    assert_same_results(resume_distillation(run), finished_run)
+    assert not leftover.exists()
+    assert of_the_user.exists()
+
+
+def test_a_run_interrupted_twice_is_still_the_same(interrupted: RunFolder, finished_run: RunFolder) -> None:
+    before = interrupted.record()["seconds"]
+
+    def interrupt(reading: Reading) -> None:
+        if reading.step == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match="step 7 of"):
+        resume_distillation(interrupted, observer=Observer(on_reading=interrupt))
+    assert interrupted.record()["seconds"] > before
+    assert_same_results(resume_distillation(interrupted), finished_run)
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(interrupted: RunFolder, finished_run: RunFolder) -> None:
+    last = interrupted.checkpoints / "last.pt"
+    last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
+    told: list[str] = []
+    resume_distillation(interrupted, observer=Observer(on_plan=lambda plan: told.extend(plan.notes)))
+    assert told[-1] == f"going on from step 4 of {QUICK_STEPS}"
+    assert_same_results(interrupted, finished_run)
+
+
+def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint_before(
+    interrupted: RunFolder, finished_run: RunFolder
+) -> None:
+    """The limit on a file's size lets the small files through, and no checkpoint."""
+    last = interrupted.checkpoints / "last.pt"
+    kept = last.read_bytes()
+    limit = len(kept) // 2
+    full = f"import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))"
+    with command_process("distill", "--resume", interrupted.path, preamble=full) as process:
+        outcome = finish_command(process)
+    assert outcome.code == 7, outcome.err
+    assert len(outcome.errors) == 1
+    assert str(last) in outcome.errors[0]
+    assert len(outcome.hints) == 1
+    assert "Traceback" not in outcome.err
+    assert kept in (last.read_bytes(), (interrupted.checkpoints / "previous.pt").read_bytes())
+    assert [path.name for path in interrupted.checkpoints.iterdir() if path.name.startswith(".")] == []
+    assert_same_results(resume_distillation(interrupted), finished_run)
+
+
+def test_resume_refuses_a_teacher_that_changed(interrupted: RunFolder, finished_run: RunFolder, tmp_path: Path) -> None:
+    before = files_of(interrupted.path)
+    outcome = run_command("distill", finished_run.student, "--resume", interrupted.path)
+    assert outcome.code == 2
+    assert "the teacher changed since the run" in outcome.errors[0]
+    moved = tmp_path / "moved.safetensors"
+    shutil.copy(interrupted.record()["teacher"]["path"], moved)
+    moved.write_bytes(moved.read_bytes()[:-1] + b"\x7f")
+    interrupted.update_record({"teacher": {**interrupted.record()["teacher"], "path": str(moved)}})
+    outcome = run_command("distill", "--resume", interrupted.path)
+    assert outcome.code == 2
+    assert str(moved) in outcome.errors[0]
+    assert {**files_of(interrupted.path), "run.json": b""} == {**before, "run.json": b""}
+
+
+def test_resume_finds_a_teacher_that_moved_where_it_is_told(interrupted: RunFolder, tmp_path: Path) -> None:
+    teacher = interrupted.record()["teacher"]
+    there = tmp_path / "there.safetensors"
+    shutil.copy(teacher["path"], there)
+    interrupted.update_record({"teacher": {**teacher, "path": str(tmp_path / "gone.safetensors")}})
+    outcome = run_command("distill", "--resume", interrupted.path)
+    assert outcome.code == 2
+    assert str(tmp_path / "gone.safetensors") in outcome.errors[0]
+    assert f"dfadc distill TEACHER --resume {interrupted.path}" in outcome.hints[0]
+
+    def interrupt(_: Reading) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted, match="step 6 of"):
+        resume_distillation(interrupted, there, observer=Observer(on_reading=interrupt))
+
+
+def test_resume_refuses_a_teacher_loaded_in_another_way(interrupted: RunFolder) -> None:
+    path = interrupted.record()["teacher"]["path"]
+    with pytest.raises(DfadcError, match="another contract"):
+        resume_distillation(interrupted, load_teacher(path, fields=ContractFields(input_size=(1, 16, 16))))
+
+
+def test_resume_refuses_a_finished_run(finished_run: RunFolder) -> None:
+    before = files_of(finished_run.path)
+    outcome = run_command("distill", "--resume", finished_run.path)
+    assert outcome.code == 2
+    assert outcome.errors == [f"error: the run {finished_run.path} is finished"]
+    assert len(outcome.hints) == 1
+    assert files_of(finished_run.path) == before
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--steps", "3"),
+        ("--set", "steps=3"),
+        ("--student", "compact_resnet_4"),
+        ("--recipe", "dfad"),
+        ("--device", "cpu"),
+        ("--seed", "0"),
+        ("--no-compile",),
+        ("--dry-run",),
+        ("--force",),
+        ("--out", "elsewhere"),
+        ("--input-size", "1x8x8"),
+        ("--minutes", "1"),
+    ],
+    ids=" ".join,
+)
+def test_resume_refuses_what_it_would_ignore(interrupted_at_five: RunFolder, flags: tuple[str, ...]) -> None:
+    outcome = run_command("distill", "--resume", interrupted_at_five.path, *flags)
+    assert outcome.code == 2
+    assert len(outcome.errors) == 1
+    assert outcome.errors[0].startswith(f"error: {'--compile' if flags[0] == '--no-compile' else flags[0]} cannot be")
+    assert interrupted_at_five.record()["status"] == "interrupted"
+
+
+def test_resume_needs_a_checkpoint_that_fits(interrupted: RunFolder) -> None:
+    recipe = change_recipe(load_recipe(interrupted.recipe), {"generator.latent_dim": 7})
+    original = interrupted.recipe.read_text()
+    interrupted.recipe.write_text(original.replace("latent_dim = 256", f"latent_dim = {recipe.generator.latent_dim}"))
+    outcome = run_command("distill", "--resume", interrupted.path)
+    assert outcome.code == 2
+    assert "does not fit the run's recipe" in outcome.errors[0]
+    interrupted.recipe.write_text(original)
+    for checkpoint in interrupted.checkpoints.iterdir():
+        checkpoint.unlink()
+    outcome = run_command("distill", "--resume", interrupted.path)
+    assert outcome.code == 2
+    assert "it holds no checkpoint yet" in outcome.errors[0]
+
+
+@pytest.mark.parametrize("command", ["export", "verify"])
+def test_an_unfinished_run_has_nothing_to_export_or_verify(interrupted_at_five: RunFolder, command: str) -> None:
+    outcome = run_command(command, interrupted_at_five.path)
+    assert outcome.code == 2
+    assert "is not finished" in outcome.errors[0]
+    assert outcome.hints == [f"hint: dfadc distill --resume {interrupted_at_five.path}"]
+    assert open_run(interrupted_at_five.path).record()["status"] == "interrupted"
