@@ -104,9 +104,17 @@ class Training:
         student: freshly built, or with weights to start from.
         recipe: as asked for.
         device: where to play.
+
+    Raises:
+        DfadcError: the recipe does not fit, or the teacher's outputs are dense.
     """
 
     def __init__(self, teacher: Teacher, student: Student, *, recipe: Recipe, device: torch.device) -> None:
+        if teacher.contract.task != "classification":
+            raise DfadcError(
+                "the teacher answers for every pixel, and samples with such answers cannot be stored and verified yet",
+                "only classifiers can be distilled for now",
+            )
         recipe, notes = fit_recipe(recipe, teacher.contract, len(teacher.batch_norms))
         self.teacher = teacher
         self.student = student

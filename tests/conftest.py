@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
     from dfadc.run import RunFolder
 
+#: Fixtures that only the tests of the exporters use.
+pytest_plugins = ["small_student"]
+
 DIGITS_CONTRACT = ImageContract(
     input_size=(1, 8, 8),
     num_classes=10,

@@ -28,19 +28,20 @@ QUICK = ("--seconds", 0.05, "--threads", 1, "--batch", 4)
 
 
 class Sleeper(ChunkedSession):
-    """A session that takes 1 ms and 1 ms an image: its speed is known."""
+    """A session that takes 1 ms and 1 ms an image, or longer on a busy machine, and notes how long."""
 
     def __init__(self) -> None:
         super().__init__(batch_size=64)
-        self.calls: list[int] = []
+        self.calls: dict[int, list[float]] = {}
 
     @property
     def device(self) -> str:
         return "clock"
 
     def _run_batch(self, images: np.ndarray) -> np.ndarray:
-        self.calls.append(len(images))
+        started = time.perf_counter()
         time.sleep(1e-3 * (1 + len(images)))
+        self.calls.setdefault(len(images), []).append(time.perf_counter() - started)
         return np.zeros((len(images), 2), np.float32)
 
 
@@ -66,8 +67,9 @@ def test_the_clock_is_read_rightly() -> None:
     session = Sleeper()
     timing = benchmark(session, np.zeros((8, 1, 2, 2), np.float32), seconds=0.1)
     assert 2.0 <= timing.latency_ms <= timing.latency_p95_ms
-    assert timing.latency_ms < 4.0
-    assert 8 / 0.018 < timing.throughput <= 8 / 0.009
+    assert timing.latency_ms == pytest.approx(1e3 * np.median(session.calls[1]), rel=0.5)
+    assert timing.throughput <= 8 / 0.009
+    assert timing.throughput == pytest.approx(8 / np.median(session.calls[8]), rel=0.5)
     assert timing.batch == 8
     assert timing.device == "clock"
     assert set(session.calls) == {1, 8}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from states import assert_same_state
 from torch import Tensor, nn
 
-from dfadc.contract import ImageContract
+from dfadc.contract import ContractFields, ImageContract
 from dfadc.distillation.loop import distill
 from dfadc.errors import DfadcError, Interrupted
 from dfadc.finish import write_results
@@ -215,6 +215,23 @@ def test_a_student_that_is_not_smaller_is_noted(teacher: Teacher) -> None:
     assert any("is not smaller than the teacher" in note for note in large.notes)
     small = prepare(teacher, "compact_resnet_4", recipe=miniature(), device="cpu")
     assert not any("is not smaller" in note for note in small.notes)
+
+
+class DenseNetwork(nn.Conv2d):
+    """A class for every pixel."""
+
+    def __init__(self, contract: ImageContract) -> None:
+        super().__init__(contract.channels, 5, 3, padding=1)
+
+
+def test_dense_outputs_are_refused_before_the_first_step(tmp_path: Path) -> None:
+    """Their game can be played, but its samples could not be stored at the end of it."""
+    name, fields = f"{__name__}:DenseNetwork", ContractFields(input_size=(1, 8, 8), num_classes=5)
+    torch.save(DenseNetwork(CONTRACT).state_dict(), tmp_path / "teacher.pt")
+    dense = load_teacher(tmp_path / "teacher.pt", architecture=name, fields=fields)
+    assert dense.contract.task == "segmentation"
+    with pytest.raises(DfadcError, match="answers for every pixel"):
+        prepare(dense, name, recipe=miniature(), device="cpu")
 
 
 def test_the_seed_decides_the_start(teacher: Teacher) -> None:

@@ -113,7 +113,7 @@ def _check(
         logits = ask(session.run, samples.normalised(), form=form, contract=samples.contract)
     if logits.shape != samples.student_logits.shape:
         raise DfadcError(f"{path.name} answers {logits.shape[1:]}, not {samples.student_logits.shape[1:]}")
-    logits = samples.student_logits
+    logits = level(logits, samples.student_logits, form=form)
     return verify_artifact(artifact, logits, samples=samples, thresholds=thresholds)
 
 

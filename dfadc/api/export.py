@@ -109,8 +109,10 @@ def export_student(
     for skipped in plan.skipped:
         observer.on_skipped(skipped)
     manifest = Manifest.read(run.path) if (run.path / FILE_NAME).exists() else Manifest()
+    taken_as_it_is = exports is not None and set(exports) == {KIT} and not (embed_normalisation or embed_softmax)
+    has_onnx = any(known.exporter == "onnx" for known in manifest.artifacts)
     results = []
-    for request in plan.requests:
+    for request in () if taken_as_it_is and has_onnx else plan.requests:
         target = run.artifacts / request.file_name
         try:
             if request.source is None:
@@ -142,7 +144,7 @@ def plan_exports(exports: Sequence[str] | None = None) -> ExportPlan:
     """
     if exports is not None:
         named = [export for export in exports if export != KIT]
-        # A kit of a run that has more typed files takes them as they are; it needs the fp32 one at least.
+        # A kit alone takes the typed files that are there; where there are none, it needs the fp32 one at least.
         requests = with_sources(map(ExportRequest.parse, named or ["onnx"]))
         for request in requests:
             if (missing := _what_is_missing(request)) is not None:

@@ -116,6 +116,16 @@ def test_the_reservoir_is_a_uniform_sample_of_the_whole_run(batch: int) -> None:
     assert stats.chisquare(counts).pvalue > 1e-3
 
 
+def test_of_two_images_a_reservoir_of_one_keeps_each_with_probability_one_half() -> None:
+    dice, kept_second = rng(2), 0
+    for _ in range(500):
+        reservoir = Reservoir(1, SIZE, CPU)
+        reservoir.offer(numbered(1), dice)
+        reservoir.offer(numbered(2), dice)
+        kept_second += contents(reservoir) == [2]
+    assert stats.binomtest(kept_second, 500).pvalue > 1e-3
+
+
 @pytest.mark.parametrize("offered", [0, 3, 50])
 def test_a_reservoir_goes_on_from_its_state(offered: int) -> None:
     before, after = Reservoir(5, SIZE, CPU), Reservoir(5, SIZE, CPU)

@@ -168,7 +168,9 @@ def test_the_build_script_asks_trtexec_for_what_it_knows(flags: tuple[str, ...],
 def test_the_models_of_a_kit_are_those_of_the_manifest(finished_run: RunFolder, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished_run.path, run)
+    before = (run / "manifest.json").read_bytes()
     assert run_command("export", run, "-e", "kit", "--quiet").code == 0
+    assert (run / "manifest.json").read_bytes() == before  # what is there is taken as it is
     assert np.load(run / "artifacts" / "kit" / "samples.npz")["images"].dtype == np.uint8
     assert [path.name for path in (run / "artifacts" / "kit").glob("*.onnx")] == ["student.onnx"]
     assert run_command("export", run, "-e", "kit", "--gpu", "sm86").code == 2

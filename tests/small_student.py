@@ -1,4 +1,4 @@
-"""One small real student, exported once for all tests of the exporters."""
+"""Fixtures of the exporters' tests: one small real student, exported once."""
 
 from __future__ import annotations
 
@@ -13,22 +13,12 @@ from dfadc.contract import ImageContract
 from exporters.onnx_exporter import export_onnx
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
 
     from exporters.base import ExportResult
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Two threads of torch on two busy cores wait for each other: 30 times slower here."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
