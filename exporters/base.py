@@ -156,6 +156,9 @@ class BatchProfile:
             )
 
 
+#: In ``BuildSettings.keep_fp32``: the fewest layers whose return to fp32 brings INT8's agreement back.
+KEEP_FP32_AUTO = "auto"
+
 #: Called by a long build with (phase, steps done, steps in the phase).
 ProgressCallback = Callable[[str, int, int], None]
 

@@ -9,10 +9,18 @@ import onnxruntime
 
 from dfadc.errors import DfadcError
 from dfadc.storage import atomic_write_bytes, sha256_file
-from exporters.base import BuildSettings, Capability, ExportRequest, ExportResult, PoolUnusable, Precision
+from exporters.base import (
+    KEEP_FP32_AUTO,
+    BuildSettings,
+    Capability,
+    ExportRequest,
+    ExportResult,
+    PoolUnusable,
+    Precision,
+)
 from exporters.onnx_file import load_onnx, package_versions, to_checked_bytes, with_metadata
 from exporters.precision import convert_to_fp16
-from exporters.quantise import KEEP_AUTO, Quantised, quantise
+from exporters.quantise import Quantised, quantise
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,7 +74,7 @@ def _derive(
     """The typed graph, what precision it really has, and what to say about it."""
     if request.precision is Precision.FP16:
         converted = convert_to_fp16(
-            source, images=settings.calibration, keep_fp32=set(settings.keep_fp32) - {KEEP_AUTO}
+            source, images=settings.calibration, keep_fp32=set(settings.keep_fp32) - {KEEP_FP32_AUTO}
         )
         kept = converted.fp32_nodes
         effective = f"fp16, {len(kept)} nodes in fp32" if kept else "fp16"

@@ -17,7 +17,7 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 
 from dfadc.errors import DfadcError, ExportFailed, StorageFailed
 from dfadc.verification.agreement import Agreement, compare
-from exporters.base import PoolUnusable, unknown_value
+from exporters.base import KEEP_FP32_AUTO, PoolUnusable, unknown_value
 from exporters.onnx_file import INPUT_NAME, OPSET, first_line, opset_of
 from exporters.precision import check_is_fp32
 from exporters.sensitivity import Layer, has_recovered, in_fp32, logits_of, rank_layers, recover
@@ -34,8 +34,6 @@ CALIBRATORS = {
 }
 #: Tries every calibrator and keeps the one that agrees best with the fp32 graph on the held-out images.
 AUTO = "auto"
-#: In ``keep_fp32``: the fewest layers whose return to fp32 brings the agreement back.
-KEEP_AUTO = "auto"
 #: Layers that a note on fallen agreement names.
 _NUM_NAMED = 3
 #: Every n-th calibration image is held out.
@@ -111,7 +109,7 @@ def quantise(
     if calibrator not in (AUTO, *CALIBRATORS):
         raise unknown_value("calibrator", calibrator, (AUTO, *CALIBRATORS))
     check_is_fp32(source)
-    named = sorted(set(keep_fp32) - {KEEP_AUTO})
+    named = sorted(set(keep_fp32) - {KEEP_FP32_AUTO})
     if unknown := sorted(set(named) - {node.name for node in source.graph.node}):
         raise DfadcError(f"no node {unknown[0]!r} in the graph to keep in fp32", "dfadc inspect lists the nodes")
     reference = _reference_logits(source, images)
@@ -124,7 +122,9 @@ def quantise(
         candidates.append(Quantised(model, name, agreement, tuple(named)))
     best = max(candidates, key=lambda candidate: (candidate.held_out.k, candidate.held_out.sqnr_db))
     if not has_recovered(best.held_out):
-        best = _examine(best, source, images[held_out], reference[held_out], recovering=KEEP_AUTO in set(keep_fp32))
+        best = _examine(
+            best, source, images[held_out], reference[held_out], recovering=KEEP_FP32_AUTO in set(keep_fp32)
+        )
     check_census(best.model, preset)
     return best
 

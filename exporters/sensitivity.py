@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-#: Agreement with fp32 below which INT8 has lost something. On 2,048 samples its lower Wilson bound is 0.973, and the
-#: gate asks for 0.97.
-LEAST_AGREEMENT = 0.98
+#: Agreement with fp32 on the held-out images below which INT8 has lost something. The gate asks for a lower bound of
+#: 0.97 on 2,048 samples, so for 0.978; the few hundred held-out images tell agreement to about a point only.
+LEAST_AGREEMENT = 0.99
 LEAST_SQNR_DB = default_export_limits()["int8"].min_sqnr_db or 0.0
 #: Images that a layer is tried on alone; the graph that is kept is judged on all.
 _RANKING_IMAGES = 64

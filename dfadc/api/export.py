@@ -14,6 +14,7 @@ from dfadc.models.network_file import load_network
 from dfadc.storage import sha256_file
 from dfadc.verification.samples import dequantise, to_pixels
 from exporters.base import (
+    KEEP_FP32_AUTO,
     BatchProfile,
     BuildSettings,
     ExportRequest,
@@ -105,6 +106,9 @@ def export_student(
     plan = plan_exports(exports)
     settings = settings or BuildSettings()
     _check_settings_matter(settings, plan)
+    if exports is None and not settings.keep_fp32:
+        # Nobody chose INT8 here: it must not fail its gate for a layer or two.
+        settings = replace(settings, keep_fp32=(KEEP_FP32_AUTO,))
     settings = _with_calibration(settings, run, plan.requests, pixels=embed_normalisation)
     for skipped in plan.skipped:
         observer.on_skipped(skipped)

@@ -49,8 +49,8 @@ class BatchStatistics(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, activations: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and biased variance, each (C,)."""
-        # fp32 weights make the kernel accumulate and answer in fp32, whatever the activations are. Without an epsilon it
-        # answers 0 for the inverse deviation of a channel that never changes.
+        # fp32 weights make the kernel accumulate and answer in fp32, whatever the activations are. Without an epsilon
+        # it answers 0 for the inverse deviation of a channel that never changes.
         ones = torch.ones(activations.shape[1], device=activations.device)
         _, mean, inverse_std = torch.native_batch_norm(
             activations, ones, ones, None, None, training=True, momentum=0.0, eps=1e-12
