@@ -187,18 +187,13 @@ def merge_fields(sources: Mapping[str, ContractFields]) -> tuple[ContractFields,
     merged: dict[str, Any] = {}
     origin: dict[str, str] = {}
     for source, known in sources.items():
-        has_pair = known.mean is not None and known.std is not None
-        lone = (known.mean is None) != (known.std is None)
-        if lone:
+        if (known.mean is None) != (known.std is None):
             raise DfadcError(f"{source} gives only one of mean and std", "give both")
         for field in fields(ContractFields):
             value = getattr(known, field.name)
-            if value is None or field.name in merged:
-                continue
-            if field.name in ("mean", "std") and not has_pair:
-                continue
-            merged[field.name] = value
-            origin[field.name] = source
+            if value is not None and field.name not in merged:
+                merged[field.name] = value
+                origin[field.name] = source
     return ContractFields(**merged), origin
 
 

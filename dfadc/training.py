@@ -1,70 +1,35 @@
-"""One run of the game from a loaded teacher to a finished student: prepare, play, watch, save, set samples aside."""
+"""One run of the game, from a loaded teacher to a finished student: prepared, planned, started, resumed, played."""
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 
-from dfadc.distillation.checkpoint import load_checkpoint, save_checkpoint
+from dfadc.distillation.checkpoint import load_checkpoint
 from dfadc.distillation.estimate import Estimate, estimate, steps_for_minutes
 from dfadc.distillation.fit import fit_recipe
 from dfadc.distillation.game import Game
 from dfadc.distillation.generator import build_generator
-from dfadc.distillation.loop import StepLosses, distill
-from dfadc.distillation.monitor import Monitor
+from dfadc.distillation.loop import distill
 from dfadc.distillation.players import Players
 from dfadc.distillation.precision import choose_device, choose_policy
-from dfadc.distillation.replay import STORED_DTYPE
-from dfadc.errors import DfadcError, Interrupted
+from dfadc.errors import DfadcError
 from dfadc.models.flops import count_flops
 from dfadc.models.students import Student, build_student
 from dfadc.recipe import Recipe, change_recipe, recipe_to_toml
 from dfadc.run import SCHEMA, RunFolder, environment
 from dfadc.storage import atomic_write_text, write_json
+from dfadc.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from dfadc.models.teacher import Teacher
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What a run shows at each log interval; one line of metrics.jsonl.
-
-    Args:
-        step: steps done, of ``steps``.
-        student_loss: of the last student update.
-        generator_loss: of the last generator update.
-        terms: the generator loss's terms, unweighted.
-        class_entropy: of the teacher on the probe, normalised to [0, 1].
-        agreement: of student and teacher on the probe, in [0, 1].
-        student_rate: the student's learning rate.
-        generator_rate: the generator's.
-        images_per_second: images that a player was updated on, since the last reading.
-        seconds_left: at that pace.
-        note: what was done about trouble, or empty.
-    """
-
-    step: int
-    steps: int
-    student_loss: float
-    generator_loss: float
-    terms: dict[str, float]
-    class_entropy: float
-    agreement: float
-    student_rate: float
-    generator_rate: float
-    images_per_second: float
-    seconds_left: float
-    note: str = ""
+    from dfadc.watch import Reading
 
 
 @dataclass(frozen=True)
@@ -125,7 +90,6 @@ class Training:
         self.student_flops = count_flops(student.module, teacher.contract.input_size)
         self.policy = choose_policy(recipe.compute, device)
         self.game = self._build_game()
-        self.stop_requested = False
 
     def plan(self, minutes: float | None = None) -> Plan:
         """Measures what a step costs, turns a time budget into steps, and says what will be done."""
@@ -202,8 +166,8 @@ class Training:
             TrainingDiverged: the game could not be kept finite.
             StorageFailed: a checkpoint could not be written.
         """
-        watch = _Watch(self, folder, on_reading)
-        with _stop_on_signals(self):
+        watch = Watch(self.game, folder, on_reading)
+        with watch.stopping_on_signals():
             distill(self.game, self.recipe.steps, watch.on_step)
         watch.save()
 
@@ -235,106 +199,9 @@ def prepare(teacher: Teacher, student: str, *, recipe: Recipe, device: str) -> T
     return Training(teacher, built, recipe=recipe, device=choose_device(device))
 
 
-class _Watch:
-    """Called after every step: reads, logs, sets samples aside, saves, stops."""
-
-    def __init__(self, training: Training, folder: RunFolder, on_reading: Callable[[Reading], None]) -> None:
-        self.training = training
-        self.folder = folder
-        self.on_reading = on_reading
-        self.monitor = Monitor(training.game)
-        self.snapshot_steps = snapshot_steps(training.recipe)
-        self._saved_at = self._read_at = time.monotonic()
-        self._read_step = training.game.players.step
-
-    def on_step(self, losses: StepLosses) -> None:
-        recipe, players = self.training.recipe, self.training.game.players
-        if losses.step in self.snapshot_steps:
-            set_samples_aside(self.training.game, snapshot_size(recipe))
-        if losses.step % recipe.log.interval == 0 or losses.step == recipe.steps:
-            self._read(losses)
-        if self.training.stop_requested:
-            self.save()
-            raise Interrupted(
-                f"interrupted at step {players.step} of {recipe.steps}; the state is saved",
-                f"dfadc distill --resume {self.folder.path}",
-            )
-        if time.monotonic() - self._saved_at >= recipe.log.checkpoint_minutes * 60:
-            self.save()
-
-    def save(self) -> None:
-        save_checkpoint(self.folder.checkpoints, self.training.game.players.state_dict())
-        self._saved_at = time.monotonic()
-
-    def _read(self, losses: StepLosses) -> None:
-        recipe, players = self.training.recipe, self.training.game.players
-        note = self.monitor.check_finite() or ""
-        probe = self.monitor.probe()
-        now = time.monotonic()
-        pace = (now - self._read_at) / max(1, losses.step - self._read_step)
-        self._read_at, self._read_step = now, losses.step
-        reading = Reading(
-            step=losses.step,
-            steps=recipe.steps,
-            student_loss=float(losses.student_loss),
-            generator_loss=float(losses.generator_loss),
-            terms={name: float(term) for name, term in losses.terms.items()},
-            class_entropy=probe.class_entropy,
-            agreement=probe.agreement,
-            student_rate=players.student.optimizer.param_groups[0]["lr"],
-            generator_rate=players.generator.optimizer.param_groups[0]["lr"],
-            images_per_second=recipe.batch_size * (recipe.student.steps + recipe.generator.steps) / max(pace, 1e-9),
-            seconds_left=pace * (recipe.steps - losses.step),
-            note=note,
-        )
-        self.folder.append_metrics(asdict(reading))
-        self.on_reading(reading)
-
-
-def snapshot_steps(recipe: Recipe) -> frozenset[int]:
-    """The steps after which samples are set aside: evenly over the run, the end excluded."""
-    moments = recipe.verify.snapshots
-    return frozenset(max(1, round(recipe.steps * (i + 1) / (moments + 1))) for i in range(moments))
-
-
-def snapshot_size(recipe: Recipe) -> int:
-    """Images set aside at each of those steps, so that together they are half of the samples."""
-    return -(-recipe.verify.num_samples // (2 * recipe.verify.snapshots))
-
-
-@torch.no_grad()
-def set_samples_aside(game: Game, count: int) -> None:
-    """Draws images from the averaged generator on latents that training never sees, and keeps them with the players."""
-    players = game.players
-    generator = players.generator.average
-    generator.eval()
-    images = generator(players.draw_unseen_latents(count))
-    players.set_aside = torch.cat([players.set_aside, images.to("cpu", STORED_DTYPE)])
-
-
 def _size_notes(teacher: Teacher, student: Student) -> Iterator[str]:
     if student.num_parameters >= teacher.num_parameters:
         yield (
             f"the student {student.architecture} ({student.num_parameters:,} parameters) is not smaller than "
             f"the teacher ({teacher.num_parameters:,})"
         )
-
-
-@contextmanager
-def _stop_on_signals(training: Training) -> Iterator[None]:
-    """Lets Ctrl-C and SIGTERM end the run after the step in progress; a second Ctrl-C ends it at once."""
-
-    def request(signum: int, frame: Any) -> None:
-        if training.stop_requested and signum == signal.SIGINT:
-            signal.default_int_handler(signum, frame)
-        training.stop_requested = True
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {signum: signal.signal(signum, request) for signum in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)

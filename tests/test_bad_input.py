@@ -47,6 +47,12 @@ class Pair(Network):
 class NotANumber(Network):
     def forward(self, images):
         return super().forward(images) * float("nan")
+
+class CtrlC(Network):
+    def forward(self, images):
+        if self.training:
+            raise KeyboardInterrupt
+        return super().forward(images)
 """
 
 
@@ -325,6 +331,23 @@ def test_a_teacher_in_the_folder_that_would_be_replaced(finished_run: RunFolder)
 def test_an_output_that_cannot_be_written(digits_teacher: Path) -> None:
     Path("a_file").touch()
     assert_refused(distil(digits_teacher, "--out", "a_file/run"), "a_file/run", code=7, hint="--out")
+
+
+def test_ctrl_c_while_a_step_is_measured_leaves_nothing(
+    digits_teacher: Path, finished_run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of a run that is to be replaced: it goes once the new one begins."""
+    Path("odd_networks.py").write_text(ODD_NETWORKS)
+    monkeypatch.syspath_prepend(Path.cwd())
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    shutil.copytree(finished_run.path, "old")
+    before = files_of(Path())
+    for out in ("new", "old"):
+        outcome = run_command("distill", digits_teacher, "--student", "odd_networks:CtrlC", "--out", out, "--force")
+        assert outcome.code == 130
+        assert "Traceback" not in outcome.err
+    assert files_of(Path()) == before
+    assert not Path("new").exists()
 
 
 # Labelled data: refused before a long run, not after it

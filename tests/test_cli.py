@@ -13,7 +13,7 @@ from conftest import QUICK_STUDENT
 import dfadc
 from dfadc.cli.console import reading_line
 from dfadc.recipe import Recipe, describe_fields, recipe_names
-from dfadc.training import Reading
+from dfadc.watch import Reading
 
 if TYPE_CHECKING:
     from pathlib import Path

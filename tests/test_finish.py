@@ -19,8 +19,9 @@ from dfadc.models.networks.compact_resnet import CompactResNet
 from dfadc.models.teacher import load_teacher
 from dfadc.recipe import GeneratorSettings, change_recipe, load_recipe
 from dfadc.run import RunFolder
-from dfadc.training import Training, prepare, set_samples_aside
+from dfadc.training import Training, prepare
 from dfadc.verification.samples import SampleSet
+from dfadc.watch import set_samples_aside
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -348,6 +349,27 @@ def test_a_plain_state_dict_of_ours_needs_its_input_size_alone(
     assert_student_is_there(outcome, build_architecture(student, contract).name, (1, 28, 28))
     assert "lenet5" in outcome.err
     assert "no batch-norm statistics" in outcome.err
+
+
+def test_a_teacher_that_is_code_is_trusted_by_each_command_anew(
+    digits_teacher: Path, digits_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch deprecates TorchScript; teachers of that kind remain
+        torch.jit.trace(load_teacher(digits_teacher).module, torch.zeros(2, 1, 8, 8)).save("teacher.ts")
+    contract = ("--input-size", "1x8x8", "--mean", "0.305", "--std", "0.376")
+    arguments = ("distill", "teacher.ts", "--student", QUICK_STUDENT, *contract, *shlex.split(ONE_STEP))
+    assert run_command(*arguments).code == 2
+    assert not Path("run").exists()
+    outcome = run_command(*arguments, "--data", digits_data, "--json", "--trust-teacher")
+    assert outcome.code == 3, outcome.err
+    assert json.loads(outcome.out)["accuracy"]["teacher"] > 0.9
+    verify = ("verify", "run", "--data", digits_data)
+    refused = run_command(*verify)
+    assert refused.code == 2
+    assert "teacher.ts is TorchScript, which is code" in refused.errors[0]
+    assert run_command(*verify, "--trust-teacher").code == 3
 
 
 def test_force_replaces_a_run_and_nothing_else(run_copy: RunFolder, digits_teacher: Path, tmp_path: Path) -> None:

@@ -196,6 +196,8 @@ def test_all_problems_are_named_at_once() -> None:
         "student.l1=nan",
         "student.l1=inf",
         "student.l1=-inf",
+        "student.optimizer.clip_norm=inf",
+        "log.checkpoint_minutes=inf",
         "student.schedule.milestones=0.5",
         "student.schedule.milestones=[2.0]",
         "student.l1=2026-01-02",

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from command_line import Outcome
 
-    from dfadc.training import Reading
+    from dfadc.watch import Reading
 
 #: Minutes between checkpoints that make every step write one.
 ALWAYS = 1e-6

@@ -75,9 +75,11 @@ def test_force_replaces_a_run_of_any_version(schema: str, tmp_path: Path) -> Non
     folder = make_run(tmp_path / "run", schema=schema)
     (folder.path / "artifacts").mkdir()
     (folder.path / "artifacts" / "student.onnx").write_text("old")
-    outside = tmp_path / "outside.txt"
+    (tmp_path / "outside").mkdir()
+    outside = tmp_path / "outside" / "file.txt"
     outside.write_text("not the run's")
     (folder.path / "link").symlink_to(outside)
+    (folder.path / "linked_folder").symlink_to(outside.parent)
     claim_folder(folder.path, force=True)
     assert contents(folder.path) == {}
     assert folder.checkpoints.is_dir()

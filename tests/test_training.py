@@ -23,7 +23,8 @@ from dfadc.models.networks.compact_resnet import CompactResNet
 from dfadc.models.teacher import Teacher, load_teacher
 from dfadc.recipe import Recipe, change_recipe, load_recipe
 from dfadc.run import RunFolder, claim_folder
-from dfadc.training import Plan, Reading, Training, prepare, set_samples_aside, snapshot_size, snapshot_steps
+from dfadc.training import Plan, Training, prepare
+from dfadc.watch import Reading, set_samples_aside, snapshot_size, snapshot_steps
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -111,7 +112,8 @@ def test_three_steps_and_three_more_are_six_bit_for_bit(
     first, folder = begin(load_teacher(teacher_file), tmp_path / "halves", recipe)
 
     def stop_at_three(reading: Reading) -> None:
-        first.stop_requested = reading.step == 3
+        if reading.step == 3:
+            signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(Interrupted, match="interrupted at step 3 of 6") as caught:
         first.play(folder, stop_at_three)

@@ -14,10 +14,12 @@ from dfadc.models.teacher import Teacher, load_teacher
 from dfadc.recipe import Recipe, load_recipe
 from dfadc.run import RunFolder, check_claimable, claim_folder
 from dfadc.storage import sha256_file
-from dfadc.training import Plan, Reading, Training, prepare
+from dfadc.training import Plan, Training, prepare
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from dfadc.watch import Reading
 
 __all__ = [
     "Observer",

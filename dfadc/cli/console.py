@@ -17,7 +17,8 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from dfadc.api.distil import Observer
-    from dfadc.training import Plan, Reading
+    from dfadc.training import Plan
+    from dfadc.watch import Reading
     from exporters.base import ProgressCallback
 
 #: Seconds between progress lines where stderr is not a terminal.
