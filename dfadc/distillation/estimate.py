@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from dfadc.distillation.game import Game
 
 #: A first step this long is measurement enough.
-PATIENCE_SECONDS = 3.0
-#: Eager seconds below which compiling cannot pay: two graphs take a minute or two to compile, and on a CPU the
-#: compiled modules of a small run were no faster (see README, "Limits").
-WORTH_COMPILING_SECONDS = {"cpu": 3600.0, "cuda": 300.0}
+PATIENCE_SECONDS = 1.0
+#: Eager seconds from which compiling is tried and measured. Two graphs take a minute or two to compile, so on a shorter
+#: run the trial alone would cost more than it could tell.
+WORTH_COMPILING_SECONDS = {"cpu": 14_400.0, "cuda": 300.0}
 
 
 @dataclass(frozen=True)
