@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -14,6 +17,9 @@ from dfadc.distillation import estimate as module_under_test
 from dfadc.distillation.estimate import Estimate, estimate, steps_for_minutes, time_steps
 from dfadc.distillation.loop import distill
 from dfadc.errors import DfadcError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Untraceable(nn.Module):
@@ -143,6 +149,38 @@ def test_a_game_that_cannot_be_compiled_is_refused_where_compiling_was_asked_for
     with pytest.raises(DfadcError, match="cannot be compiled") as caught:
         estimate(build_game("dfad", teacher=untraceable), "on")
     assert "--no-compile" in caught.value.hint
+
+
+def slow_backend(graph: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
+    """A compiler whose code is slower than none."""
+
+    def run(*inputs: Any) -> Any:
+        time.sleep(0.2)
+        return graph.forward(*inputs)
+
+    return run
+
+
+@pytest.mark.parametrize(("wanted", "backend"), [("on", "eager"), ("auto", slow_backend)], ids=["on", "auto"])
+def test_a_compiled_step_is_measured_without_the_compilation(
+    wanted: str, backend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One step is all that is timed here, as of a large game: the first one compiles, and must not be taken for it."""
+    monkeypatch.setattr(module_under_test, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setitem(module_under_test.WORTH_COMPILING_SECONDS, "cpu", 0.0)
+    game = build_game("dfad", "student.steps=1")
+    before = copy.deepcopy(game.players.state_dict())
+    # Tracing without generating code is compilation enough, and takes a second instead of a minute.
+    monkeypatch.setattr(game, "compile", partial(game.compile, backend))
+    torch.compiler.reset()
+    started = time.perf_counter()
+    cost = estimate(game, wanted)
+    assert cost.seconds_per_step < (time.perf_counter() - started) / 4
+    assert "s a step compiled" in cost.compile_reason
+    # Where it was asked for it stays compiled; else only where that is faster.
+    assert cost.compiled is (wanted == "on")
+    assert (game.student_loss != game._student_loss) is cost.compiled  # noqa: SLF001 -- the eager function
+    assert_same_state(game.players.state_dict(), before)
 
 
 def test_an_estimate_is_plain_values() -> None:

@@ -97,7 +97,7 @@ def test_the_reservoir_never_holds_an_image_twice_nor_more_than_it_may() -> None
     reservoir, dice = Reservoir(8, SIZE, CPU), rng()
     for start in range(0, 200, 5):
         reservoir.offer(numbered(*range(start, start + 5)), dice)
-    assert reservoir.offered == 200
+    assert reservoir.seen == 200
     assert len(set(contents(reservoir))) == len(reservoir) == 8
 
 
@@ -133,7 +133,7 @@ def test_a_reservoir_goes_on_from_its_state(offered: int) -> None:
     after.load_state_dict(before.state_dict())
     for reservoir in (before, after):
         reservoir.offer(numbered(*range(100, 140)), rng(1))
-    assert after.offered == before.offered
+    assert after.seen == before.seen
     assert torch.equal(after.images[: len(after)], before.images[: len(before)])
 
 

@@ -87,3 +87,14 @@ def test_the_committed_teacher_is_what_it_says() -> None:
     with torch.no_grad():
         logits = module((images[:500].float() / 255 - contract.mean[0]) / contract.std[0])
     assert (logits.argmax(1) == labels[:500]).double().mean() >= 0.92  # 93% and more on all 10,000
+
+
+def test_the_test_images_are_written_for_evaluation(idx_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "test.npz"
+    command = [sys.executable, str(EXAMPLE / "write_test_images.py"), "--data", str(idx_folder), "--out", str(out)]
+    done = subprocess.run([*command, "--count", "7"], capture_output=True, text=True, check=False, timeout=120)  # noqa: S603
+    assert done.returncode == 0, done.stderr
+    with np.load(out) as test:
+        assert test["images"].shape == (7, 1, 28, 28)
+        assert test["images"].dtype == np.uint8
+        assert test["labels"].shape == (7,)
