@@ -153,7 +153,8 @@ def scalable(latent_dim: int, channels: int, size: tuple[int, int]) -> nn.Module
     convolution at half its size. At 28 px that is a seventh of generator A's arithmetic.
     """
     doublings = max(1, math.ceil(math.log2(max(size) / LARGEST_GRID)))
-    narrowest = 64 if doublings <= 2 else 32
+    # 40: from 33 px, where a third doubling makes the grid smallest, the linear layer keeps a million parameters.
+    narrowest = 64 if doublings <= 2 else 40 if doublings == 3 else 32
     widths = [min(256, narrowest * 2 ** (doublings - 1 - done)) for done in range(doublings)]
     layers: list[nn.Module] = [
         Grid(latent_dim, widths[0], _grid(size, doublings)),

@@ -63,7 +63,7 @@ def test_odd_sizes_really_run_and_teach(
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("side", [28, 32, 48, 64, 96, 112, 128, 160, 192, 224])
+@pytest.mark.parametrize("side", [28, 32, 33, 40, 48, 64, 96, 112, 128, 160, 192, 224])
 def test_the_scalable_generator_has_one_to_eight_million_parameters(side: int, channels: int) -> None:
     with torch.device("meta"):
         generator = build("scalable", contract_of(side, side, channels=channels), latent_dim=256)
