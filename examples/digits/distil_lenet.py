@@ -22,8 +22,8 @@ from dfadc.models.architectures import build_architecture
 from dfadc.models.network_file import save_network
 
 NUM_TEST = 500
-#: The paper's MNIST settings (weight decay 1e-4, latents of 100) on an eighth of its batch, with both rates falling to 0:
-#: at its constant rates of .01 and 1e-3 so small a batch leaves the student noisy.
+#: The paper's MNIST settings (weight decay 1e-4, latents of 100), on an eighth of its batch, with both rates falling to
+#: 0 where the paper's stay at .01 and 1e-3.
 SETTINGS = (
     "batch_size=64",
     "student.optimizer.learning_rate=0.02",
