@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dfadc.api.baseline import write_baseline
     from dfadc.api.distil import Observer, load_teacher, plan_distillation, resume_distillation, run_distillation
     from dfadc.api.export import export_student
     from dfadc.api.verify import VerifySettings, verify_file, verify_run
@@ -33,6 +34,7 @@ _PUBLIC = {
     "run_distillation": "dfadc.api.distil",
     "verify_file": "dfadc.api.verify",
     "verify_run": "dfadc.api.verify",
+    "write_baseline": "dfadc.api.baseline",
 }
 
 __all__ = [
@@ -51,6 +53,7 @@ __all__ = [
     "run_distillation",
     "verify_file",
     "verify_run",
+    "write_baseline",
 ]
 
 

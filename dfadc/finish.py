@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from typing import TYPE_CHECKING
 
@@ -11,12 +10,19 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from dfadc.calibration import Calibration, choose_calibration
+from dfadc.distillation.examiners import draw, examiner_steps, train_adversary, train_prior
 from dfadc.models.network_file import save_network, serialise
 from dfadc.storage import atomic_write_bytes
-from dfadc.verification.samples import SampleSet, dequantise, max_samples, quantise
+from dfadc.verification.samples import SampleSet, StoredImages, dequantise, max_samples, quantise
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+
+    from dfadc.contract import ImageContract
     from dfadc.distillation.game import Game
+    from dfadc.distillation.players import Players
     from dfadc.run import RunFolder
     from dfadc.training import Training
 
@@ -24,85 +30,128 @@ if TYPE_CHECKING:
 ANSWER_BATCH = 128
 
 
-def write_results(training: Training, folder: RunFolder) -> None:
+def write_results(training: Training, folder: RunFolder, on_note: Callable[[str], None] = lambda _: None) -> None:
     """Writes everything that later stages start from; the same game gives the same bytes.
+
+    Args:
+        training: played to its end.
+        folder: of the run.
+        on_note: told what takes a while, and what is not as the recipe asks.
 
     Raises:
         StorageFailed: a file could not be written.
     """
-    players = training.game.players
-    student = players.student.average.eval()
+    game = training.game
     save_network(
         folder.student,
-        student,
+        game.players.student.average.eval(),
         architecture=training.student.architecture,
         stem=training.student.stem,
         contract=training.teacher.contract,
         extra={"dfadc.teacher_sha256": training.teacher.sha256, "dfadc.recipe": training.recipe.name},
     )
-    _write_generator(training, folder)
-    _write_calibration(training.game, folder)
-    freeze_samples(training.game, seed=training.recipe.seed).save(folder.samples)
+    _write_generator(game.players, game.contract, folder.generator)
+    prior_steps, adversary_steps = examiner_steps(game.recipe)
+    on_note(
+        f"finishing: a prior generator of {prior_steps} updates, then "
+        f"{game.recipe.verify.adversary_restarts} adversaries of {adversary_steps}"
+    )
+    prior = train_prior(game) if prior_steps else None
+    adversary = train_adversary(game) if adversary_steps else None
+    if prior is not None:
+        _write_generator(prior, game.contract, folder.prior)
+    samples = freeze_samples(game, prior=prior, adversary=adversary)
+    samples.save(folder.samples)
+    calibration = collect_calibration(game, prior=prior, exclude=samples)
+    calibration.save(folder.calibration)
+    for note in calibration.notes:
+        on_note(f"calibration: {note}")
 
 
-def freeze_samples(game: Game, *, seed: int) -> SampleSet:
+def freeze_samples(game: Game, *, prior: Players | None = None, adversary: Players | None = None) -> SampleSet:
     """Draws the verification samples, quantises them, and only then asks teacher and student, in fp32.
 
-    Half of them come from the averaged generator on latents that training never saw, half were set aside by it over
-    the run, under the same rule.
+    A quarter each was set aside over the run, and is drawn by the prior generator and by the adversary; the others are
+    the averaged generator's. All of them come from latents that no training saw.
     """
-    recipe, contract, players = game.recipe, game.contract, game.players
+    recipe, contract = game.recipe, game.contract
     total = max(2, min(recipe.verify.num_samples, max_samples(contract, recipe.verify.max_mebibytes * 2**20)))
     # Evenly over the moments of the run, should there be more than the file may hold.
-    aside = players.set_aside
-    wanted = min(len(aside), total // 2)
-    aside = aside[torch.linspace(0, len(aside) - 1, wanted).round().long()] if wanted else aside
-    fresh = _draw(game, total - len(aside))
-    images = quantise(torch.cat([fresh, aside.float()]).numpy(), contract)
-    source = np.repeat(np.array([0, 1], np.int8), [len(fresh), len(aside)])
-    as_fed = dequantise(images, contract)
+    aside = game.players.set_aside
+    wanted = min(len(aside), total // 4)
+    aside = aside[torch.linspace(0, len(aside) - 1, wanted).round().long()] if wanted else aside[:0]
+    images = {
+        "snapshots": _stored(aside.split(ANSWER_BATCH), contract),
+        "prior": _draw(prior, total // 4, contract),
+        "adversary": _draw(adversary, total // 4, contract),
+    }
+    rest = total - sum(map(len, images.values()))
+    images = {"generator": _draw(game.players, rest, contract), **images}
+    stored = np.concatenate(list(images.values()))
     return SampleSet(
-        images=images,
-        source=source,
-        sources=("generator", "snapshots"),
-        teacher_logits=_answers(game.teacher, as_fed, game.policy.device),
-        student_logits=_answers(players.student.average, as_fed, game.policy.device),
+        images=stored,
+        source=np.repeat(np.arange(len(images), dtype=np.int8), [len(drawn) for drawn in images.values()]),
+        sources=tuple(images),
+        teacher_logits=_answers(game.teacher, stored, game),
+        student_logits=_answers(game.players.student.average, stored, game),
         contract=contract,
-        provenance={"seed": seed, "step": players.step},
+        provenance=_provenance(game),
     )
 
 
-@torch.no_grad()
-def _draw(game: Game, count: int) -> Tensor:
-    generator = game.players.generator.average.eval()
-    parts = []
-    while count > 0:
-        size = min(count, ANSWER_BATCH)
-        parts.append(generator(game.players.draw_unseen_latents(size)).float().cpu())
-        count -= size
-    return torch.cat(parts)
+def _provenance(game: Game) -> dict[str, str | int | float]:
+    """How the samples were made: seeds, and how long each generator was trained."""
+    recipe = game.recipe
+    prior_steps, adversary_steps = examiner_steps(recipe)
+    return {
+        "seed": recipe.seed,
+        "step": game.players.step,
+        "prior_steps": prior_steps,
+        "adversary_steps": adversary_steps,
+        "adversary_restarts": recipe.verify.adversary_restarts,
+    }
+
+
+def collect_calibration(game: Game, *, prior: Players | None, exclude: SampleSet) -> Calibration:
+    """Images for INT8 of the whole run, of the final generator and of the prior generator; none of the samples."""
+    settings, contract, reservoir = game.recipe.calibration, game.contract, game.players.reservoir
+    # Twice what is asked for, so that the classes can be balanced.
+    wanted = 2 * settings.num_images
+    candidates = {
+        "reservoir": _stored(reservoir.images[: len(reservoir)].cpu().split(ANSWER_BATCH), contract),
+        "generator": _draw(game.players, wanted, contract),
+        "prior": _draw(prior, wanted, contract),
+    }
+    answers = {name: _answers(game.teacher, images, game) for name, images in candidates.items()}
+    return choose_calibration(candidates, answers, settings=settings, exclude=exclude.images)
+
+
+def _draw(players: Players | None, count: int, contract: ImageContract) -> StoredImages:
+    """``count`` images as they are stored; none where there is no such generator."""
+    return _stored(() if players is None else draw(players, count, ANSWER_BATCH), contract)
+
+
+def _stored(batches: Iterable[Tensor], contract: ImageContract) -> StoredImages:
+    """Normalised batches (n, C, H, W) as they are stored, a batch at a time: floats take four times the memory."""
+    nothing = np.empty((0, *contract.input_size), np.float32)
+    return np.concatenate([quantise(images, contract) for images in (nothing, *(b.float().numpy() for b in batches))])
 
 
 @torch.no_grad()
-def _answers(network: nn.Module, images: npt.NDArray[np.float32], device: torch.device) -> npt.NDArray[np.float32]:
+def _answers(network: nn.Module, stored: StoredImages, game: Game) -> npt.NDArray[np.float32]:
+    """Logits (N, K) in fp32 to images as they are stored."""
     network.eval()
-    batches = torch.split(torch.from_numpy(images), ANSWER_BATCH)
-    return torch.cat([network(batch.to(device)).float().cpu() for batch in batches]).numpy()
+    answers = [np.empty((0, game.contract.num_classes), np.float32)]
+    for start in range(0, len(stored), ANSWER_BATCH):
+        images = torch.from_numpy(dequantise(stored[start : start + ANSWER_BATCH], game.contract))
+        answers.append(network(images.to(game.policy.device)).float().cpu().numpy())
+    return np.concatenate(answers)
 
 
-def _write_generator(training: Training, folder: RunFolder) -> None:
-    state = training.game.players.generator.average.state_dict()
+def _write_generator(players: Players, contract: ImageContract, path: Path) -> None:
     metadata = {
         "dfadc.schema": "1",
-        "dfadc.generator": training.recipe.generator.model_dump_json(),
-        "dfadc.contract": json.dumps(training.teacher.contract.to_dict(), sort_keys=True),
+        "dfadc.generator": players.generator.settings.model_dump_json(),
+        "dfadc.contract": json.dumps(contract.to_dict(), sort_keys=True),
     }
-    atomic_write_bytes(folder.generator, serialise(state, metadata))
-
-
-def _write_calibration(game: Game, folder: RunFolder) -> None:
-    reservoir = game.players.reservoir
-    kept = reservoir.images[: len(reservoir)].float().cpu().numpy()
-    stream = io.BytesIO()
-    np.savez(stream, allow_pickle=False, images=quantise(kept, game.contract))
-    atomic_write_bytes(folder.calibration, stream.getvalue())
+    atomic_write_bytes(path, serialise(players.generator.average.state_dict(), metadata))

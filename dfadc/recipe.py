@@ -12,7 +12,8 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from dfadc.errors import DfadcError
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0, le=1e6)]
+Decibels = Annotated[float, Field(ge=0, le=200)]
+Limit = Share | Literal["off"]
 
 
 class Settings(BaseModel):
@@ -56,10 +59,13 @@ class StudentSettings(Settings):
     stem: Literal["auto", "small", "default"] = Field("auto", description="small: less downsampling for small inputs")
     weights: str = Field("", description="safetensors or state-dict file to start from; empty: random initialisation")
     steps: int = Field(5, ge=1, le=1000, description="student updates in each step of the game")
+    start: float = Field(0.0, ge=0, lt=1, description="share of the run before its first update")
     l1: Weight = Field(1.0, description="weight of mean |student logits - teacher logits|")
+    scaled_l1: Weight = Field(0.0, description="weight of the same in units of the teacher's logit scale")
     kl: Weight = Field(0.0, description="weight of KL(teacher ‖ student)")
     temperature: float = Field(1.0, gt=0, le=100, description="temperature T of the KL term, scaled by T²")
     ema_decay: float = Field(0.0, ge=0, lt=1, description="decay per student update of the exported average; 0: off")
+    quantise_from: Share = Field(1.0, description="share of the run from which it plays rounded to INT8; 1: never")
     optimizer: OptimizerSettings = Field(OptimizerSettings(), description="how the student moves")
     schedule: ScheduleSettings = Field(ScheduleSettings(), description="its learning rate over the run")
 
@@ -67,16 +73,27 @@ class StudentSettings(Settings):
 class GeneratorSettings(Settings):
     """The generator's side of the game."""
 
-    architecture: Literal["scalable", "paper", "paper_a", "paper_b"] = Field(
+    architecture: Literal["scalable", "paper", "paper_a", "paper_b", "free_pixels"] = Field(
         "scalable", description="scalable: 1-8 M parameters at any size; paper: A up to 64 px, B above"
     )
     output: Literal["standardised", "pixels"] = Field(
         "standardised", description="tanh + batch norm without affine, or bounded to [0, 1] and normalised"
     )
-    latent_dim: int = Field(256, ge=1, le=8192, description="length Z of a latent")
-    steps: int = Field(1, ge=1, le=1000, description="generator updates in each step of the game")
-    discrepancy: Literal["l1", "log_l1", "kl"] = Field("l1", description="what the generator maximises")
+    latent_dim: int = Field(256, ge=0, le=8192, description="length Z of a latent; 0: that of free_pixels")
+    latents: Literal["fresh", "shared", "optimised", "noisy"] = Field(
+        "fresh", description="fresh in every update; shared by a step; optimised with G; from class embeddings"
+    )
+    latent_rate: float = Field(1.0, gt=0, le=1e4, description="rate of latents that move, as a multiple of G's")
+    reset_every: int = Field(0, ge=0, description="steps after which the generator begins anew; 0: never")
+    meta: Literal["off", "fomaml", "reptile"] = Field("off", description="each step begins from meta-learned weights")
+    on_collapse: Literal["reset", "warn"] = Field("reset", description="what is done where few classes are drawn")
+    steps: int = Field(1, ge=1, le=10_000, description="generator updates in each step of the game")
+    discrepancy: Literal["l1", "log_l1", "scaled_l1", "kl", "js", "agree_kl"] = Field(
+        "l1", description="what the generator maximises; agree_kl: KL where both predict the same class"
+    )
+    temperature: float = Field(1.0, gt=0, le=100, description="temperature T of kl, js and agree_kl, scaled by T²")
     adversarial: Weight = Field(1.0, description="weight of the discrepancy")
+    adversarial_start: Share = Field(0.0, description="share of the run before the discrepancy counts")
     student_mode: Literal["eval", "train"] = Field(
         "eval", description="train: the student's batch norm sees and absorbs the generator step's images"
     )
@@ -91,15 +108,22 @@ class PriorSettings(Settings):
     """Generator terms read off the teacher; 0 switches a term off."""
 
     batch_norm: Weight = Field(0.0, description="distance to the teacher's batch-norm statistics")
-    one_hot: Weight = Field(0.0, description="cross-entropy of the teacher to its own argmax")
+    batch_norm_momentum: float = Field(0.0, ge=0, lt=1, description="weight of earlier steps in what is matched")
+    one_hot: Weight = Field(0.0, description="cross-entropy of the teacher to its targets")
+    targets: Literal["argmax", "balanced"] = Field("argmax", description="its own classes, or given balanced ones")
     balance: Weight = Field(0.0, description="negative entropy of the teacher's mean prediction")
+    balance_momentum: float = Field(0.0, ge=0, lt=1, description="weight of earlier batches in that mean")
+    activation: Weight = Field(0.0, description="minus the mean |feature| that the teacher's last layer reads")
     total_variation: Weight = Field(0.0, description="mean absolute difference of neighbouring pixels")
+    l2: Weight = Field(0.0, description="mean square of the normalised pixels")
 
 
 class ReplaySettings(Settings):
     """Images of earlier steps, shown to the student again."""
 
-    share: float = Field(0.0, ge=0, lt=1, description="share of a student batch drawn from the replay ring")
+    share: Share = Field(0.0, description="share of a student batch drawn from the replay ring")
+    average_share: float = Field(0.0, ge=0, lt=1, description="share drawn by the averaged generator")
+    balanced: bool = Field(default=False, description="every class has the same chance of being replayed")
     capacity: int = Field(20_000, ge=1, description="images in the replay ring")
     max_mebibytes: int = Field(512, ge=1, description="bound on the ring's memory; capacity is cut to it")
     reservoir: int = Field(1024, ge=0, description="images kept over the whole run, for calibration")
@@ -121,18 +145,85 @@ class ComputeSettings(Settings):
     channels_last: bool = Field(default=True, description="NHWC memory format")
 
 
-class VerifySettings(Settings):
+class CalibrationSettings(Settings):
+    """The generated images that INT8 is calibrated with; what the two generators leave comes from the reservoir."""
+
+    num_images: int = Field(1024, ge=8, le=65536, description="calibration images, all sources together")
+    generator: Share = Field(0.25, description="share drawn by the final averaged generator")
+    prior: Share = Field(
+        0.25, validate_default=True, description="share drawn by a generator trained against the teacher alone"
+    )
+
+    @field_validator("prior")
+    @classmethod
+    def _leave_something(cls, prior: float, info: ValidationInfo) -> float:
+        generator = info.data.get("generator", 0.0)
+        if generator + prior > 1 + 1e-9:
+            raise PydanticCustomError(
+                "shares", "with calibration.generator = {generator} the shares exceed 1", info.data
+            )
+        return prior
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Share of each source by name; they add up to 1."""
+        rest = max(0.0, round(1 - self.generator - self.prior, 9))  # exactly 0 where the others take all
+        return {"reservoir": rest, "generator": self.generator, "prior": self.prior}
+
+
+class GateSettings(Settings):
+    """What a verification demands. "off" switches a gate off; but for the extra ones the verdict is then NOT GATED."""
+
+    gate_source: Literal["generator", "snapshots", "prior", "adversary"] = Field(
+        "prior", description="samples that the gate looks at"
+    )
+    min_agreement: Limit = Field(0.6, description="lower Wilson bound of student = teacher on the gate's source")
+    min_coverage: Limit = Field(0.5, description="normalised entropy of the teacher's classes over the samples")
+    min_class_agreement: Limit = Field(
+        "off", description="extra: lower Wilson bound of network = teacher in each class of 30 samples or more"
+    )
+    min_accuracy: Limit = Field("off", description="extra: lower Wilson bound of the accuracy on labelled images")
+    max_student_drop: Limit = Field(0.01, description="how far an artifact's agreement may lie under its student's")
+    max_baseline_drop: Limit = Field(0.01, description="drop against a baseline that fails where p < .05 besides")
+    min_fp32_agreement: Limit = Field("off", description="lower Wilson bound of fp32 artifact = fp32 student")
+    min_fp16_agreement: Limit = Field(0.995, description="lower Wilson bound of fp16 artifact = fp32 student")
+    min_int8_agreement: Limit = Field(0.97, description="lower Wilson bound of INT8 artifact = fp32 student")
+    max_fp32_disagreements: Annotated[int, Field(ge=0)] | Literal["off"] = Field(
+        0, description="answers of an fp32 artifact that differ from its fp32 student's, ties apart"
+    )
+    max_fp32_logit_error: Annotated[float, Field(ge=0)] | Literal["off"] = Field(
+        1e-4, description="largest error of an fp32 artifact's logits as a share of their range"
+    )
+    min_fp16_sqnr_db: Decibels | Literal["off"] = Field(
+        40.0, description="signal to noise of an fp16 artifact's logits, in dB"
+    )
+    min_int8_sqnr_db: Decibels | Literal["off"] = Field(
+        20.0, description="signal to noise of an INT8 artifact's logits, in dB"
+    )
+
+
+class VerifySettings(GateSettings):
     """The frozen samples and the gates."""
 
     num_samples: int = Field(2048, ge=1, le=1_000_000, description="frozen verification samples, all sources together")
     snapshots: int = Field(8, ge=0, le=64, description="moments of the run at which samples are set aside")
-    max_mebibytes: int = Field(64, ge=1, description="bound on the samples' size; num_samples is cut to it")
-    gate_source: Literal["generator", "snapshots"] = Field("generator", description="samples that the gate looks at")
-    min_agreement: Share | Literal["off"] = Field(
-        0.7, description="lower Wilson bound of student = teacher on the gate's source"
+    prior_steps: int = Field(
+        150, ge=0, description="updates of the prior generator; at most a tenth of the generator's"
     )
-    min_coverage: Share = Field(0.5, description="normalised entropy of the teacher's classes over the samples")
+    adversary_steps: int = Field(150, ge=0, description="updates of each adversary; at most a tenth of the generator's")
+    adversary_restarts: int = Field(2, ge=1, le=100, description="adversaries trained; the most harmful one is kept")
+    max_mebibytes: int = Field(64, ge=1, description="bound on the samples' size; num_samples is cut to it")
     required: tuple[str, ...] = Field((), description="artifact files that must have run")
+
+    @field_validator("snapshots", "prior_steps", "adversary_steps")
+    @classmethod
+    def _feed_the_gate(cls, amount: int, info: ValidationInfo) -> int:
+        source = info.data.get("gate_source")
+        if amount == 0 and info.field_name in {source, f"{source}_steps"}:
+            raise PydanticCustomError(
+                "samples", "verify.gate_source = {gate_source} would have no samples to look at", info.data
+            )
+        return amount
 
 
 class LogSettings(Settings):
@@ -140,6 +231,7 @@ class LogSettings(Settings):
 
     interval: int = Field(20, ge=1, description="steps between lines of metrics.jsonl")
     checkpoint_minutes: float = Field(2.0, gt=0, description="minutes between checkpoints")
+    tensorboard: bool = Field(default=False, description="TensorBoard event files beside metrics.jsonl")
 
 
 class Recipe(Settings):
@@ -160,6 +252,7 @@ class Recipe(Settings):
     replay: ReplaySettings = Field(ReplaySettings(), description="images of earlier steps")
     augmentation: AugmentationSettings = Field(AugmentationSettings(), description="changes to the student's images")
     compute: ComputeSettings = Field(ComputeSettings(), description="precision and compilation")
+    calibration: CalibrationSettings = Field(CalibrationSettings(), description="images for INT8")
     verify: VerifySettings = Field(VerifySettings(), description="samples and gates")
     log: LogSettings = Field(LogSettings(), description="logging and checkpoints")
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -60,6 +62,11 @@ class RunFolder:
         return self.path / "generator.safetensors"
 
     @property
+    def prior(self) -> Path:
+        """The generator trained against the teacher alone."""
+        return self.path / "prior.safetensors"
+
+    @property
     def calibration(self) -> Path:
         """Images for INT8 calibration, disjoint from the samples."""
         return self.path / "calibration.npz"
@@ -83,6 +90,26 @@ class RunFolder:
     def report_md(self) -> Path:
         """The same as Markdown."""
         return self.path / "report.md"
+
+    @property
+    def report_html(self) -> Path:
+        """The same as one page to look at."""
+        return self.path / "report.html"
+
+    @property
+    def samples_png(self) -> Path:
+        """Some of the samples by the teacher's class."""
+        return self.path / "samples.png"
+
+    @property
+    def curves_png(self) -> Path:
+        """The metrics over the run."""
+        return self.path / "curves.png"
+
+    @property
+    def bench(self) -> Path:
+        """The last measured speeds."""
+        return self.path / "bench.json"
 
     def record(self) -> dict[str, Any]:
         """Reads ``run.json``.
@@ -230,7 +257,7 @@ def _holds_run(folder: RunFolder) -> bool:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, platform and, from a source checkout, the commit of dfadc: what a run must record to be repeated."""
+    """Command, versions, platform and, from a checkout, the commit of dfadc: what a run must record to be repeated."""
     versions: dict[str, str | None] = {}
     for name in RECORDED_PACKAGES:
         try:
@@ -238,11 +265,20 @@ def environment() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             versions[name] = None
     return {
+        "command": _command(),
         "versions": versions,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "git_commit": _git_commit(),
     }
+
+
+def _command() -> str:
+    """This process as a person would type it: without the folder that its program lies in."""
+    program = Path(sys.argv[0])
+    # `python -m package` names the file inside the package.
+    name = program.parent.name if program.name == "__main__.py" else program.name
+    return shlex.join([name, *sys.argv[1:]])
 
 
 def _git_commit() -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,14 +11,16 @@ from typing import TYPE_CHECKING, Self
 import torch
 
 from dfadc.distillation.checkpoint import load_checkpoint
+from dfadc.distillation.diagnosis import diagnose_teacher
 from dfadc.distillation.estimate import Estimate, estimate, steps_for_minutes
-from dfadc.distillation.fit import fit_recipe
+from dfadc.distillation.fit import check_budget, fit_recipe
 from dfadc.distillation.game import Game
 from dfadc.distillation.generator import build_generator
 from dfadc.distillation.loop import distill
 from dfadc.distillation.players import Players
 from dfadc.distillation.precision import choose_device, choose_policy
 from dfadc.errors import DfadcError
+from dfadc.event_files import require_tensorboard
 from dfadc.models.flops import count_flops
 from dfadc.models.students import Student, build_student
 from dfadc.recipe import Recipe, change_recipe, recipe_to_toml
@@ -53,7 +56,9 @@ class Plan:
     @property
     def images(self) -> int:
         """Images that the players will be updated on in all."""
-        return self.recipe.steps * self.recipe.batch_size * (self.recipe.student.steps + self.recipe.generator.steps)
+        student, generator = self.recipe.student, self.recipe.generator
+        student_steps = self.recipe.steps - math.ceil(student.start * self.recipe.steps)
+        return self.recipe.batch_size * (student_steps * student.steps + self.recipe.steps * generator.steps)
 
     @property
     def seconds(self) -> float:
@@ -71,7 +76,7 @@ class Training:
         device: where to play.
 
     Raises:
-        DfadcError: the recipe does not fit, or the teacher's outputs are dense.
+        DfadcError: the recipe does not fit, the teacher cannot teach, or its outputs are dense.
     """
 
     def __init__(self, teacher: Teacher, student: Student, *, recipe: Recipe, device: torch.device) -> None:
@@ -80,11 +85,13 @@ class Training:
                 "the teacher answers for every pixel, and samples with such answers cannot be stored and verified yet",
                 "only classifiers can be distilled for now",
             )
-        recipe, notes = fit_recipe(recipe, teacher.contract, len(teacher.batch_norms))
+        diagnosis = diagnose_teacher(teacher.module, teacher.batch_norms, teacher.contract)
+        self.batch_norms = diagnosis.batch_norms
+        recipe, notes = fit_recipe(recipe, teacher.contract, len(self.batch_norms))
         self.teacher = teacher
         self.student = student
         self.recipe = recipe
-        self.notes = (*teacher.warnings, *student.notes, *_size_notes(teacher, student), *notes)
+        self.notes = (*teacher.warnings, *student.notes, *_size_notes(teacher, student), *diagnosis.notes, *notes)
         # Counted before the game hangs its hooks on the teacher.
         self.teacher_flops = count_flops(teacher.module, teacher.contract.input_size)
         self.student_flops = count_flops(student.module, teacher.contract.input_size)
@@ -92,13 +99,17 @@ class Training:
         self.game = self._build_game()
 
     def plan(self, minutes: float | None = None) -> Plan:
-        """Measures what a step costs, turns a time budget into steps, and says what will be done."""
+        """Measures what a step costs, turns a time budget into steps, and says what will be done.
+
+        Raises:
+            DfadcError: the budget is too small for the recipe's warm-up.
+        """
         cost = estimate(self.game, self.recipe.compute.compile, minutes)
         if minutes is not None:
             self.recipe = change_recipe(self.recipe, {"steps": steps_for_minutes(minutes, cost.seconds_per_step)})
             self.game.recipe = self.recipe
         precision = f"{self.policy.precision} ({self.policy.reason})"
-        return Plan(self.recipe, str(self.policy.device), precision, cost, self.notes)
+        return Plan(self.recipe, str(self.policy.device), precision, cost, (*self.notes, *check_budget(self.recipe)))
 
     def start(self, folder: RunFolder, plan: Plan) -> None:
         """Writes what the run is into its folder."""
@@ -184,7 +195,7 @@ class Training:
         generator = build_generator(recipe.generator, contract)
         teacher = self.teacher.module.to(policy.device, memory_format=policy.memory_format)  # type: ignore[call-overload]
         players = Players(self.student.module, generator, recipe=recipe, contract=contract, policy=policy)
-        return Game(teacher, self.teacher.batch_norms, players=players, recipe=recipe, contract=contract, policy=policy)
+        return Game(teacher, self.batch_norms, players=players, recipe=recipe, contract=contract, policy=policy)
 
 
 def prepare(teacher: Teacher, student: str, *, recipe: Recipe, device: str) -> Training:
@@ -192,7 +203,9 @@ def prepare(teacher: Teacher, student: str, *, recipe: Recipe, device: str) -> T
 
     Raises:
         DfadcError: unknown student, a recipe that does not fit, a device that is not there.
+        RequirementMissing: a package that the recipe needs is not there.
     """
+    require_tensorboard(recipe.log)
     torch.manual_seed(recipe.seed)
     weights = Path(recipe.student.weights) if recipe.student.weights else None
     built = build_student(student, teacher.contract, stem=recipe.student.stem, weights=weights)

@@ -31,7 +31,7 @@ class Reading:
 
     Args:
         step: steps done, of ``steps``.
-        student_loss: of the last student update.
+        student_loss: of the last student update; NaN before its first one.
         generator_loss: of the last generator update.
         terms: the generator loss's terms, unweighted.
         class_entropy: of the teacher on the probe, normalised to [0, 1].
@@ -122,8 +122,7 @@ class Watch:
 
     def _read(self, losses: StepLosses) -> None:
         recipe, players = self.game.recipe, self.game.players
-        note = self._monitor.check_finite() or ""
-        probe = self._monitor.probe()
+        probe, note = self._monitor.look(float(losses.student_loss))
         now = time.monotonic()
         pace = (now - self._read_at) / max(1, losses.step - self._read_step)
         self._read_at, self._read_step = now, losses.step
@@ -152,8 +151,8 @@ def snapshot_steps(recipe: Recipe) -> frozenset[int]:
 
 
 def snapshot_size(recipe: Recipe) -> int:
-    """Images set aside at each of those steps, so that together they are half of the samples."""
-    return -(-recipe.verify.num_samples // (2 * recipe.verify.snapshots))
+    """Images set aside at each of those steps, so that together they are a quarter of the samples."""
+    return -(-recipe.verify.num_samples // (4 * recipe.verify.snapshots))
 
 
 @torch.no_grad()

@@ -173,6 +173,8 @@ class BuildSettings:
         workspace_bytes: most memory a TensorRT tactic may use; None is the backend's default.
         calibration: (N, C, H, W) float32 images as the network takes them: they calibrate INT8 and show fp16 where
             it overflows; None where there are none.
+        verification: further images of the same form that select nothing: fp16 is refused where it overflows on them;
+            None leaves it unchecked.
         calibrator: how INT8 ranges are read off the images: minmax, percentile, entropy, or auto (the best of them).
         keep_fp32: names of ONNX nodes that stay in fp32.
         threads: CPU threads the build may use; 0 lets the backend choose.
@@ -183,6 +185,7 @@ class BuildSettings:
     gpus: tuple[str, ...] = ()
     workspace_bytes: int | None = None
     calibration: NDArray[np.float32] | None = None
+    verification: NDArray[np.float32] | None = None
     calibrator: str = "auto"
     keep_fp32: tuple[str, ...] = ()
     threads: int = 0
@@ -245,6 +248,14 @@ class Exporter(Protocol):
 
     def capability(self) -> Capability:
         """What can be built and run here; never raises."""
+        ...
+
+    def check(self, settings: BuildSettings) -> None:
+        """Looks at the settings alone, before anything is made.
+
+        Raises:
+            DfadcError: the backend cannot take one of them.
+        """
         ...
 
     def export(self, source_onnx: Path, target: Path, request: ExportRequest, settings: BuildSettings) -> ExportResult:

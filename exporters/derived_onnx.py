@@ -19,7 +19,7 @@ from exporters.base import (
     Precision,
 )
 from exporters.onnx_file import load_onnx, package_versions, to_checked_bytes, with_metadata
-from exporters.precision import convert_to_fp16
+from exporters.precision import check_no_overflow, convert_to_fp16
 from exporters.quantise import Quantised, quantise
 
 if TYPE_CHECKING:
@@ -37,15 +37,19 @@ class DerivedOnnxExporter:
         """ONNX Runtime is a dependency: everything builds and runs here."""
         return Capability(can_build=True, can_run=True, version=onnxruntime.__version__)
 
+    def check(self, settings: BuildSettings) -> None:
+        """No setting depends on the machine."""
+
     def export(self, source_onnx: Path, target: Path, request: ExportRequest, settings: BuildSettings) -> ExportResult:
         """Derives ``target`` from the fp32 ONNX ``source_onnx``.
 
-        ``settings.calibration`` is what INT8 is calibrated with, and what fp16 looks for overflowing activations with.
+        ``settings.calibration`` is what INT8 is calibrated with, and what fp16 looks for overflowing activations with;
+        on ``settings.verification`` fp16 must not overflow.
 
         Raises:
             DfadcError: the source is not an fp32 ONNX.
             PoolUnusable: INT8 has nothing to calibrate with.
-            ExportFailed: the conversion failed.
+            ExportFailed: the conversion failed, or fp16 overflows.
             StorageFailed: the file cannot be written.
         """
         source = load_onnx(source_onnx)
@@ -77,6 +81,8 @@ def _derive(
             source, images=settings.calibration, keep_fp32=set(settings.keep_fp32) - {KEEP_FP32_AUTO}
         )
         kept = converted.fp32_nodes
+        if settings.verification is not None:
+            check_no_overflow(source, settings.verification, kept)
         effective = f"fp16, {len(kept)} nodes in fp32" if kept else "fp16"
         return converted.model, effective, (f"kept in fp32: {', '.join(kept)}",) if kept else ()
     if settings.calibration is None:

@@ -26,7 +26,7 @@ SCHEMA = "dfadc.kit/1"
 CARRIED = (
     *("dfadc/__init__.py", "dfadc/contract.py", "dfadc/errors.py", "dfadc/storage.py"),
     *("dfadc/api/__init__.py", "dfadc/api/device_check.py"),
-    *(f"dfadc/verification/{name}.py" for name in ("__init__", "agreement", "answers", "gate")),
+    *(f"dfadc/verification/{name}.py" for name in ("__init__", "agreement", "answers", "extra_gates", "gate")),
     *(f"dfadc/verification/{name}.py" for name in ("report", "results", "samples")),
     *("exporters/__init__.py", "exporters/device_sessions.py", "exporters/sessions.py"),
 )
@@ -128,7 +128,7 @@ def _facts(models: Sequence[Path]) -> dict[str, dict[str, Any]]:
     """File -> precision, sha256 and form, for the models and for the engines that will be built of them."""
     facts: dict[str, dict[str, Any]] = {}
     for model in models:
-        metadata = read_metadata(load_onnx(model))
+        metadata = _own_metadata(model)
         form = {key: metadata[key] for key in (f"{METADATA_PREFIX}input", f"{METADATA_PREFIX}output")}
         precision = metadata[f"{METADATA_PREFIX}precision"]
         facts[model.name] = {"precision": precision, "sha256": sha256_file(model), "form": form}
@@ -136,8 +136,17 @@ def _facts(models: Sequence[Path]) -> dict[str, dict[str, Any]]:
     return facts
 
 
+def _own_metadata(model: Path) -> dict[str, str]:
+    """What dfadc wrote into an ONNX: without it nobody knows what to feed the model with."""
+    metadata = read_metadata(load_onnx(model))
+    for key in ("contract", "input", "output", "precision"):
+        if f"{METADATA_PREFIX}{key}" not in metadata:
+            raise DfadcError(f"{model} does not say its {key}: it is none of dfadc's", "export it with dfadc")
+    return metadata
+
+
 def _build_script(models: Sequence[Path], batch: BatchProfile) -> str:
-    contract = json.loads(read_metadata(load_onnx(models[0]))[f"{METADATA_PREFIX}contract"])
+    contract = json.loads(_own_metadata(models[0])[f"{METADATA_PREFIX}contract"])
     size = "x".join(map(str, contract["input_size"]))
     shapes = {name: f"{INPUT_NAME}:{getattr(batch, name)}x{size}" for name in ("lowest", "optimum", "highest")}
     return _BUILD.format(models=" ".join(model.name for model in models), **shapes)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from dfadc.errors import DfadcError
+from dfadc.errors import DfadcError, StorageFailed
 from dfadc.storage import sha256_file, write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from exporters.base import ExportResult
 
@@ -126,6 +130,46 @@ class Manifest:
             raise DfadcError(f"cannot read {path}: {exc.strerror or exc}") from exc
         except (ValueError, TypeError, KeyError, AttributeError) as exc:
             raise DfadcError(f"{path} is damaged: {type(exc).__name__}: {exc}", "export the artifacts again") from exc
+
+
+@contextmanager
+def restored_on_failure(folder: Path, earlier: ArtifactRecord | None) -> Iterator[None]:
+    """Puts the files of an earlier artifact back if the block, which replaces it and its record, fails in between.
+
+    The manifest that is there would otherwise name bytes that are gone. The files are linked, so they take no room.
+
+    Args:
+        folder: of the manifest.
+        earlier: the artifact's record; None where there is none.
+
+    Raises:
+        StorageFailed: the folder cannot be written.
+    """
+    if earlier is None:
+        yield
+        return
+    files = [folder / file for file in (earlier.file, *earlier.extra_files) if (folder / file).is_file()]
+    try:
+        scratch = tempfile.TemporaryDirectory(dir=folder, prefix=".earlier.")
+        for path in files:
+            _link(path, Path(scratch.name) / path.name)
+    except OSError as exc:
+        raise StorageFailed(f"cannot write {folder}: {exc.strerror or exc}", "free some space") from exc
+    with scratch:
+        try:
+            yield
+        except BaseException:  # Ctrl-C too
+            for path in files:
+                (Path(scratch.name) / path.name).replace(path)
+            raise
+
+
+def _link(source: Path, target: Path) -> None:
+    """A second name for a file, or a copy where the file system knows no second names."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def check_unchanged(folder: Path) -> Manifest:

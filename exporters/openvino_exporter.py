@@ -31,6 +31,9 @@ class OpenVinoExporter:
             return Capability(can_build=False, can_run=False, reason="openvino is not installed", install=INSTALL)
         return Capability(can_build=True, can_run=True, version=importlib.metadata.version("openvino"))
 
+    def check(self, settings: BuildSettings) -> None:
+        """No setting depends on the machine."""
+
     def export(self, source_onnx: Path, target: Path, request: ExportRequest, settings: BuildSettings) -> ExportResult:  # noqa: ARG002
         """Converts the ONNX that ``request.source`` names; fp16 stores the weights in half precision.
 

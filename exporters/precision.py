@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -16,12 +16,15 @@ from exporters.onnx_file import OPSET, all_nodes, first_line, graph_inputs, opse
 from exporters.sessions import OnnxRuntimeSession
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from numpy.typing import NDArray
 
 #: The largest finite half-precision number.
 FP16_MAX = 65504.0
+#: What exceeds this on the calibration images stays in fp32: real images reach further than generated ones, up to 2.8
+#: times as far where it was measured (see ``headroom.SMALL_HEADROOM``).
+_KEPT_BEYOND = FP16_MAX / 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +43,8 @@ def convert_to_fp16(
 ) -> Fp16Model:
     """Converts an fp32 graph to fp16; inputs and outputs stay fp32.
 
-    A node stays in fp32 where one of its weights, or (seen on ``images``) one of its inputs or outputs, is beyond
-    65504, and where the caller or the converter (for operators without fp16) says so.
+    A node stays in fp32 where one of its weights is beyond 65504 or, seen on ``images``, one of its inputs or outputs
+    beyond a quarter of that, and where the caller or the converter (for operators without fp16) says so.
 
     Args:
         source: the fp32 graph; it is not changed.
@@ -58,7 +61,7 @@ def convert_to_fp16(
         raise DfadcError(f"no node {unknown[0]!r} in the graph to keep in fp32", "dfadc inspect lists the nodes")
     blocked = set(keep_fp32) | _nodes_with_large_weights(source)
     if images is not None:
-        blocked |= _nodes_with_large_activations(source, images)
+        blocked |= _nodes_beyond(_KEPT_BEYOND, source, images).keys()
     try:
         model = convert_float_to_float16(source, keep_io_types=True, node_block_list=sorted(blocked))
     except (ValueError, RuntimeError, AssertionError, onnx.shape_inference.InferenceError) as exc:
@@ -70,20 +73,49 @@ def convert_to_fp16(
     return Fp16Model(onnx_ir.to_proto(graph_model), tuple(sorted(blocked | by_operator)))
 
 
+def check_no_overflow(source: onnx.ModelProto, images: NDArray[np.float32], fp32_nodes: Iterable[str]) -> None:
+    """Checks that fp16 holds what passes between the nodes of a graph, apart from those that stay in fp32.
+
+    Args:
+        source: the fp32 graph that the fp16 one is made of.
+        images: (N, C, H, W) float32 images that had no say in which nodes stay.
+        fp32_nodes: names of the nodes that stay.
+
+    Raises:
+        ExportFailed: a node overflows; it is named.
+    """
+    reached = _nodes_beyond(FP16_MAX, source, images)
+    if overflowing := sorted(reached.keys() - set(fp32_nodes)):
+        peak = max(reached[name] for name in overflowing)
+        raise ExportFailed(
+            f"fp16 overflows in {', '.join(overflowing)}: activations reach {peak:,.0f} on the verification samples, "
+            f"fp16 ends at {FP16_MAX:,.0f}",
+            f"keep them in fp32: {' '.join(f'--keep-fp32 {name}' for name in overflowing)}",
+        )
+
+
 def activation_peaks(model: onnx.ModelProto, images: NDArray[np.float32]) -> dict[str, float]:
     """Largest magnitude of every fp32 tensor that a node of ``model`` puts out, over ``images``.
 
-    NaN anywhere counts as infinity. The tensors are read off a run of the graph in fp32 on the CPU.
+    NaN anywhere counts as infinity.
     """
     peaks: dict[str, float] = {}
+    for name, value in activations(model, images):
+        if value.dtype == np.float32 and value.size:
+            peak = float(np.abs(value).max())
+            peaks[name] = max(peaks.get(name, 0.0), np.inf if np.isnan(peak) else peak)
+    return peaks
+
+
+def activations(model: onnx.ModelProto, images: NDArray[np.float32]) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Every tensor that a node of ``model`` puts out, by name, for one batch of ``images`` after the other.
+
+    They are read off a run of the graph on the CPU.
+    """
     exposed, names = _with_all_outputs(model)
     with _AllOutputsSession(exposed.SerializeToString(), threads=1, batch_size=32) as session:
         for start in range(0, len(images), session.batch_size):
-            for name, value in zip(names, session.all_outputs(images[start : start + session.batch_size]), strict=True):
-                if value.dtype == np.float32 and value.size:
-                    peak = float(np.abs(value).max())
-                    peaks[name] = max(peaks.get(name, 0.0), np.inf if np.isnan(peak) else peak)
-    return peaks
+            yield from zip(names, session.all_outputs(images[start : start + session.batch_size]), strict=True)
 
 
 class _AllOutputsSession(OnnxRuntimeSession):
@@ -120,10 +152,16 @@ def _nodes_with_large_weights(model: onnx.ModelProto) -> set[str]:
     return {node.name for node in model.graph.node if large.intersection(node.input)}
 
 
-def _nodes_with_large_activations(model: onnx.ModelProto, images: NDArray[np.float32]) -> set[str]:
-    """Nodes that write or read a tensor beyond fp16: writing alone is not enough, for the reader would get infinity."""
-    large = {name for name, peak in activation_peaks(model, images).items() if peak > FP16_MAX}
-    return {node.name for node in model.graph.node if large.intersection((*node.input, *node.output))}
+def _nodes_beyond(limit: float, model: onnx.ModelProto, images: NDArray[np.float32]) -> dict[str, float]:
+    """Nodes that write or read a tensor beyond ``limit``, and how far it reaches.
+
+    Those that read it are among them: in fp16 they would be given infinity.
+    """
+    peaks = activation_peaks(model, images)
+    reached = {
+        node.name: max(peaks.get(name, 0.0) for name in (*node.input, *node.output)) for node in model.graph.node
+    }
+    return {name: peak for name, peak in reached.items() if peak > limit}
 
 
 def _with_all_outputs(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:

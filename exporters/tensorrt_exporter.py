@@ -41,6 +41,15 @@ class TensorRtExporter:
         reason = "" if gpu is not None else f"{self.name} engines run on an NVIDIA GPU, and there is none here"
         return Capability(can_build=can_build, can_run=gpu is not None, version=api.version, reason=reason)
 
+    def check(self, settings: BuildSettings) -> None:
+        """Looks whether engines can be built for the GPUs.
+
+        Raises:
+            RequirementMissing: the package is not installed.
+            DfadcError: a GPU is unknown, or engines are for the GPU of this machine alone.
+        """
+        TensorRtApi(self._backend).check_gpus([gpu.lower() for gpu in settings.gpus])
+
     def export(self, source_onnx: Path, target: Path, request: ExportRequest, settings: BuildSettings) -> ExportResult:
         """Builds an engine from the ONNX of the requested precision and writes it beside its sidecar.
 

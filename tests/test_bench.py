@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 from command_line import command_process, finish_command, run_command
 
+from dfadc.api.bench import BenchSettings, bench_run
 from dfadc.api.export import export_student
 from dfadc.errors import DfadcError
 from dfadc.run import RunFolder
 from exporters.base import BatchProfile, BuildSettings, ExportRequest
-from exporters.benchmark import benchmark, time_calls
+from exporters.benchmark import Timing, benchmark, time_calls
+from exporters.engine_sessions import open_session
 from exporters.manifest import Manifest
 from exporters.registry import get_exporter
 from exporters.sessions import ChunkedSession
@@ -110,6 +113,59 @@ def test_the_teacher_and_every_artifact_stand_side_by_side(
     assert found["throughput_ratio"] == pytest.approx(found["throughput"] / networks["teacher"]["throughput"])
 
 
+def test_the_speeds_are_kept_in_the_run_for_its_report(measured: dict[str, Any], run_with_engines: RunFolder) -> None:
+    assert json.loads(run_with_engines.bench.read_text()) == measured
+    hashes = {record.file: record.sha256 for record in Manifest.read(run_with_engines.path).artifacts}
+    assert hashes["artifacts/student.onnx"] == measured["networks"]["student.onnx"]["sha256"]
+    assert measured["networks"]["teacher"]["sha256"] is None
+    outcome = run_command("report", run_with_engines.path)
+    assert outcome.code == 0, outcome.err
+    assert f"{measured['networks']['student.onnx']['latency_ms']:.2f} ms" in run_with_engines.report_html.read_text()
+
+
+def test_every_network_gets_the_same_threads_batch_and_time(
+    run_with_engines: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[dict[str, Any]] = []
+    timed: list[tuple[int, tuple[int, ...], dict[str, Any]]] = []
+
+    def noting_open(path: Path, **how: Any) -> ChunkedSession:
+        opened.append(how)
+        return open_session(path, **how)
+
+    def noting_benchmark(session: ChunkedSession, images: np.ndarray, **how: Any) -> Timing:
+        timed.append((torch.get_num_threads(), images.shape, how))
+        return benchmark(session, images, **how)
+
+    monkeypatch.setattr("dfadc.api.bench.open_session", noting_open)
+    monkeypatch.setattr("dfadc.api.bench.benchmark", noting_benchmark)
+    before = torch.get_num_threads()
+    bench_run(run_with_engines, BenchSettings(batch=4, threads=before + 1, seconds=0.02))
+    artifacts = Manifest.read(run_with_engines.path).artifacts
+    assert opened == [{"threads": before + 1, "batch_size": 4}] * len(artifacts)
+    assert timed[0][0] == before + 1  # the teacher is the first
+    assert torch.get_num_threads() == before
+    assert {(shape, how["seconds"]) for _, shape, how in timed} == {((4, 1, 8, 8), 0.02)}
+
+
+def test_the_table_shows_what_was_measured(run_with_engines: RunFolder) -> None:
+    outcome = run_command("bench", run_with_engines.path, *QUICK)
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in outcome.out.splitlines() if "│" in line]
+    measured = json.loads(run_with_engines.bench.read_text())["networks"]
+    assert [row[0] for row in rows] == list(measured)
+    for name, size, median, p95, speedup, throughput, ratio, device in rows:
+        found = measured[name]
+        assert size == ("–" if found["size_bytes"] is None else f"{found['size_bytes'] / 1e6:.2f} MB")
+        if found["not_run"]:
+            assert (median, p95, speedup, throughput, ratio, device) == ("NOT RUN", *"–––––")
+            assert f"NOT RUN: {name}: {found['not_run']}" in outcome.out
+            continue
+        assert (median, p95) == (f"{found['latency_ms']:.2f} ms", f"{found['latency_p95_ms']:.2f} ms")
+        assert (speedup, ratio) == (f"{found['speedup']:.2f}x", f"{found['throughput_ratio']:.2f}x")
+        assert throughput == f"{found['throughput']:,.0f}"
+        assert device == found["device"]
+
+
 def test_an_engine_that_cannot_run_is_named_with_its_reason(
     measured: dict[str, Any], run_with_engines: RunFolder
 ) -> None:
@@ -122,7 +178,7 @@ def test_an_engine_that_cannot_run_is_named_with_its_reason(
     assert "latency_ms" not in engine
     outcome = run_command("bench", run_with_engines.path, *QUICK)
     assert "NOT RUN: student.fp16.rtx.engine: " in outcome.out
-    assert "1 threads each" in outcome.out
+    assert "1 thread each" in outcome.out
     alone = run_command("bench", run_with_engines.artifacts / "student.fp16.rtx.engine", *QUICK)
     assert alone.code == 4
 

@@ -7,9 +7,12 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 from command_line import command_process, finish_command, run_command
 
-from dfadc.api.doctor import Diagnosis, diagnose
+from dfadc.api.doctor import Diagnosis, Finding, diagnose
+from dfadc.errors import RequirementMissing
+from exporters.base import Capability
 from exporters.registry import exporter_names
 
 if TYPE_CHECKING:
@@ -42,9 +45,15 @@ def test_json_is_what_the_table_shows(diagnosis: Diagnosis) -> None:
     assert outcome.code == 0
     assert outcome.err == ""
     assert json.loads(outcome.out) == diagnosis.to_dict()
-    table = run_command("doctor").out
-    for name in (*diagnosis.backends, *diagnosis.training):
-        assert name in table
+    lines = run_command("doctor").out.splitlines()
+    rows = {cells[1]: cells[2:-1] for line in lines if (cells := [cell.strip() for cell in line.split("│")])[1:]}
+    yes = {True: "yes", False: "no"}
+    for name, found in diagnosis.backends.items():
+        able = [yes[found.can_build], yes[found.can_run]]
+        assert rows[name] == [*able, found.version or "–", found.reason, found.install]
+    for name, finding in diagnosis.training.items():
+        assert rows[name] == [yes[finding.available], finding.detail]
+    assert len(rows) == len(diagnosis.backends) + len(diagnosis.training)
 
 
 def test_a_requirement_that_is_missing_exits_4_after_the_table(diagnosis: Diagnosis) -> None:
@@ -57,6 +66,41 @@ def test_a_requirement_that_is_missing_exits_4_after_the_table(diagnosis: Diagno
     assert "backend" in outcome.out
     assert f"{absent}:run" in outcome.errors[0]
     assert diagnosis.backends[absent].reason in outcome.errors[0]
+
+
+def test_each_requirement_is_held_against_what_it_names() -> None:
+    """To build and to run are two things, and all that is missing is named at once, with the first install line."""
+    found = Diagnosis(
+        backends={
+            "onnx": Capability(can_build=True, can_run=True),
+            "tensorrt-rtx": Capability(can_build=True, can_run=False, reason="no GPU"),
+            "openvino": Capability(can_build=False, can_run=False, reason="not there", install="pip install openvino"),
+        },
+        training={"cuda": Finding(available=False, detail="no CUDA"), "bf16": Finding(available=True, detail="AMX")},
+        versions={},
+    )
+    found.require(["onnx", "onnx:run", "tensorrt-rtx", "bf16"])
+    for name, reason in (("tensorrt-rtx:run", "no GPU"), ("openvino", "not there"), ("cuda", "no CUDA")):
+        with pytest.raises(RequirementMissing) as caught:
+            found.require(["onnx", name])
+        assert caught.value.message == f"required and missing: {name} ({reason})"
+    with pytest.raises(RequirementMissing) as caught:
+        found.require(["cuda", "tensorrt-rtx:run", "openvino:run"])
+    assert caught.value.message.count(";") == 2
+    assert caught.value.hint == "pip install openvino"
+
+
+def test_the_compiler_of_this_machine_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("CUDA compiles with triton")
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    absent = diagnose().training["torch.compile"]
+    assert (absent.available, "no C++ compiler" in absent.detail) == (False, True)
+    (tmp_path / "clang++").write_text("#!/bin/sh\n")
+    (tmp_path / "clang++").chmod(0o755)
+    present = diagnose().training["torch.compile"]
+    assert (present.available, str(tmp_path / "clang++") in present.detail) == (True, True)
 
 
 def test_an_unknown_requirement_is_wrong_usage() -> None:

@@ -77,7 +77,7 @@ def test_int8_is_calibrated_with_the_images_of_the_run(default_run: tuple[RunFol
         count = len(archive["images"])
     record = Manifest.read(run.path).find("artifacts/student.int8.onnx")
     assert record is not None
-    assert any(f"{count - count // 4} images" in note for note in record.notes)
+    assert any(f"{count - count // 2} images" in note for note in record.notes)
 
 
 @pytest.mark.parametrize("pool", ["empty", "one image over and over"])

@@ -35,6 +35,7 @@ MINIATURE: dict[str, Any] = {
     "generator.latent_dim": 8,
     "replay.capacity": 24,
     "replay.reservoir": 16,
+    "calibration.num_images": 40,
     "verify.num_samples": 40,
     "compute.compile": "off",
 }
@@ -93,7 +94,10 @@ def test_the_same_game_gives_the_same_bytes(tmp_path: Path) -> None:
         training, run = play(tmp_path / name)
         write_results(training, run)
         runs.append(run)
-    for file in ("student.safetensors", "generator.safetensors", "calibration.npz", "samples.npz"):
+    for file in (
+        *("student.safetensors", "generator.safetensors", "prior.safetensors"),
+        *("calibration.npz", "samples.npz"),
+    ):
         assert (runs[0].path / file).read_bytes() == (runs[1].path / file).read_bytes(), file
 
 
@@ -104,7 +108,7 @@ def test_both_networks_answer_the_images_as_they_are_stored(contract: ImageContr
     write_results(training, run)
     samples = SampleSet.load(run.samples)
     assert samples.images.dtype == (np.uint8 if contract.has_pixels else np.float16)
-    assert samples.counts() == {"generator": 20, "snapshots": 20}
+    assert samples.counts() == {"generator": 10, "snapshots": 10, "prior": 10, "adversary": 10}
     images = torch.from_numpy(samples.normalised())
     networks = (load_teacher(tmp_path / "teacher.safetensors").module, load_network(run.student)[0])
     for network, stored in zip(networks, (samples.teacher_logits, samples.student_logits), strict=True):
@@ -114,15 +118,15 @@ def test_both_networks_answer_the_images_as_they_are_stored(contract: ImageContr
 
 def test_without_snapshots_every_sample_is_the_last_generators(tmp_path: Path) -> None:
     training, _ = play(tmp_path, snapshots=0)
-    samples = freeze_samples(training.game, seed=0)
-    assert samples.counts() == {"generator": 40, "snapshots": 0}
+    samples = freeze_samples(training.game)
+    assert samples.counts() == {"generator": 40, "snapshots": 0, "prior": 0, "adversary": 0}
 
 
 def test_the_samples_file_keeps_its_bound(tmp_path: Path) -> None:
     training, run = play(tmp_path)
     wanted = {"verify.num_samples": 20_000, "verify.max_mebibytes": 1}
     training.game.recipe = change_recipe(training.recipe, wanted)
-    samples = freeze_samples(training.game, seed=0)
+    samples = freeze_samples(training.game)
     samples.save(run.samples)
     assert 2000 < len(samples) < 20_000
     # The arrays; names and metadata of the file come on top.
@@ -133,21 +137,25 @@ def test_of_too_many_images_set_aside_an_even_choice_is_kept(tmp_path: Path) -> 
     training, _ = play(tmp_path)
     set_samples_aside(training.game, 60)
     aside = training.game.players.set_aside
-    samples = freeze_samples(training.game, seed=0)
-    assert samples.counts() == {"generator": 20, "snapshots": 20}
+    samples = freeze_samples(training.game)
+    assert samples.counts() == {"generator": 30, "snapshots": 10, "prior": 0, "adversary": 0}
     kept = samples.normalised()[samples.source == 1]
     for stored, shown in ((kept[0], aside[0]), (kept[-1], aside[-1])):
         # Half a pixel step of 1 / 255, in standard deviations.
         np.testing.assert_allclose(stored, shown.float().clamp(-0.75, 1.75).numpy(), atol=0.5 / 255 / 0.4 + 1e-3)
 
 
-def test_calibration_images_are_those_of_the_reservoir(tmp_path: Path) -> None:
+def test_calibration_images_come_from_three_sources_and_are_none_of_the_samples(tmp_path: Path) -> None:
     training, run = play(tmp_path)
-    write_results(training, run)
+    notes: list[str] = []
+    write_results(training, run, notes.append)
     with np.load(run.calibration, allow_pickle=False) as stored:
-        images = stored["images"]
-    assert images.shape == (16, 1, 8, 8)
+        images, source, sources = stored["images"], stored["source"], stored["sources"].tolist()
     assert images.dtype == np.uint8
+    assert sources == ["reservoir", "generator", "prior"]
+    # The reservoir holds 16 images where 20 are its share: the generator fills up, and that is said.
+    assert np.bincount(source).tolist() == [16, 14, 10]
+    assert notes[1:] == ["calibration: reservoir: 16 usable images, 20 wanted"]
     samples = SampleSet.load(run.samples).images
     assert {image.tobytes() for image in images}.isdisjoint(image.tobytes() for image in samples)
 
@@ -157,6 +165,6 @@ def test_freezing_draws_unseen_latents_and_moves_no_player(tmp_path: Path) -> No
     players = training.game.players
     before = {name: value.clone() for name, value in players.student.module.state_dict().items()}
     latents = players.latent_rng.get_state()
-    freeze_samples(training.game, seed=0)
+    freeze_samples(training.game)
     assert torch.equal(players.latent_rng.get_state(), latents)
     assert all(torch.equal(value, before[name]) for name, value in players.student.module.state_dict().items())

@@ -44,6 +44,9 @@ FILES_OF_A_RUN = {
     "manifest.json",
     "report.json",
     "report.md",
+    "report.html",
+    "samples.png",
+    "curves.png",
 }
 FASHION_MNIST = ROOT / "examples" / "fashion_mnist"
 #: One step on next to nothing: what takes time is building, measuring and exporting MobileNetV2.
@@ -113,7 +116,7 @@ def test_the_student_is_a_network_file_and_may_teach_in_turn(
 
 def test_the_samples_hold_what_teacher_and_student_answer(finished_run: RunFolder, digits_teacher: Path) -> None:
     samples = SampleSet.load(finished_run.samples)
-    assert samples.counts() == {"generator": 96, "snapshots": 96}
+    assert samples.counts() == {"generator": 48, "snapshots": 48, "prior": 48, "adversary": 48}
     images = torch.from_numpy(samples.normalised())
     for network, frozen in (
         (load_teacher(digits_teacher).module, samples.teacher_logits),
@@ -155,7 +158,7 @@ def test_the_report_has_the_promised_fields(command_run: tuple[RunFolder, Outcom
     assert artifact["verdict"] == "PASS"
     assert set(artifact["comparisons"]) == {"A", "B", "C"}
     for comparison in artifact["comparisons"].values():
-        assert set(comparison) == {"generator", "snapshots", "all"}
+        assert set(comparison) == {"generator", "snapshots", "prior", "adversary", "all"}
     on_the_gate = artifact["comparisons"]["B"]["generator"]
     assert artifact["agreement"] == on_the_gate["agreement"]
     assert artifact["agreement_low"] < artifact["agreement"] < artifact["agreement_high"]

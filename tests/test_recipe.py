@@ -38,7 +38,8 @@ def load_toml(text: str, folder: Path) -> Recipe:
 
 def test_auto_is_the_first_and_the_default() -> None:
     assert recipe_names()[0] == "auto"
-    assert {"auto", "dfad"} <= set(recipe_names())
+    papers = {"zskt", "dafl", "deepinversion", "dfad", "dfq", "fast", "nayer"}
+    assert set(recipe_names()) == {"auto", "dfad+", "pool", *papers}
     assert load_recipe() == load_recipe("auto")
 
 
@@ -77,8 +78,16 @@ def test_dfad_is_the_papers_cifar_10_experiment() -> None:
         assert (schedule.kind, schedule.milestones, schedule.decay) == ("step", (100 / 500, 200 / 500), 0.1)
     assert (generator.architecture, generator.output, generator.latent_dim) == ("paper", "standardised", 256)
     assert generator.student_mode == "train"
-    assert set(recipe.prior.model_dump().values()) == {0.0}
-    assert recipe.replay.share == recipe.augmentation.mixup == recipe.augmentation.shift == 0
+    assert recipe.prior == Recipe().prior
+    assert (generator.latents, generator.reset_every, generator.meta) == ("fresh", 0, "off")
+    assert student.start == generator.adversarial_start == student.scaled_l1 == 0
+    assert (
+        recipe.replay.share
+        == recipe.replay.average_share
+        == recipe.augmentation.mixup
+        == recipe.augmentation.shift
+        == 0
+    )
     assert sgd.clip_norm == adam.clip_norm == student.ema_decay == generator.ema_decay == 0
     assert not recipe.adapt
 
@@ -211,6 +220,17 @@ def test_values_are_never_converted(override: str) -> None:
         load_recipe("auto", [override])
 
 
+@pytest.mark.parametrize(
+    ("source", "amount"), [("prior", "prior_steps"), ("adversary", "adversary_steps"), ("snapshots", "snapshots")]
+)
+def test_the_gate_must_have_samples(source: str, amount: str) -> None:
+    overrides = [f"verify.gate_source={source}", f"verify.{amount}=0"]
+    with pytest.raises(DfadcError, match=f"verify.{amount} = 0: verify.gate_source = {source} would have no samples"):
+        load_recipe("auto", overrides)
+    elsewhere = load_recipe("auto", ["verify.gate_source=generator", overrides[1]])
+    assert getattr(elsewhere.verify, amount) == 0
+
+
 def bounds_of(text: str) -> list[tuple[str, float]]:
     return [(sign, float(limit)) for sign, limit in re.findall(r"([≥>≤<]) (\S+)", text)]
 
@@ -276,7 +296,7 @@ def test_a_file_of_a_few_lines_takes_defaults_for_the_rest(tmp_path: Path) -> No
 def test_an_unknown_recipe_is_answered_with_the_known_ones() -> None:
     with pytest.raises(DfadcError, match="unknown recipe 'atuo'") as caught:
         load_recipe("atuo")
-    assert "auto, dfad" in caught.value.hint
+    assert "auto, dafl" in caught.value.hint
     assert ".toml" in caught.value.hint
 
 

@@ -201,6 +201,10 @@ def test_the_files_lie_where_the_readme_says(tmp_path: Path) -> None:
         "artifacts": folder.artifacts,
         "report.json": folder.report_json,
         "report.md": folder.report_md,
+        "report.html": folder.report_html,
+        "samples.png": folder.samples_png,
+        "curves.png": folder.curves_png,
+        "bench.json": folder.bench,
     }
     assert {name: tmp_path / name for name in names} == names
 
@@ -270,6 +274,12 @@ def test_the_environment_says_what_is_needed_to_repeat_a_run() -> None:
     commit = recorded["git_commit"]
     assert commit is None or (len(commit) == 40 and set(commit) <= set("0123456789abcdef"))
     json.dumps(recorded, allow_nan=False)
+
+
+@pytest.mark.parametrize("program", ["/somewhere/bin/dfadc", "dfadc", "/somewhere/dfadc/__main__.py"])
+def test_the_command_is_as_a_person_would_type_it(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
+    monkeypatch.setattr("sys.argv", [program, "distill", "my teacher.pt"])
+    assert environment()["command"] == "dfadc distill 'my teacher.pt'"
 
 
 def test_a_package_that_is_not_there_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:

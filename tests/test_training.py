@@ -27,6 +27,7 @@ from dfadc.training import Plan, Training, prepare
 from dfadc.watch import Reading, set_samples_aside, snapshot_size, snapshot_steps
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 CONTRACT = ImageContract((1, 8, 8), 10, mean=(0.3,), std=(0.4,))
@@ -137,6 +138,36 @@ def losses(folder: RunFolder) -> list[dict[str, Any]]:
     return [{name: value for name, value in line.items() if name not in timed} for line in folder.read_metrics()]
 
 
+def test_a_run_resumed_after_a_rollback_is_the_run_that_was_not_interrupted(teacher_file: Path, tmp_path: Path) -> None:
+    def play(out: Path, stop_at: int | None) -> tuple[Training, RunFolder]:
+        training, folder = begin(load_teacher(teacher_file), out, miniature("auto", {"steps": 8}))
+        if stop_at is None:
+            training.play(folder, spoiler(training))
+            return training, folder
+        with pytest.raises(Interrupted):
+            training.play(folder, spoiler(training, stop_at))
+        again, _ = go_on(teacher_file, folder)
+        again.play(folder, spoiler(again))
+        return again, folder
+
+    def spoiler(training: Training, stop_at: int | None = None) -> Callable[[Reading], None]:
+        def spoil(reading: Reading) -> None:
+            if reading.step in (2, 5):
+                with torch.no_grad():
+                    training.game.players.student.parameters[0].fill_(float("nan"))
+            if reading.step == stop_at:
+                signal.raise_signal(signal.SIGINT)
+
+        return spoil
+
+    whole, whole_folder = play(tmp_path / "whole", None)
+    # Interrupted after the first rollback, and before the second, which goes back to a state from before.
+    halves, folder = play(tmp_path / "halves", 5)
+    assert_same_state(halves.game.players.state_dict(), whole.game.players.state_dict())
+    assert losses(folder) == losses(whole_folder)
+    assert sum("taken back" in line["note"] for line in folder.read_metrics()) == 2
+
+
 def test_what_was_computed_after_the_last_checkpoint_is_computed_again(teacher_file: Path, tmp_path: Path) -> None:
     """A process that is killed leaves metrics that are ahead of its checkpoint, the last line perhaps in part."""
     recipe = miniature("auto", {"log.checkpoint_minutes": 1e-6})
@@ -204,6 +235,31 @@ def test_a_time_budget_becomes_the_steps_of_the_run(teacher: Teacher, tmp_path: 
     folder = claim_folder(tmp_path / "run", force=False)
     training.start(folder, plan)
     assert load_recipe(folder.recipe) == plan.recipe
+
+
+def test_a_warm_up_is_in_the_plan_and_a_budget_too_small_for_it_is_refused(teacher: Teacher) -> None:
+    pool = {"replay.share": 1.0, "student.start": 0.5, "generator.latents": "optimised"}
+    plan = prepare(teacher, STUDENT, recipe=miniature("auto", pool), device="cpu").plan()
+    assert plan.notes[-1].startswith("warm-up: the first 3 of 6 steps")
+    assert plan.images == 8 * (3 * 2 + 6 * 1)
+    with pytest.raises(DfadcError, match="budget of 1 steps is too small for the warm-up") as caught:
+        prepare(teacher, STUDENT, recipe=miniature("auto", pool), device="cpu").plan(minutes=1e-9)
+    assert caught.value.exit_code == 2
+    assert "--minutes" in caught.value.hint
+
+
+@pytest.mark.parametrize("factor", [0.0, 1e8])
+def test_a_teacher_that_cannot_teach_is_refused_before_the_first_step(
+    factor: float, teacher: Teacher, tmp_path: Path
+) -> None:
+    network = copy.deepcopy(teacher.module)
+    with torch.no_grad():
+        # Without weights only the biases of the last layer are left, the same for every image.
+        list(network.parameters())[-2].mul_(factor)
+    path = tmp_path / "teacher.safetensors"
+    save_network(path, network, architecture="compact_resnet_8", stem="default", contract=CONTRACT)
+    with pytest.raises(DfadcError, match="wild scale" if factor else "same logits"):
+        prepare(load_teacher(path), STUDENT, recipe=miniature(), device="cpu")
 
 
 def test_a_plan_computes_nothing_that_lasts(teacher: Teacher) -> None:
@@ -326,7 +382,7 @@ def test_samples_are_set_aside_evenly_over_the_run(steps: int, moments: int, sam
         gaps = [after - before for before, after in zip([0, *chosen], [*chosen, steps], strict=True)]
         assert max(gaps) - min(gaps) <= 1
     if moments:
-        assert samples / 2 <= moments * snapshot_size(recipe) < samples / 2 + moments
+        assert samples / 4 <= moments * snapshot_size(recipe) < samples / 4 + moments
 
 
 def test_setting_samples_aside_changes_nothing_that_is_trained(teacher: Teacher) -> None:
@@ -345,7 +401,7 @@ def test_setting_samples_aside_changes_nothing_that_is_trained(teacher: Teacher)
     assert_same_state(one, other)
 
 
-def test_a_run_sets_aside_half_of_its_samples(teacher: Teacher, tmp_path: Path) -> None:
+def test_a_run_sets_aside_a_quarter_of_its_samples(teacher: Teacher, tmp_path: Path) -> None:
     training, folder = begin(teacher, tmp_path / "run", miniature())
     training.play(folder, lambda _: None)
-    assert len(training.game.players.set_aside) == 16
+    assert len(training.game.players.set_aside) == 8

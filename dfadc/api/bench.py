@@ -13,6 +13,7 @@ import numpy as np
 
 from dfadc.contract import ImageContract
 from dfadc.errors import DfadcError, RequirementMissing
+from dfadc.storage import write_json
 from exporters.benchmark import Timing, benchmark
 from exporters.describe import artifact_metadata
 from exporters.engine_sessions import open_session
@@ -63,6 +64,7 @@ class BenchRow:
         timing: None where it was not run.
         not_run: the reason; empty where it was run.
         reference: the teacher's speed on the same kind of device; None where nobody measured it.
+        sha256: of the artifact in the run's manifest; None for the teacher, and outside a run.
     """
 
     name: str
@@ -70,6 +72,7 @@ class BenchRow:
     timing: Timing | None = None
     not_run: str = ""
     reference: Timing | None = None
+    sha256: str | None = None
 
     @property
     def speedup(self) -> float | None:
@@ -89,7 +92,8 @@ class BenchRow:
         """Plain JSON values."""
         measured = {} if self.timing is None else self.timing.to_dict()
         ratios = {"speedup": self.speedup, "throughput_ratio": self.throughput_ratio}
-        return {"size_bytes": self.size_bytes, "not_run": self.not_run or None, **measured, **ratios}
+        facts = {"size_bytes": self.size_bytes, "sha256": self.sha256, "not_run": self.not_run or None}
+        return {**facts, **measured, **ratios}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +118,11 @@ class Bench:
 def bench_run(run: RunFolder, settings: BenchSettings | None = None) -> Bench:
     """Measures the teacher (torch) and every artifact of a run; what cannot run here is NOT RUN with its reason.
 
+    The speeds are written into the run folder too, as ``bench.json``, for its report.
+
     Raises:
         DfadcError: an artifact's bytes are not those that were exported.
+        StorageFailed: the speeds cannot be written.
     """
     settings = settings or BenchSettings()
     manifest = check_unchanged(run.path)
@@ -129,10 +136,12 @@ def bench_run(run: RunFolder, settings: BenchSettings | None = None) -> Bench:
         try:
             timing = _bench_file(path, images, settings)
         except RequirementMissing as exc:
-            rows.append(BenchRow(path.name, record.size_bytes, not_run=exc.message))
+            rows.append(BenchRow(path.name, record.size_bytes, not_run=exc.message, sha256=record.sha256))
         else:
-            rows.append(BenchRow(path.name, record.size_bytes, timing, reference=reference))
-    return Bench(settings, tuple(rows))
+            rows.append(BenchRow(path.name, record.size_bytes, timing, reference=reference, sha256=record.sha256))
+    measured = Bench(settings, tuple(rows))
+    write_json(run.bench, measured.to_dict())
+    return measured
 
 
 def bench_file(artifact: Path, settings: BenchSettings | None = None) -> Bench:

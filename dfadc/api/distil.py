@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from dfadc.contract import ContractFields
 from dfadc.errors import DfadcError, Interrupted
+from dfadc.event_files import event_files
 from dfadc.finish import write_results
 from dfadc.models.teacher import Teacher, load_teacher
 from dfadc.recipe import Recipe, load_recipe
@@ -42,10 +43,12 @@ class Observer:
     Args:
         on_plan: called once, before the first step.
         on_reading: called at every log interval.
+        on_note: called with a line on what happens after the last step.
     """
 
     on_plan: Callable[[Plan], None] = _ignore
     on_reading: Callable[[Reading], None] = _ignore
+    on_note: Callable[[str], None] = _ignore
 
 
 def run_distillation(
@@ -184,11 +187,13 @@ def _another_teacher(run: RunFolder, path: Path, sha256: str) -> DfadcError:
 
 def _play(training: Training, folder: RunFolder, observer: Observer) -> RunFolder:
     before, started = folder.record().get("seconds", 0.0), time.monotonic()
+    log, step = training.recipe.log, training.game.players.step
     try:
-        training.play(folder, observer.on_reading)
+        with event_files(log, folder, step, observer.on_reading) as on_reading:
+            training.play(folder, on_reading)
     except Interrupted:
         folder.update_record({"status": "interrupted", "seconds": round(before + time.monotonic() - started, 1)})
         raise
-    write_results(training, folder)
+    write_results(training, folder, observer.on_note)
     folder.update_record({"status": "finished", "seconds": round(before + time.monotonic() - started, 1)})
     return folder

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
 from dfadc.api.kit import write_device_kit
+from dfadc.calibration import load_images
 from dfadc.errors import DfadcError, RequirementMissing
 from dfadc.models.network_file import load_network
 from dfadc.storage import sha256_file
-from dfadc.verification.samples import dequantise, to_pixels
+from dfadc.verification.samples import SampleSet, dequantise, to_pixels
 from exporters.base import (
     KEEP_FP32_AUTO,
     BatchProfile,
@@ -23,7 +21,9 @@ from exporters.base import (
     Precision,
     with_sources,
 )
-from exporters.manifest import FILE_NAME, ArtifactRecord, Manifest
+from exporters.describe import artifact_metadata
+from exporters.headroom import measure_headroom
+from exporters.manifest import FILE_NAME, ArtifactRecord, Manifest, check_record, restored_on_failure
 from exporters.onnx_exporter import export_onnx
 from exporters.registry import get_exporter
 
@@ -31,9 +31,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    import numpy as np
     from numpy.typing import NDArray
+    from torch import nn
 
+    from dfadc.models.network_file import NetworkMetadata
     from dfadc.run import RunFolder
+    from exporters.headroom import Headroom
 
 #: The export that is a folder: every typed ONNX of the run, with samples and a check to carry to a device.
 KIT = "kit"
@@ -56,6 +60,13 @@ class ExportPlan(NamedTuple):
     requests: tuple[ExportRequest, ...]
     skipped: tuple[Skipped, ...] = ()
     kit: bool = False
+
+
+class _Form(NamedTuple):
+    """What artifacts take and answer: pixels in [0, 1] that they normalise themselves, probabilities."""
+
+    normalises: bool
+    softmax: bool
 
 
 def _ignore(_: object) -> None:
@@ -90,8 +101,9 @@ def export_student(
 
     Args:
         run: a finished run.
-        exports: each ``NAME[:PRECISION[:PRESET]]`` or ``kit``; what one is made of is exported too. None makes what
-            :data:`DEFAULT_EXPORTS` lists and tells the observer what of it cannot be made.
+        exports: each ``NAME[:PRECISION[:PRESET]]`` or ``kit``; what one is made of is exported too, unless it is there
+            already and no setting is to change it. None makes what :data:`DEFAULT_EXPORTS` lists and tells the observer
+            what of it cannot be made.
         embed_normalisation: artifacts take pixels in [0, 1] and normalise them themselves.
         embed_softmax: artifacts answer probabilities.
         settings: what a build needs besides, such as target GPUs. Calibration images are those of the run unless given.
@@ -106,32 +118,32 @@ def export_student(
     plan = plan_exports(exports)
     settings = settings or BuildSettings()
     _check_settings_matter(settings, plan)
+    form = _Form(embed_normalisation, embed_softmax)
+    manifest = Manifest.read(run.path) if (run.path / FILE_NAME).exists() else Manifest()
+    kept = () if exports is None or any(form) else _sources_to_keep(run, manifest, settings, exports)
+    if kept:
+        form = _form_of(run.artifacts / kept[0].file_name)
     if exports is None and not settings.keep_fp32:
         # Nobody chose INT8 here: it must not fail its gate for a layer or two.
         settings = replace(settings, keep_fp32=(KEEP_FP32_AUTO,))
-    settings = _with_calibration(settings, run, plan.requests, pixels=embed_normalisation)
+    requests = [request for request in plan.requests if request not in kept]
+    settings = _with_calibration(settings, run, requests, pixels=form.normalises)
+    settings, headroom = _with_verification(settings, run, requests, pixels=form.normalises)
     for skipped in plan.skipped:
         observer.on_skipped(skipped)
-    manifest = Manifest.read(run.path) if (run.path / FILE_NAME).exists() else Manifest()
-    taken_as_it_is = exports is not None and set(exports) == {KIT} and not (embed_normalisation or embed_softmax)
-    has_onnx = any(known.exporter == "onnx" for known in manifest.artifacts)
     results = []
-    for request in () if taken_as_it_is and has_onnx else plan.requests:
-        target = run.artifacts / request.file_name
+    for request in requests:
+        earlier = manifest.find((run.artifacts / request.file_name).relative_to(run.path).as_posix())
         try:
-            if request.source is None:
-                embed = {"embed_normalisation": embed_normalisation, "embed_softmax": embed_softmax}
-                result = _export_fp32(run, target, **embed)
-            else:
-                source = run.artifacts / request.source.file_name
-                result = get_exporter(request.name).export(source, target, request, settings)
+            with restored_on_failure(run.path, earlier):
+                result = _annotated(_make(request, run, settings, form), earlier, headroom)
+                manifest = manifest.add(ArtifactRecord.from_result(result, run.path))
+                manifest.write(run.path)
         except PoolUnusable as exc:
             if exports is not None:
                 raise
             observer.on_skipped(Skipped(str(request), exc.message, exc.hint))
             continue
-        manifest = manifest.add(ArtifactRecord.from_result(result, run.path))
-        manifest.write(run.path)
         results.append(result)
         observer.on_result(result)
     if plan.kit:
@@ -169,7 +181,7 @@ def _what_is_missing(request: ExportRequest) -> Skipped | None:
 
 
 def _check_settings_matter(settings: BuildSettings, plan: ExportPlan) -> None:
-    """A setting that would be taken and ignored is an error."""
+    """A setting that would be taken and ignored is an error, and so is one that a backend cannot take."""
     engines = [request for request in plan.requests if request.name.startswith("tensorrt")]
     derived = _derived_onnx(plan.requests)
     for name, given, concerned, needs in (
@@ -180,6 +192,8 @@ def _check_settings_matter(settings: BuildSettings, plan: ExportPlan) -> None:
     ):
         if given and not concerned:
             raise DfadcError(f"{name} given, and no export that they concern", f"add {needs}, or leave it out")
+    for request in engines:
+        get_exporter(request.name).check(settings)
 
 
 def _derived_onnx(requests: Sequence[ExportRequest]) -> list[ExportRequest]:
@@ -198,24 +212,87 @@ def _with_calibration(
 
 def _calibration_images(run: RunFolder, *, pixels: bool) -> NDArray[np.float32] | None:
     """(N, C, H, W) images of ``calibration.npz``: normalised, or pixels in [0, 1]; None where the run kept none."""
-    contract = run.contract()
-    try:
-        with run.calibration.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            stored = archive["images"]
-    except FileNotFoundError:
+    if not run.calibration.exists():
         return None
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as exc:
-        raise DfadcError(f"cannot read the calibration images in {run.calibration}: {exc}") from exc
-    if stored.ndim != 4 or stored.shape[1:] != contract.input_size:
-        raise DfadcError(f"{run.calibration} holds images of {stored.shape[1:]}, not {contract.input_size}")
-    images = dequantise(stored, contract)
+    contract = run.contract()
+    images = dequantise(load_images(run.calibration, input_size=contract.input_size), contract)
     return to_pixels(images, contract) if pixels else images
 
 
-def _export_fp32(run: RunFolder, target: Path, *, embed_normalisation: bool, embed_softmax: bool) -> ExportResult:
-    record = run.record()
-    # The run says itself what its student is, so a factory of the user's may be imported again, as in a resume.
-    student, metadata = load_network(run.student, architecture=record["student"]["architecture"])
+def _with_verification(
+    settings: BuildSettings, run: RunFolder, requests: Sequence[ExportRequest], *, pixels: bool
+) -> tuple[BuildSettings, Headroom | None]:
+    """The student's fp16 headroom, where an export is fp16; ``settings`` with the samples where it is small.
+
+    Where activations stay far from fp16's end, the graph need not be looked at node by node.
+    """
+    if not any(request.precision is Precision.FP16 for request in requests):
+        return settings, None
+    images = SampleSet.load(run.samples).normalised()
+    headroom = measure_headroom(_load_student(run)[0], images)
+    if headroom.is_small and settings.verification is None:
+        settings = replace(settings, verification=to_pixels(images, run.contract()) if pixels else images)
+    return settings, headroom
+
+
+def _load_student(run: RunFolder) -> tuple[nn.Module, NetworkMetadata]:
+    """The run says itself what its student is, so a factory of the user's may be imported again, as in a resume."""
+    return load_network(run.student, architecture=run.record()["student"]["architecture"])
+
+
+def _sources_to_keep(
+    run: RunFolder, manifest: Manifest, settings: BuildSettings, exports: Sequence[str]
+) -> tuple[ExportRequest, ...]:
+    """Sources of ``exports`` that nobody asks for by name, and that are there and made of what they should be.
+
+    Made anew they would lose what was chosen for them, such as nodes kept in fp32 or the embedded normalisation.
+
+    Raises:
+        DfadcError: the bytes of one are not those that were exported.
+    """
+    asked = [ExportRequest.parse(export) for export in exports if export != KIT]
+    chosen = settings.keep_fp32 or settings.calibration is not None or settings.calibrator != BuildSettings().calibrator
+    kept: list[ExportRequest] = []
+    for request in with_sources(asked or [ExportRequest("onnx")]):
+        path = run.artifacts / request.file_name
+        record = manifest.find(path.relative_to(run.path).as_posix())
+        if request in asked or record is None or not path.exists() or (chosen and request.source is not None):
+            continue
+        check_record(record, run.path)
+        source = run.student if request.source is None else run.artifacts / request.source.file_name
+        made_of = artifact_metadata(path).get("dfadc.parent_sha256")
+        if request.source in (None, *kept) and made_of == sha256_file(source):
+            kept.append(request)
+    return tuple(kept)
+
+
+def _form_of(onnx: Path) -> _Form:
+    """What an ONNX that is there takes and answers."""
+    metadata = artifact_metadata(onnx)
+    return _Form(metadata["dfadc.input"].startswith("pixels"), metadata["dfadc.output"] == "probabilities")
+
+
+def _make(request: ExportRequest, run: RunFolder, settings: BuildSettings, form: _Form) -> ExportResult:
+    """One artifact, of the artifact that it is made of or, the fp32 ONNX, of the student."""
+    target = run.artifacts / request.file_name
+    if request.source is None:
+        return _export_fp32(run, target, form)
+    return get_exporter(request.name).export(run.artifacts / request.source.file_name, target, request, settings)
+
+
+def _annotated(result: ExportResult, earlier: ArtifactRecord | None, headroom: Headroom | None) -> ExportResult:
+    """``result`` with notes on what its exporter does not know: the student's headroom, and what it replaced."""
+    notes = [*result.notes]
+    if result.request.precision is Precision.FP16 and headroom is not None:
+        notes.append(str(headroom))
+    if earlier is not None and earlier.targets != result.targets:
+        before = ", ".join(earlier.targets) or "Ampere and newer"
+        notes.append(f"replaces the engine for {before}; one engine can serve several: --gpu sm86,sm89")
+    return replace(result, notes=tuple(notes))
+
+
+def _export_fp32(run: RunFolder, target: Path, form: _Form) -> ExportResult:
+    student, metadata = _load_student(run)
     return export_onnx(
         student,
         target,
@@ -223,9 +300,9 @@ def _export_fp32(run: RunFolder, target: Path, *, embed_normalisation: bool, emb
         metadata={
             "architecture": metadata.architecture,
             "stem": metadata.stem,
-            "teacher_sha256": record["teacher"]["sha256"],
+            "teacher_sha256": run.record()["teacher"]["sha256"],
             "parent_sha256": sha256_file(run.student),
         },
-        embed_normalisation=embed_normalisation,
-        embed_softmax=embed_softmax,
+        embed_normalisation=form.normalises,
+        embed_softmax=form.softmax,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from dfadc.api.verify import gate_thresholds
+from dfadc.api.gates import gate_thresholds
 from dfadc.recipe import load_recipe
 from exporters.device_kit import FOLDER, write_kit
 from exporters.manifest import Manifest, check_record

@@ -1,46 +1,46 @@
 """Stage four: every artifact on the frozen samples.
 
-Imports no torch; only the accuracy of teacher and student on labelled data does.
+Imports no torch; only teacher and fp32 student on labelled data, or the student on a baseline's samples, do.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from dfadc.api.answering import Answers, Questions, ask_artifact, ask_student, ask_teacher, read_inputs, read_questions
+from dfadc.api.gates import gate_thresholds, recipe_to_judge_by
+from dfadc.api.report import describe_run, write_report
 from dfadc.errors import DfadcError, RequirementMissing
-from dfadc.recipe import Recipe, load_recipe
-from dfadc.storage import atomic_write_text, write_json
-from dfadc.verification.agreement import Accuracy, accuracy
-from dfadc.verification.answers import ask, level
-from dfadc.verification.gate import Thresholds
-from dfadc.verification.report import LabelledAccuracy, Report, build_report, render_markdown
+from dfadc.verification.agreement import Accuracy
+from dfadc.verification.regression import (
+    BaselineComparison,
+    baseline_checks,
+    compare_with_baseline,
+    describe_baseline,
+)
+from dfadc.verification.report import STUDENT, LabelledAccuracy, Report, build_report
 from dfadc.verification.results import (
     ArtifactFile,
     ArtifactResult,
+    StudentResult,
     artifact_not_run,
     verify_artifact,
     verify_student,
 )
 from dfadc.verification.samples import SampleSet
 from exporters.describe import artifact_metadata
-from exporters.engine_sessions import open_session
 from exporters.manifest import FILE_NAME, ArtifactRecord, Manifest, check_unchanged
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import nn
+    from collections.abc import Iterable, Sequence
 
     from dfadc.contract import ImageContract
+    from dfadc.recipe import Recipe
     from dfadc.run import RunFolder
-    from dfadc.verification.data import EvaluationData
-
-#: Images that a session is given at once.
-BATCH_SIZE = 64
+    from dfadc.verification.baseline import Baseline
+    from dfadc.verification.gate import Check, Thresholds
 
 
 @dataclass(frozen=True)
@@ -49,152 +49,212 @@ class VerifySettings:
 
     Args:
         data: ImageFolder or .npz with labels, for accuracy. It evaluates; it selects nothing.
-        min_agreement: in place of ``verify.min_agreement``.
+        baseline: file of :func:`dfadc.write_baseline` that nothing may fall behind.
+        gates: changes to the recipe's gates, such as ``"verify.min_agreement=0.9"``.
         required: artifact files that must have run, besides those of the recipe.
         trust_teacher: whether code in the teacher file may run, for its accuracy.
     """
 
     data: Path | None = None
-    min_agreement: float | None = None
+    baseline: Path | None = None
+    gates: Sequence[str] = ()
     required: Sequence[str] = ()
     trust_teacher: bool = False
 
 
-def check_data(path: Path, contract: ImageContract) -> None:
-    """Reads labelled images as a verification will, so that a long run does not end with data that do not fit.
+def check_inputs(settings: VerifySettings, recipe: Recipe, *, contract: ImageContract, teacher_sha256: str) -> None:
+    """Reads data and baseline as a verification will, so that a long run does not end with what does not fit.
+
+    Args:
+        settings: of the verification.
+        recipe: of the run, with its gates.
+        contract: of teacher and student.
+        teacher_sha256: of the teacher's file.
 
     Raises:
-        DfadcError: the data cannot be read or do not fit the contract.
+        DfadcError: and its children, as :func:`verify_run` raises them.
     """
-    _load_data(path, contract)
+    _check_judgeable(gate_thresholds(recipe), has_data=settings.data is not None)
+    read_inputs(contract, teacher_sha256, data=settings.data, baseline=settings.baseline)
 
 
 def verify_run(run: RunFolder, settings: VerifySettings | None = None) -> Report:
-    """Judges the fp32 student and every artifact of a run; writes report.json and report.md.
+    """Judges the fp32 student and every artifact of a run; writes the report in all its forms.
 
     Returns:
         The report as JSON values; its ``exit_code`` is what the command exits with.
 
     Raises:
-        DfadcError: an artifact's bytes are not those that were exported, or the data cannot be used.
+        RequirementMissing: there is no such baseline, or a gate needs labelled images and there are none.
+        DfadcError: an artifact's bytes are not those that were exported, or data or baseline cannot be used.
     """
     settings = settings or VerifySettings()
     run.require_finished()
-    recipe, record = load_recipe(run.recipe), run.record()
+    recipe = recipe_to_judge_by(run.recipe, settings.gates)
     manifest = check_unchanged(run.path) if (run.path / FILE_NAME).exists() else Manifest()
-    samples = SampleSet.load(run.samples)
-    thresholds = gate_thresholds(recipe, settings.min_agreement)
-    labelled = None if settings.data is None else _load_data(settings.data, samples.contract)
-    judge = _Judge(samples, thresholds, labelled)
+    samples, teacher_sha256 = SampleSet.load(run.samples), run.record()["teacher"]["sha256"]
+    questions = read_questions(samples, data=settings.data, baseline=settings.baseline, teacher_sha256=teacher_sha256)
+    expected = () if questions.baseline is None else questions.baseline.predictions
+    judge = _Judge(questions, gate_thresholds(recipe), expected)
+    answers = ask_student(run, questions)
+    accuracy = None
+    if questions.data is not None and answers.correct is not None:
+        teacher = ask_teacher(run, questions.data, trust=settings.trust_teacher)
+        accuracy = LabelledAccuracy(Accuracy.of(teacher), Accuracy.of(answers.correct))
+    student = judge.student(answers)
+    artifacts = [judge.artifact(_artifact_file(known), run.path / known.file) for known in manifest.artifacts]
     report = build_report(
         samples=samples,
-        thresholds=thresholds,
-        student=verify_student(samples, thresholds),
-        artifacts=[judge.artifact(_artifact_file(known), run.path / known.file) for known in manifest.artifacts],
-        accuracy=None if labelled is None else _reference_accuracy(run, labelled, trust=settings.trust_teacher),
-        required={*recipe.verify.required, *settings.required},
-        run=_describe(run, record),
+        thresholds=judge.thresholds,
+        student=student,
+        artifacts=artifacts,
+        accuracy=accuracy,
+        required={*recipe.verify.required, *settings.required, *judge.missing()},
+        run=describe_run(run, manifest),
+        additions=judge.additions(),
     )
-    write_json(run.report_json, report)
-    atomic_write_text(run.report_md, render_markdown(report))
-    return report
+    return write_report(run, report, samples)
 
 
-def verify_file(artifact: Path, samples_path: Path, settings: VerifySettings | None = None) -> Report:
-    """Judges one artifact on a samples file, with no run and no teacher at hand.
+def verify_file(
+    artifact: Path,
+    samples_path: Path,
+    settings: VerifySettings | None = None,
+    *,
+    recipe: str | Path | None = None,
+    precision: str = "",
+) -> Report:
+    """Judges one artifact on a samples file, with no run, no teacher and no torch at hand.
+
+    Args:
+        artifact: what is judged; it must run here.
+        samples_path: a run's samples.npz.
+        settings: what else is asked.
+        recipe: whose gates count; by default the recipe.toml beside the samples, which is that of their run, else
+            recipe ``auto``, and that is noted.
+        precision: whose limits of comparison A count; by default what the artifact says it is, else fp32.
 
     Raises:
+        RequirementMissing: there is no such baseline, it does not know the artifact, or a gate needs labelled images.
         DfadcError: a file is missing or damaged, or the artifact does not take these samples.
     """
     settings = settings or VerifySettings()
     if not artifact.is_file():
         raise DfadcError(f"there is no artifact {artifact}", "check the path")
-    samples = SampleSet.load(samples_path)
-    thresholds = gate_thresholds(load_recipe("auto"), settings.min_agreement)
-    labelled = None if settings.data is None else _load_data(settings.data, samples.contract)
-    precision = artifact_metadata(artifact).get("dfadc.precision", "fp32")
-    file = ArtifactFile(artifact.name, precision, artifact.stat().st_size)
-    result = _Judge(samples, thresholds, labelled).artifact(file, artifact)
+    form = artifact_metadata(artifact)
+    samples, teacher_sha256 = SampleSet.load(samples_path), form.get("dfadc.teacher_sha256")
+    beside = samples_path.parent / "recipe.toml"
+    source = recipe or (beside if beside.is_file() else "auto")
+    thresholds = gate_thresholds(recipe_to_judge_by(source, settings.gates))
+    questions = read_questions(samples, data=settings.data, baseline=settings.baseline, teacher_sha256=teacher_sha256)
+    _check_known(artifact.name, questions.baseline)
+    judge = _Judge(questions, thresholds, [artifact.name])
+    if recipe is None and source == "auto":
+        judge.notes.append(f"gates of recipe auto: no recipe.toml lies beside {samples_path}, and none was named")
+    if questions.baseline is not None and teacher_sha256 is None:
+        judge.notes.append(f"{artifact.name} does not say who taught it: the baseline's teacher may be another")
+    file = ArtifactFile(artifact.name, precision or form.get("dfadc.precision", "fp32"), artifact.stat().st_size)
+    result = judge.artifact(file, artifact)
     return build_report(
         samples=samples,
         thresholds=thresholds,
-        student=verify_student(samples, thresholds),
+        # Of the student there are the frozen answers only: no accuracy, and none to a baseline's samples.
+        student=verify_student(samples, replace(thresholds, min_accuracy=None)),
         artifacts=[result],
-        required=settings.required,
+        required={artifact.name, *settings.required},
+        additions=judge.additions(),
     )
 
 
 class _Judge:
-    """Runs artifacts on the same samples and the same labelled data."""
+    """Asks networks and judges their answers, each beside itself in the baseline where there is one.
 
-    def __init__(self, samples: SampleSet, thresholds: Thresholds, data: EvaluationData | None) -> None:
-        self.samples = samples
+    Args:
+        questions: what is asked.
+        thresholds: the gates' limits.
+        expected: networks of the baseline that must run.
+    """
+
+    def __init__(self, questions: Questions, thresholds: Thresholds, expected: Iterable[str]) -> None:
+        _check_judgeable(thresholds, has_data=questions.data is not None)
+        self.questions = questions
         self.thresholds = thresholds
-        self.data = data
+        self.expected = tuple(expected)
+        self.notes = [] if questions.data is None else list(questions.data.notes)
+        self._compared: dict[str, BaselineComparison | None] = {}
+
+    def student(self, answers: Answers) -> StudentResult:
+        """Judges the fp32 student."""
+        accuracy = None if answers.correct is None else Accuracy.of(answers.correct)
+        extras = self._held_against_baseline(STUDENT, answers)
+        return verify_student(self.questions.samples, self.thresholds, accuracy=accuracy, extras=extras)
 
     def artifact(self, file: ArtifactFile, path: Path) -> ArtifactResult:
+        """Runs and judges an artifact; one that cannot run here is NOT RUN."""
         try:
-            session = open_session(path, batch_size=BATCH_SIZE)
+            answers = ask_artifact(path, self.questions)
         except RequirementMissing as exc:
             return artifact_not_run(file, exc.message)
-        form = artifact_metadata(path)
-        contract = self.samples.contract
-        with session:
-            logits = ask(session.run, self.samples.normalised(), form=form, contract=contract)
-            if logits.shape != self.samples.teacher_logits.shape:
-                raise DfadcError(
-                    f"{path} answers {logits.shape[1:]}, the samples have {contract.num_classes} classes",
-                    "verify it with the samples of its own run",
-                )
-            logits = level(logits, self.samples.student_logits, form=form)
-            measured = None
-            if self.data is not None:
-                batches = self.data.batches(BATCH_SIZE)
-                answers = [ask(session.run, batch, form=form, contract=contract) for batch in batches]
-                measured = accuracy(np.concatenate(answers), self.data.labels)
-        return verify_artifact(file, logits, samples=self.samples, thresholds=self.thresholds, accuracy=measured)
+        return verify_artifact(
+            file,
+            answers.logits,
+            samples=self.questions.samples,
+            thresholds=self.thresholds,
+            accuracy=None if answers.correct is None else Accuracy.of(answers.correct),
+            extras=self._held_against_baseline(file.name, answers),
+        )
+
+    def missing(self) -> list[str]:
+        """Networks of the baseline that were to run and did not."""
+        return [name for name in self.expected if name not in self._compared]
+
+    def additions(self) -> dict[str, Any]:
+        """The report's ``baseline`` and ``notes``."""
+        known = self.questions.baseline
+        if known is None:
+            return {"baseline": None, "notes": self.notes}
+        described = describe_baseline(known, self._compared, max_drop=self.thresholds.max_baseline_drop)
+        missing = [f"the baseline knows {name}, which did not run" for name in self.missing()]
+        return {
+            "baseline": {**described, "missing": self.missing()},
+            "notes": [*self.notes, *missing, *self._unpaired_labels()],
+        }
+
+    def _unpaired_labels(self) -> list[str]:
+        """Why accuracy was not held against the baseline, where one side has labels."""
+        known, data = self.questions.baseline, self.questions.data
+        if known is None or (known.labelled is None) == (data is None):
+            return []
+        if data is None:
+            return ["the baseline has labelled results: pass --data to hold the accuracy against them"]
+        return ["the baseline was made without --data: the accuracy is held against nothing"]
+
+    def _held_against_baseline(self, name: str, answers: Answers) -> tuple[Check, ...]:
+        known = self.questions.baseline
+        if known is None or answers.on_baseline is None:
+            return ()
+        found = compare_with_baseline(known, name, classes=answers.on_baseline, correct=answers.correct)
+        self._compared[name] = found
+        return baseline_checks(found, self.thresholds.max_baseline_drop)
 
 
-def gate_thresholds(recipe: Recipe, min_agreement: float | None = None) -> Thresholds:
-    """The gates of a recipe; ``min_agreement`` takes the place of its ``verify.min_agreement``."""
-    verify = recipe.verify
-    wanted = verify.min_agreement if min_agreement is None else min_agreement
-    return Thresholds(
-        min_agreement=None if wanted == "off" else wanted,
-        min_coverage=verify.min_coverage,
-        source=verify.gate_source,
-    )
+def _check_judgeable(thresholds: Thresholds, *, has_data: bool) -> None:
+    """A gate that was asked for must not be left out because there is nothing to judge by."""
+    if thresholds.min_accuracy is not None and not has_data:
+        raise RequirementMissing(
+            f"the gate on accuracy (at least {thresholds.min_accuracy:g}) needs labelled images",
+            "pass --data, or switch it off: --set verify.min_accuracy=off",
+        )
+
+
+def _check_known(name: str, baseline: Baseline | None) -> None:
+    """One artifact that was to be held against a baseline must be, whatever it is called now."""
+    if baseline is not None and name not in baseline.predictions:
+        raise RequirementMissing(
+            f"the baseline of {baseline.run} does not know {name}",
+            f"it knows {', '.join(baseline.predictions)}; networks are matched by name",
+        )
 
 
 def _artifact_file(record: ArtifactRecord) -> ArtifactFile:
     return ArtifactFile(Path(record.file).name, record.requested_precision, record.size_bytes)
-
-
-def _load_data(path: Path, contract: ImageContract) -> EvaluationData:
-    from dfadc.verification.data import load_evaluation_data  # noqa: PLC0415 - pillow, only with --data
-
-    return load_evaluation_data(path, contract)
-
-
-def _reference_accuracy(run: RunFolder, data: EvaluationData, *, trust: bool) -> LabelledAccuracy:
-    """Teacher and fp32 student on labelled images; the one part of verification that needs torch and the teacher."""
-    from dfadc.api.distil import load_run_teacher  # noqa: PLC0415
-    from dfadc.models.network_file import load_network  # noqa: PLC0415
-
-    teacher = load_run_teacher(run, trust=trust)
-    student, _ = load_network(run.student, architecture=run.record()["student"]["architecture"])
-    return LabelledAccuracy(teacher=_measure(teacher.module, data), student=_measure(student, data))
-
-
-def _measure(network: nn.Module, data: EvaluationData) -> Accuracy:
-    from exporters.sessions import TorchSession  # noqa: PLC0415
-
-    with TorchSession(network.eval(), "cpu", batch_size=BATCH_SIZE) as session:
-        return accuracy(np.concatenate([session.run(batch) for batch in data.batches(BATCH_SIZE)]), data.labels)
-
-
-def _describe(run: RunFolder, record: dict[str, Any]) -> dict[str, Any]:
-    kept = ("teacher", "student", "contract", "seed", "device", "precision", "versions", "git_commit", "seconds")
-    described = {name: record.get(name) for name in kept}
-    described["teacher"] = {name: value for name, value in record["teacher"].items() if name != "path"}
-    return {"name": run.path.name, **described}

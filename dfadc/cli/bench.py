@@ -38,7 +38,8 @@ def _print(measured: Bench) -> None:
     facts = measured.to_dict()
     columns = ("network", "size", "median", "p95", "speed-up", f"images/s at {facts['batch']}", "ratio", "device")
     print_table(columns, [_row(row) for row in measured.rows])
-    typer.echo(f"{facts['machine']}; {facts['threads']} threads each; speed-up and ratio against the teacher")
+    threads = "1 thread" if facts["threads"] == 1 else f"{facts['threads']} threads"
+    typer.echo(f"{facts['machine']}; {threads} each; speed-up and ratio against the teacher")
     for row in measured.rows:
         if row.not_run:
             typer.echo(f"NOT RUN: {row.name}: {row.not_run}")

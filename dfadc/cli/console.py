@@ -48,9 +48,12 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 def print_report(report: Mapping[str, Any], *, as_json: bool, verbose: bool) -> None:
     """A verification report: JSON, or a summary table and the reasons of every verdict that is not PASS."""
     from dfadc.verification.report import (  # noqa: PLC0415 -- keeps `--help` light
+        BASELINE_COLUMNS,
         COLUMNS,
+        JUDGED,
         NETWORK_COLUMNS,
         SOURCE_COLUMNS,
+        baseline_rows,
         network_rows,
         reason_lines,
         source_rows,
@@ -65,8 +68,12 @@ def print_report(report: Mapping[str, Any], *, as_json: bool, verbose: bool) -> 
     print_table(COLUMNS, summary_rows(report))
     if verbose:
         print_table(SOURCE_COLUMNS, source_rows(report))
+    if compared := [row for row in baseline_rows(report) if verbose or row[1] in JUDGED]:
+        print_table(BASELINE_COLUMNS, compared)
     for line in reason_lines(report):
         typer.echo(line)
+    for note in report.get("notes", ()):
+        say(f"note: {note}")
     typer.echo(f"verdict: {report['verdict']}")
 
 
@@ -113,9 +120,9 @@ def terminal_observer(*, quiet: bool) -> Iterator[Observer]:
         yield Observer()
     elif sys.stderr.isatty():
         with _progress_bar() as show_reading:
-            yield Observer(on_plan=show_plan, on_reading=show_reading)
+            yield Observer(on_plan=show_plan, on_reading=show_reading, on_note=say)
     else:
-        yield Observer(on_plan=show_plan, on_reading=_PlainProgress())
+        yield Observer(on_plan=show_plan, on_reading=_PlainProgress(), on_note=say)
 
 
 def reading_line(reading: Reading) -> str:

@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from dfadc.cli import options
+from dfadc.cli.ci import ci_outputs
 from dfadc.cli.console import plan_dict, plan_lines, print_json, print_report, say, terminal_observer
 from dfadc.cli.export import run_exports
 from dfadc.errors import DfadcError
 
 if TYPE_CHECKING:
+    from dfadc.api.verify import VerifySettings
     from dfadc.contract import ContractFields, ImageContract
     from dfadc.models.teacher import Teacher
     from dfadc.recipe import Recipe
     from dfadc.run import RunFolder
+    from dfadc.verification.report import Report
 
 _RUN = "Run"
 #: What may be said beside --resume; the rest was decided when the run began.
@@ -28,7 +31,11 @@ _GOES_WITH_RESUME = {
     "trust_teacher",
     "data",
     "min_agreement",
+    "min_accuracy",
+    "baseline",
+    "max_drop",
     "require",
+    "junit",
     "as_json",
     "quiet",
     "verbose",
@@ -71,42 +78,55 @@ def distill(  # noqa: PLR0913, PLR0917 -- the signature is the command line
     trust_teacher: options.TrustTeacher = False,
     data: options.Data = None,
     min_agreement: options.MinAgreement = None,
+    min_accuracy: options.MinAccuracy = None,
+    baseline: options.Baseline = None,
+    max_drop: options.MaxDrop = None,
     require: options.Require = None,
+    junit: options.Junit = None,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
     """Distil TEACHER into a small student without data, export it and verify it."""
-    wanted = _Verification(data, min_agreement, require or [], trust_teacher, as_json, verbose)
-    if resume is not None:
-        _refuse_beside_resume(context)
-        run = _resume(resume, teacher, export, wanted, quiet=quiet)
-    elif teacher is None:
-        raise DfadcError("no teacher given", "dfadc distill teacher.pt --student mobilenetv2")
-    else:
-        if steps is not None and minutes is not None:
-            raise DfadcError(f"--steps {steps} and --minutes {minutes:g} contradict each other", "give one of them")
-        shorthand = {
-            "steps": steps,
-            "batch_size": batch_size,
-            "seed": seed,
-            "compute.precision": precision,
-            "compute.compile": None if compile_ is None else ("on" if compile_ else "off"),
-            "verify.min_agreement": min_agreement,
-        }
-        given = [f"{path}={value}" for path, value in shorthand.items() if value is not None]
-        fields = options.contract_fields(input_size, mean, std, num_classes)
-        from dfadc.recipe import load_recipe  # noqa: PLC0415 -- keeps `--help` light
+    if dry_run and junit is not None:
+        raise DfadcError(f"--dry-run verifies nothing, so there is nothing to write to {junit}", "leave --junit away")
+    with ci_outputs(junit) as publish:
+        gates = options.gates(
+            min_agreement=min_agreement, min_accuracy=min_accuracy, max_drop=max_drop, data=data, baseline=baseline
+        )
+        wanted = _verification(data, baseline, gates, require or [], trust_teacher)
+        if resume is not None:
+            _refuse_beside_resume(context)
+            run = _resume(resume, teacher, export, wanted, quiet=quiet)
+        elif teacher is None:
+            raise DfadcError("no teacher given", "dfadc distill teacher.pt --student mobilenetv2")
+        else:
+            if steps is not None and minutes is not None:
+                raise DfadcError(f"--steps {steps} and --minutes {minutes:g} contradict each other", "give one of them")
+            shorthand = {
+                "steps": steps,
+                "batch_size": batch_size,
+                "seed": seed,
+                "compute.precision": precision,
+                "compute.compile": None if compile_ is None else ("on" if compile_ else "off"),
+            }
+            given = [f"{path}={value}" for path, value in shorthand.items() if value is not None]
+            fields = options.contract_fields(input_size, mean, std, num_classes)
+            from dfadc.recipe import load_recipe  # noqa: PLC0415 -- keeps `--help` light
 
-        resolved = load_recipe(recipe, [*(assign or []), *given])
-        loaded = _load(teacher, teacher_arch, fields, trust=trust_teacher, quiet=quiet)
-        _check_what_follows(export, data, loaded.contract)
-        job = _Job(loaded, student, resolved, device, minutes)
-        if dry_run:
-            _show_plan(job, as_json=as_json)
-            return
-        run = _start(job, out or _default_out(loaded.path, student), force=force, quiet=quiet)
-    _finish(run, export, wanted, quiet=quiet)
+            resolved = load_recipe(recipe, [*(assign or []), *given, *gates])
+            loaded = _load(teacher, teacher_arch, fields, trust=trust_teacher, quiet=quiet)
+            _check_what_follows(export, wanted, resolved, loaded.contract, loaded.sha256)
+            job = _Job(loaded, student, resolved, device, minutes)
+            if dry_run:
+                _show_plan(job, as_json=as_json)
+                return
+            run = _start(job, out or _default_out(loaded.path, student), force=force, quiet=quiet)
+        report = _finish(run, export, wanted, quiet=quiet)
+        print_report(report, as_json=as_json, verbose=verbose)
+        publish(report)
+    say(f"run folder: {run.path}", quiet=quiet)
+    raise typer.Exit(report["exit_code"])
 
 
 class _Job(NamedTuple):
@@ -117,13 +137,12 @@ class _Job(NamedTuple):
     minutes: float | None
 
 
-class _Verification(NamedTuple):
-    data: Path | None
-    min_agreement: float | None
-    required: list[str]
-    trust_teacher: bool
-    as_json: bool
-    verbose: bool
+def _verification(
+    data: Path | None, baseline: Path | None, gates: list[str], required: list[str], trust_teacher: bool
+) -> VerifySettings:
+    from dfadc.api.verify import VerifySettings  # noqa: PLC0415 -- keeps `--help` light
+
+    return VerifySettings(data=data, baseline=baseline, gates=gates, required=required, trust_teacher=trust_teacher)
 
 
 def _load(path: Path, architecture: str | None, fields: ContractFields, *, trust: bool, quiet: bool) -> Teacher:
@@ -179,25 +198,28 @@ def _refuse_beside_resume(context: typer.Context) -> None:
 
 
 def _resume(
-    path: Path, teacher: Path | None, exports: list[str] | None, wanted: _Verification, *, quiet: bool
+    path: Path, teacher: Path | None, exports: list[str] | None, wanted: VerifySettings, *, quiet: bool
 ) -> RunFolder:
     from dfadc.api.distil import resume_distillation  # noqa: PLC0415
+    from dfadc.api.gates import recipe_to_judge_by  # noqa: PLC0415
     from dfadc.run import open_run  # noqa: PLC0415
 
     run = open_run(path)
-    _check_what_follows(exports, wanted.data, run.contract())
+    recipe = recipe_to_judge_by(run.recipe, wanted.gates)
+    _check_what_follows(exports, wanted, recipe, run.contract(), run.record()["teacher"]["sha256"])
     with terminal_observer(quiet=quiet) as observer:
         return resume_distillation(run, teacher, trust=wanted.trust_teacher, observer=observer)
 
 
-def _check_what_follows(exports: list[str] | None, data: Path | None, contract: ImageContract) -> None:
+def _check_what_follows(
+    exports: list[str] | None, wanted: VerifySettings, recipe: Recipe, contract: ImageContract, teacher_sha256: str
+) -> None:
     """What would fail after the training fails before it."""
     from dfadc.api.export import plan_exports  # noqa: PLC0415
-    from dfadc.api.verify import check_data  # noqa: PLC0415
+    from dfadc.api.verify import check_inputs  # noqa: PLC0415
 
     plan_exports(exports)
-    if data is not None:
-        check_data(data, contract)
+    check_inputs(wanted, recipe, contract=contract, teacher_sha256=teacher_sha256)
 
 
 def _show_plan(job: _Job, *, as_json: bool) -> None:
@@ -215,17 +237,8 @@ def _default_out(teacher: Path, student: str) -> Path:
     return Path("runs") / f"{teacher.stem}-{re.sub('[^A-Za-z0-9_.]+', '-', student)}"
 
 
-def _finish(run: RunFolder, exports: list[str] | None, wanted: _Verification, *, quiet: bool) -> None:
-    from dfadc.api.verify import VerifySettings, verify_run  # noqa: PLC0415
+def _finish(run: RunFolder, exports: list[str] | None, wanted: VerifySettings, *, quiet: bool) -> Report:
+    from dfadc.api.verify import verify_run  # noqa: PLC0415
 
     run_exports(run, exports, quiet=quiet)
-    settings = VerifySettings(
-        data=wanted.data,
-        min_agreement=wanted.min_agreement,
-        required=wanted.required,
-        trust_teacher=wanted.trust_teacher,
-    )
-    report = verify_run(run, settings)
-    print_report(report, as_json=wanted.as_json, verbose=wanted.verbose)
-    say(f"run folder: {run.path}", quiet=quiet)
-    raise typer.Exit(report["exit_code"])
+    return verify_run(run, wanted)

@@ -49,7 +49,7 @@ def export(  # noqa: PLR0913, PLR0917 -- the signature is the command line
 
     settings = BuildSettings(
         batch=BatchProfile() if batch is None else BatchProfile(*options.parse_batch(batch)),
-        gpus=() if gpu is None else tuple(name.strip().lower() for name in gpu.split(",")),
+        gpus=() if gpu is None else tuple(dict.fromkeys(name.strip().lower() for name in gpu.split(","))),
         workspace_bytes=None if workspace is None else workspace * 2**20,
         keep_fp32=tuple(keep_fp32 or ()),
     )
@@ -59,7 +59,8 @@ def export(  # noqa: PLR0913, PLR0917 -- the signature is the command line
         print_json({result.path.name: _facts(result) for result in results})
         return
     rows = [(r.path.name, r.effective_precision, f"{r.size_bytes / 1e6:.2f} MB", r.sha256[:12]) for r in results]
-    print_table(("artifact", "precision", "size", "sha256"), rows)
+    if rows:  # a kit may be all that was asked for
+        print_table(("artifact", "precision", "size", "sha256"), rows)
 
 
 def run_exports(
@@ -74,8 +75,16 @@ def run_exports(
     from dfadc.api.export import ExportObserver, export_student  # noqa: PLC0415 -- keeps `--help` light
     from exporters.base import BuildSettings  # noqa: PLC0415
 
+    said: set[str] = set()
+
     def say_result(result: ExportResult) -> None:
-        say(f"exported {result.path} ({result.size_bytes / 1e6:.2f} MB, {result.effective_precision})", quiet=quiet)
+        targets = f", for {', '.join(result.targets)}" if result.targets else ""
+        facts = f"{result.size_bytes / 1e6:.2f} MB, {result.effective_precision}{targets}"
+        say(f"exported {result.path} ({facts})", quiet=quiet)
+        for note in result.notes:
+            if note not in said:  # several artifacts share the student's fp16 headroom
+                say(f"  {note}", quiet=quiet)
+        said.update(result.notes)
 
     def say_skipped(skipped: Skipped) -> None:
         hint = f" ({skipped.hint})" if skipped.hint else ""

@@ -9,7 +9,9 @@ from typing import Annotated
 import typer
 
 from dfadc import __version__
+from dfadc.cli.baseline import baseline
 from dfadc.cli.bench import bench
+from dfadc.cli.ci import annotate_error
 from dfadc.cli.distill import distill
 from dfadc.cli.doctor import doctor
 from dfadc.cli.export import export
@@ -28,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (distill, export, verify, inspect, students, report, bench, doctor):
+for command in (distill, export, verify, baseline, inspect, students, report, bench, doctor):
     app.command()(command)
 app.add_typer(recipe_app, name="recipe")
 
@@ -56,6 +58,7 @@ def run(arguments: Sequence[str]) -> int:
         typer.echo(f"error: {exc.message}", err=True)
         if exc.hint:
             typer.echo(f"hint: {exc.hint}", err=True)
+        annotate_error(exc)
         return exc.exit_code
     except SystemExit as exc:
         return exc.code if isinstance(exc.code, int) else 1

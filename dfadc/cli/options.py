@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dfadc.contract import ContractFields
 
 _CONTRACT = "Image contract"
+_GATES = "Gates"
 _OUTPUT = "Output"
 
 TeacherArchitecture = Annotated[
@@ -38,9 +39,31 @@ Data = Annotated[
 ]
 MinAgreement = Annotated[
     float | None,
-    typer.Option(min=0, max=1, help="Gate: lower bound of the student's agreement with the teacher."),
+    typer.Option(min=0, max=1, help="Lower bound of the student's agreement with the teacher.", rich_help_panel=_GATES),
 ]
-Require = Annotated[list[str] | None, typer.Option(help="Artifact file that must have run, else exit 4 (repeatable).")]
+MinAccuracy = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, help="Lower bound of the accuracy on the images of --data.", rich_help_panel=_GATES),
+]
+Baseline = Annotated[
+    Path | None,
+    typer.Option(
+        help="File of `dfadc baseline`: nothing may fall behind itself in it, tested in pairs.", rich_help_panel=_GATES
+    ),
+]
+MaxDrop = Annotated[
+    float | None,
+    typer.Option(
+        min=0, max=1, help="Drop against --baseline that fails where it is no chance (p < .05).", rich_help_panel=_GATES
+    ),
+]
+Require = Annotated[
+    list[str] | None,
+    typer.Option(help="Artifact file that must have run, else exit 4 (repeatable).", rich_help_panel=_GATES),
+]
+Junit = Annotated[
+    Path | None, typer.Option(help="Write the gates' outcomes as JUnit XML, too.", rich_help_panel=_OUTPUT)
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.", rich_help_panel=_OUTPUT)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.", rich_help_panel=_OUTPUT)]
 Verbose = Annotated[
@@ -57,6 +80,27 @@ Exports = Annotated[
         "whose backend is installed.",
     ),
 ]
+
+
+def gates(
+    *,
+    min_agreement: float | None,
+    min_accuracy: float | None,
+    max_drop: float | None,
+    data: Path | None,
+    baseline: Path | None,
+) -> list[str]:
+    """The gates' flags as the recipe fields that they are short for; None leaves a field as it is.
+
+    Raises:
+        DfadcError: a gate has nothing to judge.
+    """
+    if min_accuracy is not None and data is None:
+        raise DfadcError(f"--min-accuracy {min_accuracy:g} needs labelled images", "pass --data")
+    if max_drop is not None and baseline is None:
+        raise DfadcError(f"--max-drop {max_drop:g} needs something to drop from", "pass --baseline")
+    fields = {"min_agreement": min_agreement, "min_accuracy": min_accuracy, "max_baseline_drop": max_drop}
+    return [f"verify.{name}={value}" for name, value in fields.items() if value is not None]
 
 
 def contract_fields(

@@ -2,42 +2,109 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from dfadc.cli import options  # noqa: TC001 -- typer reads annotations at run time
+from dfadc.cli import options
+from dfadc.cli.ci import ci_outputs
 from dfadc.cli.console import print_report
 from dfadc.errors import DfadcError
 
+if TYPE_CHECKING:
+    from dfadc.api.verify import VerifySettings
+    from dfadc.verification.report import Report
 
-def verify(
+_ARTIFACT = "One artifact"
+
+
+class Precision(StrEnum):
+    """Whose limits of comparison A count."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"
+
+
+def verify(  # noqa: PLR0913, PLR0917 -- the signature is the command line
     target: Annotated[Path, typer.Argument(help="Run folder, or one artifact with --samples.")],
     samples: Annotated[
-        Path | None, typer.Option(help="Frozen samples of a run, to verify an artifact where the run is not.")
+        Path | None,
+        typer.Option(
+            help="Frozen samples of a run, to verify an artifact where the run is not.", rich_help_panel=_ARTIFACT
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="Recipe whose gates count; by default recipe.toml beside the samples, else auto.",
+            rich_help_panel=_ARTIFACT,
+        ),
+    ] = None,
+    precision: Annotated[
+        Precision | None,
+        typer.Option(help="What it is judged as; by default what it says it is.", rich_help_panel=_ARTIFACT),
     ] = None,
     data: options.Data = None,
+    assign: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="Gate of the recipe, e.g. verify.min_int8_agreement=0.95 (repeatable).",
+            rich_help_panel="Gates",
+        ),
+    ] = None,
     min_agreement: options.MinAgreement = None,
+    min_accuracy: options.MinAccuracy = None,
+    baseline: options.Baseline = None,
+    max_drop: options.MaxDrop = None,
     require: options.Require = None,
     trust_teacher: options.TrustTeacher = False,
+    junit: options.Junit = None,
     as_json: options.AsJson = False,
     verbose: options.Verbose = False,
 ) -> None:
     """Verify every artifact of a run, or one artifact, on the frozen samples."""
-    from dfadc.api.verify import VerifySettings, verify_file, verify_run  # noqa: PLC0415 -- keeps `--help` light
+    with ci_outputs(junit) as publish:
+        from dfadc.api.verify import VerifySettings  # noqa: PLC0415 -- keeps `--help` light
+
+        gates = options.gates(
+            min_agreement=min_agreement, min_accuracy=min_accuracy, max_drop=max_drop, data=data, baseline=baseline
+        )
+        settings = VerifySettings(
+            data=data,
+            baseline=baseline,
+            gates=[*(assign or []), *gates],
+            required=require or [],
+            trust_teacher=trust_teacher,
+        )
+        report = _verify(target, settings, _OneArtifact(samples, recipe, precision))
+        print_report(report, as_json=as_json, verbose=verbose)
+        publish(report)
+    raise typer.Exit(report["exit_code"])
+
+
+class _OneArtifact(NamedTuple):
+    """What may be said of an artifact; a run says it itself."""
+
+    samples: Path | None
+    recipe: str | None
+    precision: Precision | None
+
+
+def _verify(target: Path, settings: VerifySettings, one: _OneArtifact) -> Report:
+    from dfadc.api.verify import verify_file, verify_run  # noqa: PLC0415
     from dfadc.run import open_run  # noqa: PLC0415
 
-    settings = VerifySettings(
-        data=data, min_agreement=min_agreement, required=require or [], trust_teacher=trust_teacher
-    )
     if target.is_dir():
-        if samples is not None:
-            raise DfadcError("--samples goes with an artifact; a run has its own", "leave --samples away")
-        report = verify_run(open_run(target), settings)
-    elif samples is None:
+        said = [f"--{name}" for name, value in one._asdict().items() if value is not None]
+        if said:
+            raise DfadcError(f"{', '.join(said)} goes with an artifact; a run has its own", f"leave {said[0]} away")
+        return verify_run(open_run(target), settings)
+    if one.samples is None:
         raise DfadcError(f"{target} is no run folder", "for one artifact, pass --samples samples.npz")
-    else:
-        report = verify_file(target, samples, settings)
-    print_report(report, as_json=as_json, verbose=verbose)
-    raise typer.Exit(report["exit_code"])
+    if settings.trust_teacher:
+        raise DfadcError("--trust-teacher goes with a run; no teacher is asked for one artifact", "leave it away")
+    return verify_file(target, one.samples, settings, recipe=one.recipe, precision=one.precision or "")

@@ -5,20 +5,21 @@ from __future__ import annotations
 import copy
 import time
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from dfadc.distillation.loop import distill
+from dfadc.distillation.loop import update_generator, update_student
 from dfadc.errors import DfadcError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from dfadc.distillation.game import Game
 
-#: A first step this long is measurement enough.
-PATIENCE_SECONDS = 1.0
+#: After a first update this long, one more is measurement enough.
+PATIENCE_SECONDS = 0.2
 #: Eager seconds from which compiling is tried and measured. Two graphs take a minute or two to compile, so on a shorter
 #: run the trial alone would cost more than it could tell.
 WORTH_COMPILING_SECONDS = {"cpu": 14_400.0, "cuda": 300.0}
@@ -102,24 +103,37 @@ def steps_for_minutes(minutes: float, seconds_per_step: float) -> int:
 
 
 def time_steps(game: Game) -> float:
-    """Seconds a step, from up to three steps that are undone; the first is warm-up unless it is long."""
+    """Seconds of an average step of the run, from a few updates of each player that are then undone.
+
+    A step may hold hundreds of updates, and the first steps may be a warm-up: updates are timed, not steps.
+    """
     before = copy.deepcopy(game.players.state_dict())
-    marks = [time.perf_counter()]
-
-    def mark(_: object) -> None:
-        if game.policy.device.type == "cuda":
-            torch.cuda.synchronize(game.policy.device)
-        marks.append(time.perf_counter())
-
-    done = game.players.step
+    rules = game.recipe
     try:
-        distill(game, done + 1, mark)
-        if marks[1] - marks[0] < PATIENCE_SECONDS:
-            distill(game, done + 3, mark)
+        game.begin_step()
+        game.begin_turn()
+        generator = _time(game, lambda: update_generator(game))
+        # Before the student, who may live from what a turn leaves in the ring.
+        turn = _time(game, game.end_turn)
+        student = _time(game, lambda: update_student(game))
     finally:
         game.players.load_state_dict(before)
-    durations = [after - begin for begin, after in pairwise(marks)]
-    return min(durations[1:] or durations)
+    return rules.generator.steps * generator + turn + rules.student.steps * student * (1 - rules.student.start)
+
+
+def _time(game: Game, work: Callable[[], object]) -> float:
+    """Seconds that work takes: the best of up to three times after a first, or of one where that is long.
+
+    The first time fills caches and, with replay, the ring.
+    """
+    durations: list[float] = []
+    while len(durations) < 2 or (len(durations) < 4 and durations[0] < PATIENCE_SECONDS):
+        started = time.perf_counter()
+        work()
+        if game.policy.device.type == "cuda":
+            torch.cuda.synchronize(game.policy.device)
+        durations.append(time.perf_counter() - started)
+    return min(durations[1:])
 
 
 class _ActivationBytes:
@@ -176,4 +190,5 @@ def _resident_bytes(game: Game) -> int:
     moved = [parameter for player in (players.student, players.generator) for parameter in player.parameters]
     # A gradient and, for momentum or Adam's first moment, one more copy of every moving parameter.
     moving = 2 * sum(parameter.nbytes for parameter in moved)
-    return sum(tensor.nbytes for tensor in _resident_tensors(game)) + moving + players.ring.images.nbytes
+    ring = players.ring.images.nbytes + players.ring.answers.nbytes
+    return sum(tensor.nbytes for tensor in _resident_tensors(game)) + moving + ring

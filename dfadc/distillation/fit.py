@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
+from dfadc.distillation.discrepancy import TEMPERED
 from dfadc.errors import DfadcError
 from dfadc.recipe import Recipe, change_recipe
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from dfadc.contract import ImageContract
+
+#: A conflict within a recipe, and the way out of it.
+Conflict = tuple[str, str]
 
 
 def fit_recipe(recipe: Recipe, contract: ImageContract, num_batch_norms: int) -> tuple[Recipe, tuple[str, ...]]:
@@ -22,6 +29,55 @@ def fit_recipe(recipe: Recipe, contract: ImageContract, num_batch_norms: int) ->
     Raises:
         DfadcError: the recipe asks for what this teacher cannot give, or combines what cannot be combined.
     """
+    recipe, notes = _adapt(recipe, contract, num_batch_norms)
+    conflicts = [
+        *_student_conflicts(recipe, contract),
+        *_generator_conflicts(recipe),
+        *_term_conflicts(recipe),
+        *_class_conflicts(recipe, contract),
+    ]
+    if conflicts:
+        raise DfadcError("; ".join(problem for problem, _ in conflicts), "; ".join(way for _, way in conflicts))
+    check_budget(recipe)
+    return recipe, tuple(notes)
+
+
+def check_budget(recipe: Recipe) -> tuple[str, ...]:
+    """What a warm-up leaves of the run's steps, for the plan; nothing where there is none.
+
+    Raises:
+        DfadcError: the steps are too few for the warm-up.
+    """
+    student_start, adversarial_start = recipe.student.start, recipe.generator.adversarial_start
+    start = math.ceil(student_start * recipe.steps)
+    if start >= recipe.steps:
+        raise DfadcError(
+            f"a budget of {recipe.steps} steps is too small for the warm-up: with student.start = {student_start:g} "
+            "the student would never be updated",
+            f"give the run at least {math.ceil(1 / (1 - student_start)) + 1} steps (--steps or --minutes)",
+        )
+    if recipe.generator.adversarial > 0 and math.ceil(adversarial_start * recipe.steps) >= recipe.steps:
+        raise DfadcError(
+            f"a budget of {recipe.steps} steps is too small for the warm-up: with generator.adversarial_start = "
+            f"{adversarial_start:g} the discrepancy would never count",
+            "give the run more steps (--steps or --minutes), or --set generator.adversarial=0",
+        )
+    if recipe.student.quantise_from < 1 and math.ceil(recipe.student.quantise_from * recipe.steps) >= recipe.steps:
+        raise DfadcError(
+            f"{recipe.steps} steps are too few: with student.quantise_from = {recipe.student.quantise_from:g} the "
+            "student would never play in INT8",
+            "give the run more steps, or --set student.quantise_from=1",
+        )
+    if not start:
+        return ()
+    images = min(start * recipe.batch_size, recipe.replay.capacity)
+    updates = (recipe.steps - start) * recipe.student.steps
+    filled = f"the first {start} of {recipe.steps} steps fill the ring with {images:,} images"
+    return (f"warm-up: {filled}; the student's {updates:,} updates follow",)
+
+
+def _adapt(recipe: Recipe, contract: ImageContract, num_batch_norms: int) -> tuple[Recipe, list[str]]:
+    """Drops what this teacher cannot give."""
     notes: list[str] = []
     changes: dict[str, object] = {}
     if recipe.prior.batch_norm > 0 and num_batch_norms == 0:
@@ -30,22 +86,110 @@ def fit_recipe(recipe: Recipe, contract: ImageContract, num_batch_norms: int) ->
                 f"recipe {recipe.name} matches batch-norm statistics, and the teacher has no batch-norm layer with any",
                 "--set prior.batch_norm=0, or --recipe auto",
             )
-        changes["prior.batch_norm"] = 0.0
+        changes |= {"prior.batch_norm": 0.0, "prior.batch_norm_momentum": 0.0}
         notes.append("the teacher has no batch-norm statistics: prior.batch_norm is off")
+        changes |= _scale_l1(recipe)
+        notes.append(
+            "nothing then holds the images to the teacher's scale, so L1 is taken in units of its logits "
+            "(student.scaled_l1, generator.discrepancy), as in recipe dfad+; --set adapt=false leaves that to you"
+        )
     elif recipe.prior.batch_norm > 0:
         notes.append(f"the teacher has {num_batch_norms} batch-norm layers: their statistics guide the generator")
     if recipe.generator.output == "pixels" and not contract.has_pixels and recipe.adapt:
         changes["generator.output"] = "standardised"
         notes.append("mean and std are unknown: the generator's images are standardised instead of bounded to pixels")
-    if recipe.student.l1 == 0 and recipe.student.kl == 0:
-        raise DfadcError("student.l1 and student.kl are both 0: the student would learn nothing", "set one above 0")
-    if recipe.augmentation.shift >= min(contract.input_size[1:]):
-        raise DfadcError(
-            f"augmentation.shift = {recipe.augmentation.shift} is not below the image's side {contract.input_size[1:]}"
-        )
-    if (recipe.augmentation.shift or recipe.augmentation.flip) and recipe.replay.share == 0:
-        raise DfadcError(
-            "augmentation.shift and flip move replayed images, and replay.share is 0",
-            "--set replay.share=0.5, or --set augmentation.shift=0",
-        )
-    return (change_recipe(recipe, changes) if changes else recipe), tuple(notes)
+    return (change_recipe(recipe, changes) if changes else recipe), notes
+
+
+def _scale_l1(recipe: Recipe) -> dict[str, object]:
+    """Turns plain L1 terms into scaled ones."""
+    changes: dict[str, object] = {}
+    if recipe.student.l1 > 0:
+        changes |= {"student.l1": 0.0, "student.scaled_l1": recipe.student.l1 + recipe.student.scaled_l1}
+    if recipe.generator.discrepancy == "l1":
+        changes["generator.discrepancy"] = "scaled_l1"
+    return changes
+
+
+def _student_conflicts(recipe: Recipe, contract: ImageContract) -> Iterator[Conflict]:
+    """About the student's images and its loss."""
+    student, replay, rules = recipe.student, recipe.replay, recipe.augmentation
+    if student.l1 == student.scaled_l1 == student.kl == 0:
+        yield "student.l1, scaled_l1 and kl are all 0: the student would learn nothing", "set one above 0"
+    if student.kl == 0 and student.temperature != 1:
+        yield "student.temperature softens the KL term, and student.kl is 0", "--set student.kl=1"
+    if rules.shift >= min(contract.input_size[1:]):
+        yield f"augmentation.shift = {rules.shift} is not below the image's side {contract.input_size[1:]}", "lower it"
+    if (rules.shift or rules.flip) and replay.share == 0:
+        way = "--set replay.share=0.5, or --set augmentation.shift=0"
+        yield "augmentation.shift and flip move replayed images, and replay.share is 0", way
+    if replay.balanced and replay.share == 0:
+        yield "replay.balanced chooses among replayed images, and replay.share is 0", "--set replay.balanced=false"
+    if replay.share + replay.average_share > 1:
+        shares = f"replay.share + replay.average_share = {replay.share + replay.average_share:g}"
+        yield f"{shares} is more than a whole batch", "lower one of them"
+    if replay.average_share > 0 and recipe.generator.ema_decay == 0:
+        way = "--set generator.ema_decay=0.99"
+        yield "replay.average_share is drawn by the averaged generator, and none is kept", way
+    if replay.share == 1 and student.start == 0:
+        way = "--set student.start=0.1 fills it first"
+        yield "with replay.share = 1 the student would begin on an empty ring", way
+
+
+def _generator_conflicts(recipe: Recipe) -> Iterator[Conflict]:
+    """About the generator and its latents."""
+    rules = recipe.generator
+    moves = rules.latents in ("optimised", "noisy")
+    if moves and recipe.replay.share < 1:
+        problem = f"latents that are {rules.latents} belong to one batch, which reaches the student through the ring"
+        yield f"{problem}: replay.share is {recipe.replay.share:g}", "--set replay.share=1"
+    if not moves and rules.latent_rate != 1:
+        yield f"generator.latent_rate moves latents, and {rules.latents} ones stay", "--set generator.latents=optimised"
+    if rules.architecture != "free_pixels":
+        if rules.latent_dim == 0:
+            yield "generator.latent_dim = 0 is for free_pixels alone", "--set generator.latent_dim=256"
+        return
+    if rules.latents != "optimised":
+        yield "free_pixels have nothing that moves but latents", "--set generator.latents=optimised"
+    if rules.latent_dim:
+        yield "the latents of free_pixels are as long as the image is large", "--set generator.latent_dim=0"
+    if rules.meta != "off" or rules.reset_every:
+        way = "--set generator.meta=off, --set generator.reset_every=0"
+        yield "free_pixels have no weights that could be meta-learned or begin anew", way
+
+
+def _term_conflicts(recipe: Recipe) -> Iterator[Conflict]:
+    """About the generator's terms: each needs a weight, and a setting the term that it sets."""
+    rules, prior = recipe.generator, recipe.prior
+    weights = (prior.batch_norm, prior.one_hot, prior.balance, prior.activation, prior.total_variation, prior.l2)
+    if not any((rules.adversarial, *weights)):
+        yield "generator.adversarial and all priors are 0: the generator would learn nothing", "set one above 0"
+    if rules.temperature != 1 and rules.discrepancy not in TEMPERED:
+        way = f"--set generator.discrepancy={' or '.join(TEMPERED)}"
+        yield f"generator.temperature softens no {rules.discrepancy}", way
+    if rules.adversarial_start > 0 and rules.adversarial == 0:
+        yield "generator.adversarial_start is set, and generator.adversarial is 0", "--set generator.adversarial=1"
+    if prior.batch_norm_momentum > 0 and prior.batch_norm == 0:
+        yield "prior.batch_norm_momentum is set, and prior.batch_norm is 0", "--set prior.batch_norm=1"
+    if prior.balance_momentum > 0 and prior.balance == 0:
+        yield "prior.balance_momentum is set, and prior.balance is 0", "--set prior.balance=1"
+
+
+def _class_conflicts(recipe: Recipe, contract: ImageContract) -> Iterator[Conflict]:
+    """About classes that images are to be of."""
+    given = recipe.prior.targets == "balanced"
+    if given and recipe.generator.latents in ("fresh", "shared"):
+        problem = f"prior.targets = balanced gives each latent a class, and {recipe.generator.latents} ones have none"
+        yield problem, "--set generator.latents=noisy or optimised"
+    if given and recipe.prior.one_hot == 0:
+        yield "prior.targets are what one_hot asks for, and prior.one_hot is 0", "--set prior.one_hot=0.5"
+    if contract.task == "classification":
+        return
+    asked = {
+        "generator.latents = noisy": recipe.generator.latents == "noisy",
+        "prior.targets = balanced": given,
+        "replay.balanced": recipe.replay.balanced,
+    }
+    for field, is_set in asked.items():
+        if is_set:
+            yield f"{field} needs one class an image, and this teacher has one for every pixel", "leave it away"

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dfadc.distillation import augmentation, discrepancy, priors
+from dfadc.distillation import augmentation, discrepancy
+from dfadc.distillation.fake_quantise import FakeQuantiser
+from dfadc.distillation.terms import Terms
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,14 +24,32 @@ class StudentBatch(NamedTuple):
     """What a student update is drawn from, all of it random and none of it traced by a compiler.
 
     Args:
-        latents: (F, Z), for F fresh images.
-        replayed: (N - F, C, H, W), images of earlier steps, already augmented; N - F may be 0.
+        latents: (F, Z), for F images of the generator.
+        average_latents: (A, Z), for A images of the averaged generator.
+        replayed: (N - F - A, C, H, W), images of earlier steps, already augmented; there may be none.
+        answers: (N - F - A, K), the teacher's logits to the replayed images where they are known, else (0, K).
         mixup: scalar, the weight of each image itself in the mixture; 1: not mixed.
     """
 
     latents: Tensor
+    average_latents: Tensor
     replayed: Tensor
+    answers: Tensor
     mixup: Tensor
+
+
+class GeneratorBatch(NamedTuple):
+    """What a generator update is drawn from.
+
+    Args:
+        latents: (N, Z); None where they move with the generator: then they are drawn within its loss.
+        targets: (N,), the classes that the images are to be taken for; None: the teacher's own argmax.
+        adversarial: scalar, the weight of the discrepancy now.
+    """
+
+    latents: Tensor | None
+    targets: Tensor | None
+    adversarial: Tensor
 
 
 class Game:
@@ -55,14 +75,21 @@ class Game:
         policy: ComputePolicy,
     ) -> None:
         self.teacher = teacher
+        self.batch_norms = batch_norms
         self.players = players
         self.recipe = recipe
         self.contract = contract
         self.policy = policy
-        self.discrepancy = discrepancy.DISCREPANCIES[recipe.generator.discrepancy]
-        self.matching = priors.BatchNormMatching(batch_norms) if recipe.prior.batch_norm > 0 else None
-        self.student_loss: Callable[[StudentBatch], tuple[Tensor, Tensor]] = self._student_loss
-        self.generator_loss: Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]] = self._generator_loss
+        self.discrepancy = discrepancy.choose_discrepancy(recipe.generator.discrepancy, recipe.generator.temperature)
+        self.priors = Terms(teacher, batch_norms, settings=recipe.prior, contract=contract, players=players)
+        self.quantiser: FakeQuantiser | None = None
+        if recipe.student.quantise_from < 1:
+            self.quantiser = FakeQuantiser(players.student.module)
+            players.carry("quantiser", self.quantiser)
+        #: Whether the student plays rounded to INT8; fixed for a step, so that a compiled function knows it.
+        self.quantises = False
+        self.student_loss: Callable[[StudentBatch], tuple[Tensor, Tensor, Tensor]] = self._student_loss
+        self.generator_loss: Callable[[GeneratorBatch], tuple[Tensor, dict[str, Tensor]]] = self._generator_loss
 
     def compile(self, backend: str = "inductor") -> None:
         """Compiles both forward-and-loss functions, each as one graph for each shape.
@@ -79,72 +106,157 @@ class Game:
         self.student_loss, self.generator_loss = self._student_loss, self._generator_loss
 
     def close(self) -> None:
-        """Leaves the teacher as it was found."""
-        if self.matching is not None:
-            self.matching.close()
+        """Leaves teacher and student without hooks."""
+        self.priors.close()
+        if self.quantiser is not None:
+            self.quantiser.close()
+
+    def begin_step(self) -> None:
+        """Before each step: sets what depends on how much of the run is done."""
+        begun = self.players.step >= self.recipe.student.quantise_from * self.recipe.steps
+        self.quantises = self.quantiser is not None and begun and self.student_plays
+
+    def _ask_student(self, images: Tensor, *, learns: bool) -> Tensor:
+        """Logits (N, K) of the student as it plays now: in float, or rounded to INT8."""
+        if self.quantiser is not None and self.quantises:
+            return self.quantiser(images, learns=learns)
+        logits: Tensor = self.players.student.module(images)
+        return logits
+
+    # ------------------------------------------------------------------------------------------- student's side
+
+    @property
+    def student_plays(self) -> bool:
+        """Whether the student's part of the run has begun; until then the generator fills the ring."""
+        return self.players.step >= self.recipe.student.start * self.recipe.steps
 
     def draw_student_batch(self) -> StudentBatch:
-        """Fresh latents, replayed images and a mixup weight; all fresh while the ring is empty."""
+        """Latents, replayed images and a mixup weight; nothing is replayed while the ring is empty."""
         players, recipe = self.players, self.recipe
-        num_replayed = 0
+        num_replayed = num_averaged = 0
         if len(players.ring):
-            num_replayed = min(round(recipe.batch_size * recipe.replay.share), recipe.batch_size - 1)
-        replayed = torch.empty((0, *self.contract.input_size), device=self.policy.device)
-        if num_replayed:
-            replayed = players.ring.draw(num_replayed, players.rng)
-            replayed = augmentation.shift(replayed, recipe.augmentation.shift, players.rng)
-            if recipe.augmentation.flip:
-                replayed = augmentation.flip(replayed, players.rng)
+            num_replayed = round(recipe.batch_size * recipe.replay.share)
+            if recipe.replay.share < 1:
+                num_replayed = min(num_replayed, recipe.batch_size - 1)
+        if recipe.replay.average_share > 0:
+            most = recipe.batch_size - num_replayed
+            num_averaged = min(round(recipe.batch_size * recipe.replay.average_share), most - 1)
+            players.generator.average.eval()
+        replayed, answers = self._draw_replayed(num_replayed)
         weight = augmentation.draw_mixup(recipe.augmentation.mixup, players.rng)
         return StudentBatch(
-            latents=players.draw_latents(recipe.batch_size - num_replayed),
+            latents=self._draw_latents(recipe.batch_size - num_replayed - num_averaged),
+            average_latents=self._draw_latents(num_averaged),
             replayed=replayed,
+            answers=answers,
             mixup=torch.tensor(weight, device=self.policy.device),
         )
 
-    def _student_loss(self, batch: StudentBatch) -> tuple[Tensor, Tensor]:
-        """The student's loss on a batch, and the fresh images of it. No graph leads to generator or teacher."""
-        settings = self.recipe.student
+    def _draw_latents(self, count: int) -> Tensor:
+        if not count:
+            return torch.empty((0, self.players.latent_dim), device=self.policy.device)
+        return self.players.draw_latents(count)
+
+    def _draw_replayed(self, count: int) -> tuple[Tensor, Tensor]:
+        """Images of the ring, augmented, and the teacher's answers to them unless something will change them."""
+        players, rules = self.players, self.recipe.augmentation
+        if not count:
+            empty = torch.empty((0, *self.contract.input_size), device=self.policy.device)
+            return empty, torch.empty((0, 0), device=self.policy.device)
+        images, answers = players.ring.draw(count, players.rng)
+        images = augmentation.shift(images, rules.shift, players.rng)
+        if rules.flip:
+            images = augmentation.flip(images, players.rng)
+        if rules.shift or rules.flip or rules.mixup > 0:
+            answers = answers[:0]
+        return images, answers
+
+    def _student_loss(self, batch: StudentBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """The student's loss on a batch, and what to remember of it: fresh images (F, C, H, W) and answers to them.
+
+        No graph leads to generator or teacher.
+        """
+        settings, mixes = self.recipe.student, self.recipe.augmentation.mixup > 0
         with self.policy.autocast():
             with torch.no_grad():
-                fresh = self.players.generator.module(batch.latents)
+                fresh = self._draw_fresh(batch)
                 images = torch.cat([fresh, batch.replayed])
-                if self.recipe.augmentation.mixup > 0:
+                if mixes:
                     images = augmentation.mixup(images, batch.mixup)
                 images = images.contiguous(memory_format=self.policy.memory_format)
-                teacher_logits = self.teacher(images)
-            student_logits = self.players.student.module(images)
+                teacher_logits = self._ask_teacher(images, batch.answers)
+                answers = teacher_logits[: len(fresh)]
+                if mixes and self.players.ring.keeps_answers and len(fresh):
+                    answers = self.teacher(fresh.contiguous(memory_format=self.policy.memory_format))
+            student_logits = self._ask_student(images, learns=True)
         loss = settings.l1 * discrepancy.l1(student_logits, teacher_logits)
+        if settings.scaled_l1 > 0:
+            loss = loss + settings.scaled_l1 * discrepancy.scaled_l1(student_logits, teacher_logits)
         if settings.kl > 0:
             loss = loss + settings.kl * discrepancy.kl(student_logits, teacher_logits, temperature=settings.temperature)
-        return loss, fresh
+        return loss, fresh, answers
 
-    def _generator_loss(self, latents: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The generator's loss on latents (N, Z), and its terms by name, detached and unweighted."""
-        weights = self.recipe.prior
+    def _draw_fresh(self, batch: StudentBatch) -> Tensor:
+        """What generator and averaged generator draw, (F + A, C, H, W); batch norm takes no empty batch."""
+        generator = self.players.generator
+        sources = ((generator.module, batch.latents), (generator.average, batch.average_latents))
+        drawn = [network(latents) for network, latents in sources if len(latents)]
+        return torch.cat(drawn) if drawn else batch.replayed[:0]
+
+    def _ask_teacher(self, images: Tensor, known: Tensor) -> Tensor:
+        """Logits to images (N, C, H, W), of which those of the last ones may be ``known``."""
+        if not len(known):
+            logits: Tensor = self.teacher(images)
+            return logits
+        asked = images[: len(images) - len(known)]
+        return torch.cat([self.teacher(asked).float(), known]) if len(asked) else known
+
+    # ----------------------------------------------------------------------------------------- generator's side
+
+    def begin_turn(self) -> None:
+        """Before the generator's updates of a step: renews what the recipe renews then."""
+        self.players.generator.begin_turn(self.players.step, self.players.rng)
+
+    @torch.no_grad()
+    def end_turn(self) -> None:
+        """After them: what they leave behind. Where the student lives from the ring alone, that is a batch for it."""
+        players, ring_alone = self.players, self.recipe.replay.share == 1
+        self.priors.end_turn()
+        if ring_alone:
+            players.generator.module.train()
+            with self.policy.autocast():
+                images = players.generator.module(players.draw_latents(self.recipe.batch_size))
+                images = images.contiguous(memory_format=self.policy.memory_format)
+                answers = self.teacher(images) if players.ring.keeps_answers else None
+            players.remember(images, answers, offer=len(images))
+        players.generator.end_turn()
+
+    def draw_generator_batch(self) -> GeneratorBatch:
+        """Latents, their classes where the recipe gives any, and the weight of the adversarial term."""
+        recipe, latents = self.recipe, self.players.generator.latents
+        has_begun = self.players.step >= recipe.generator.adversarial_start * recipe.steps
+        weight = recipe.generator.adversarial if has_begun else 0.0
+        return GeneratorBatch(
+            latents=None if latents.move else self.players.draw_latents(recipe.batch_size),
+            targets=latents.targets if recipe.prior.targets == "balanced" else None,
+            adversarial=torch.tensor(weight, device=self.policy.device),
+        )
+
+    def _generator_loss(self, batch: GeneratorBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The generator's loss, and its terms by name, detached and unweighted."""
+        loss, terms = torch.zeros((), device=batch.adversarial.device), {}
+        latents = self.players.draw_latents(self.recipe.batch_size) if batch.latents is None else batch.latents
         with self.policy.autocast():
             images = self.players.generator.module(latents)
             images = images.contiguous(memory_format=self.policy.memory_format)
-            if self.matching is not None:
-                self.matching.watching = True
-            teacher_logits = self.teacher(images)
-            if self.matching is not None:
-                self.matching.watching = False
-            student_logits = self.players.student.module(images)
-        terms = {"discrepancy": self.discrepancy(student_logits, teacher_logits)}
-        # The one place where the sign flips: the generator is paid for disagreement.
-        loss = -self.recipe.generator.adversarial * terms["discrepancy"]
-        if self.matching is not None:
-            terms["batch_norm"] = self.matching.take()
-            loss = loss + weights.batch_norm * terms["batch_norm"]
-        for name, weight, prior in (
-            ("one_hot", weights.one_hot, priors.one_hot),
-            ("balance", weights.balance, priors.class_balance),
-        ):
-            if weight > 0:
-                terms[name] = prior(teacher_logits)
-                loss = loss + weight * terms[name]
-        if weights.total_variation > 0:
-            terms["total_variation"] = priors.total_variation(images)
-            loss = loss + weights.total_variation * terms["total_variation"]
+            teacher_logits = self.priors.watch(images)
+        if self.recipe.generator.adversarial > 0:
+            with self.policy.autocast():
+                student_logits = self._ask_student(images, learns=False)
+            terms["discrepancy"] = self.discrepancy(student_logits, teacher_logits)
+            # The one place where the sign flips: the generator is paid for disagreement.
+            loss = loss - batch.adversarial * terms["discrepancy"]
+        for name, term in self.priors.compute(images, teacher_logits, batch.targets).items():
+            terms[name] = term
+            loss = loss + self.priors.weight(name) * term
         return loss, {name: term.detach() for name, term in terms.items()}

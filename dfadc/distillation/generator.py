@@ -76,6 +76,18 @@ class Generator(nn.Module):
         return images
 
 
+class FreePixels(nn.Module):
+    """No network at all: a latent is the raw image (DeepInversion, 1912.08795, optimises images themselves)."""
+
+    def __init__(self, input_size: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.input_size = input_size
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Latents (N, C·H·W) in, raw (N, C, H, W) out."""
+        return latents.view(-1, *self.input_size)
+
+
 class Grid(nn.Module):
     """A linear layer from a latent to (N, channels, height, width)."""
 
@@ -102,7 +114,10 @@ def build_generator(settings: GeneratorSettings, contract: ImageContract) -> nn.
             "generator.output = pixels needs the mean and std of the images",
             "pass --mean and --std, or --set generator.output=standardised",
         )
+    head = Pixels(contract) if settings.output == "pixels" else Standardised(channels)
     name = settings.architecture
+    if name == "free_pixels":
+        return Generator(FreePixels(contract.input_size), head, (height, width))
     if name == "paper":
         name = "paper_a" if max(height, width) <= LARGEST_PAPER_A else "paper_b"
     if name == "paper_a" and max(height, width) > LARGEST_PAPER_A:
@@ -111,7 +126,6 @@ def build_generator(settings: GeneratorSettings, contract: ImageContract) -> nn.
             "--set generator.architecture=paper_b or scalable",
         )
     body = {"paper_a": paper_a, "paper_b": paper_b, "scalable": scalable}[name]
-    head = Pixels(contract) if settings.output == "pixels" else Standardised(channels)
     return Generator(body(settings.latent_dim, channels, (height, width)), head, (height, width))
 
 

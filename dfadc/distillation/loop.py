@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
+
+import torch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,7 +20,7 @@ class StepLosses(NamedTuple):
 
     Args:
         step: steps done, this one included.
-        student_loss: scalar, of the last student update.
+        student_loss: scalar, of the last student update; NaN before its first one.
         generator_loss: scalar, of the last generator update.
         terms: the generator loss's terms by name, unweighted.
     """
@@ -35,12 +38,16 @@ def distill(game: Game, steps: int, on_step: Callable[[StepLosses], None]) -> No
     """
     players, recipe = game.players, game.recipe
     while players.step < steps:
-        for player in (players.student, players.generator):
-            player.set_learning_rate(players.step / recipe.steps)
-        for _ in range(recipe.student.steps):
-            student_loss = update_student(game)
+        players.set_learning_rates(players.step / recipe.steps)
+        game.begin_step()
+        student_loss = torch.tensor(math.nan)
+        if game.student_plays:
+            for _ in range(recipe.student.steps):
+                student_loss = update_student(game)
+        game.begin_turn()
         for _ in range(recipe.generator.steps):
             generator_loss, terms = update_generator(game)
+        game.end_turn()
         players.step += 1
         on_step(StepLosses(players.step, student_loss, generator_loss, terms))
 
@@ -50,9 +57,9 @@ def update_student(game: Game) -> Tensor:
     players = game.players
     players.student.module.train()
     players.generator.module.train()
-    loss, fresh = game.student_loss(game.draw_student_batch())
+    loss, fresh, answers = game.student_loss(game.draw_student_batch())
     players.student.move(loss)
-    players.remember(fresh)
+    players.remember(fresh, answers)
     return loss.detach()
 
 
@@ -61,6 +68,6 @@ def update_generator(game: Game) -> tuple[Tensor, dict[str, Tensor]]:
     players = game.players
     players.student.module.train(game.recipe.generator.student_mode == "train")
     players.generator.module.train()
-    loss, terms = game.generator_loss(players.draw_latents(game.recipe.batch_size))
+    loss, terms = game.generator_loss(game.draw_generator_batch())
     players.generator.move(loss)
     return loss.detach(), terms

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from dfadc.contract import ImageContract
+    from dfadc.recipe import Recipe
 
 #: Normalised images lie within a few units of 0, where half precision is finer than 8-bit pixels.
 STORED_DTYPE = torch.float16
@@ -38,20 +42,75 @@ class ImageStore:
 
 
 class ReplayRing(ImageStore):
-    """The most recent images; drawing is uniform."""
+    """The most recent images, and the teacher's answers to them where anyone needs those.
 
-    def push(self, images: Tensor) -> None:
-        """Stores images (N, C, H, W), the oldest giving way."""
+    Args:
+        capacity: images at most.
+        input_size: (C, H, W) of an image.
+        device: where the images stay.
+        num_classes: K, where the teacher's logits are kept with the images; 0: they are not.
+        balanced: whether drawing gives every class that the teacher saw the same chance, however many images it has.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        input_size: tuple[int, int, int],
+        device: torch.device,
+        *,
+        num_classes: int = 0,
+        balanced: bool = False,
+    ) -> None:
+        super().__init__(capacity, input_size, device)
+        self.answers = torch.zeros((capacity, num_classes), device=device)
+        self.balanced = balanced
+
+    @property
+    def keeps_answers(self) -> bool:
+        """Whether images must come with the teacher's logits."""
+        return bool(self.answers.shape[1])
+
+    def push(self, images: Tensor, answers: Tensor | None = None) -> None:
+        """Stores images (N, C, H, W), and logits (N, K) where it keeps them; the oldest give way."""
         # Of more images than fit only the last ones stay; the same slot twice in one assignment would be undefined.
         kept = images.detach()[-len(self.images) :]
         self.seen += len(images)
-        slots = torch.arange(self.seen - len(kept), self.seen) % len(self.images)
-        self.images[slots.to(self.images.device)] = kept.to(STORED_DTYPE)
+        slots = (torch.arange(self.seen - len(kept), self.seen) % len(self.images)).to(self.images.device)
+        self.images[slots] = kept.to(STORED_DTYPE)
+        if self.keeps_answers:
+            assert answers is not None, "the ring keeps the teacher's answers"  # noqa: S101
+            self.answers[slots] = answers.detach()[-len(kept) :].float()
 
-    def draw(self, count: int, rng: torch.Generator) -> Tensor:
-        """``count`` stored images, uniformly and with replacement, as fp32 (count, C, H, W)."""
-        slots = torch.randint(len(self), (count,), generator=rng)
+    def draw(self, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Stored images, with replacement, in fp32 (count, C, H, W), and their logits (count, K), K 0 if none."""
+        if self.balanced:
+            slots = self._draw_balanced(count, rng)
+        else:
+            slots = torch.randint(len(self), (count,), generator=rng).to(self.images.device)
+        return self.images[slots].float(), self.answers[slots]
+
+    def newest(self, count: int) -> Tensor:
+        """The last images pushed, in fp32, as many as there are up to ``count``."""
+        slots = torch.arange(max(0, self.seen - min(count, len(self))), self.seen) % len(self.images)
         return self.images[slots.to(self.images.device)].float()
+
+    def _draw_balanced(self, count: int, rng: torch.Generator) -> Tensor:
+        """Slots drawn with a chance of 1 / images of the class; nothing here waits for the device."""
+        classes = self.answers[: len(self)].argmax(dim=1)
+        counts = torch.zeros(self.answers.shape[1], device=self.answers.device)
+        counts.index_add_(0, classes, torch.ones_like(classes, dtype=counts.dtype))
+        reached = counts[classes].reciprocal().cumsum(0)
+        drawn = torch.rand(count, generator=rng).to(reached.device) * reached[-1]
+        return torch.searchsorted(reached, drawn).clamp_max(len(self) - 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is stored, without the empty part."""
+        return {**super().state_dict(), "answers": self.answers[: len(self)].clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`."""
+        super().load_state_dict(state)
+        self.answers[: len(self)] = state["answers"]
 
 
 class Reservoir(ImageStore):
@@ -69,8 +128,29 @@ class Reservoir(ImageStore):
         self.seen += len(images)
 
 
-def ring_capacity(wanted: int, input_size: tuple[int, int, int], max_mebibytes: int) -> int:
+def build_ring(recipe: Recipe, contract: ImageContract, device: torch.device) -> ReplayRing:
+    """The ring that a recipe asks for; of no capacity where nothing is replayed.
+
+    The teacher's answers are kept where drawing needs their classes, or where they stay true: a replayed image that is
+    neither augmented nor mixed is the one that the teacher saw.
+    """
+    changed = recipe.augmentation.shift or recipe.augmentation.flip or recipe.augmentation.mixup
+    keeps_answers = contract.task == "classification" and (recipe.replay.balanced or not changed)
+    num_classes = contract.num_classes if keeps_answers else 0
+    capacity = ring_capacity(
+        recipe.replay.capacity, contract.input_size, recipe.replay.max_mebibytes, num_classes=num_classes
+    )
+    return ReplayRing(
+        capacity if recipe.replay.share > 0 else 0,
+        contract.input_size,
+        device,
+        num_classes=num_classes,
+        balanced=recipe.replay.balanced,
+    )
+
+
+def ring_capacity(wanted: int, input_size: tuple[int, int, int], max_mebibytes: int, *, num_classes: int = 0) -> int:
     """How many images of this size the ring holds: ``wanted``, or as many as fit the memory bound (at least one)."""
     channels, height, width = input_size
-    image_bytes = channels * height * width * STORED_DTYPE.itemsize
+    image_bytes = channels * height * width * STORED_DTYPE.itemsize + num_classes * torch.float32.itemsize
     return max(1, min(wanted, max_mebibytes * 2**20 // image_bytes))

@@ -28,11 +28,14 @@ class NormLayer:
 def is_batch_norm_with_statistics(module: nn.Module) -> bool:
     """Whether a layer normalises with a running mean and variance over the batches of its training.
 
-    The one place that decides it: BatchNorm1d to 3d, SyncBatchNorm, torchvision's FrozenBatchNorm2d and timm's fused
-    norms all carry these two buffers. Instance norms may carry them too, but they are means over single images.
-    Layers of TorchScript do not count, for they take no hooks.
+    The one place that decides it: BatchNorm1d to 3d, SyncBatchNorm, torchvision's FrozenBatchNorm2d, timm's fused
+    norms and the restored layers of exported programs all carry these two buffers. Instance norms may carry them too,
+    but they are means over single images. Layers of TorchScript do not count, for they take no hooks, nor do the
+    containers of an exported program, for nothing calls them.
     """
     if isinstance(module, nn.modules.instancenorm._InstanceNorm | torch.jit.ScriptModule):  # noqa: SLF001
+        return False
+    if type(module) is nn.Module:
         return False
     mean, variance = getattr(module, "running_mean", None), getattr(module, "running_var", None)
     return isinstance(mean, Tensor) and isinstance(variance, Tensor) and mean.ndim == 1 and mean.shape == variance.shape

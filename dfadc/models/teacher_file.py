@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dfadc.errors import DfadcError
+from dfadc.models.exported_norms import restore_batch_norms_
 from dfadc.models.file_kind import CODE_KINDS, FileKind, describe_unknown, sniff_kind
 from dfadc.models.network_file import read_safetensors, read_safetensors_metadata
 from dfadc.models.safe_globals import list_legacy_globals, list_unsafe_globals, resolve_allowed
@@ -211,10 +212,12 @@ def _load_exported_program(path: Path) -> TeacherFile:
     image = examples[0][0] if examples and examples[0] else None
     if isinstance(image, Tensor) and image.ndim == 4:
         size = (int(image.shape[1]), int(image.shape[2]), int(image.shape[3]))
+    module = program.module()
+    restore_batch_norms_(module)
     return TeacherFile(
         path,
         FileKind.EXPORTED_PROGRAM,
-        module=program.module(),
+        module=module,
         input_size=size,
-        notes=("exported program, run with --trust-teacher; its norm layers cannot be read",),
+        notes=("exported program, run with --trust-teacher",),
     )

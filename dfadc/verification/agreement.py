@@ -84,6 +84,11 @@ class Accuracy(Proportion):
         """Share of the images answered with their label."""
         return self.rate
 
+    @classmethod
+    def of(cls, correct: npt.NDArray[np.bool_]) -> Accuracy:
+        """Of (N,) flags: whether each image is answered with its label."""
+        return cls(n=len(correct), k=int(correct.sum()))
+
 
 @dataclass(frozen=True, slots=True)
 class ClassAgreement(Proportion):
@@ -244,21 +249,11 @@ def coverage_by_source(teacher_logits: Floats, *, source: Integers, sources: Seq
     return {name: measure_coverage(teacher_logits[part]) for name, part in _parts(source, sources).items()}
 
 
-def accuracy(logits: Floats, labels: Integers) -> Accuracy:
-    """Share of answers that are the label; a sample with a NaN or infinite logit counts as wrong.
-
-    Args:
-        logits: (N, K).
-        labels: (N,) in 0..K-1.
-
-    Raises:
-        ValueError: the lengths differ.
-    """
+def predict(logits: Floats) -> npt.NDArray[np.int32]:
+    """(N,) top-1 class of each sample; -1, which is no class, where a logit is NaN or infinite. logits: (N, K)."""
     values = np.asarray(logits)
     _check_logits(values, "candidate")
-    _check_length(labels, values)
-    right = np.isfinite(values).all(axis=1) & (values.argmax(axis=1) == labels)
-    return Accuracy(n=len(values), k=int(right.sum()))
+    return np.where(np.isfinite(values).all(axis=1), values.argmax(axis=1), -1).astype(np.int32)
 
 
 def mean_kl(candidate_logits: Floats, reference_logits: Floats) -> float:

@@ -1,7 +1,8 @@
 """Thresholds and verdicts: standard library only, fails closed, and never passes what was not judged.
 
-Each gate belongs to one of the three comparisons, which are never blended:
-A export (artifact against the fp32 student), B distillation (against the teacher), C coverage (the teacher's classes).
+Each gate belongs to one of the comparisons, which are never blended: A export (artifact against the fp32 student),
+B distillation (against the teacher), C coverage (the teacher's classes); and where they are asked for, D baseline
+(against an earlier run, in pairs) and E accuracy (on labelled images).
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:  # At run time this file needs no other: a device kit carries it as it is.
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
     from dfadc.verification.agreement import Agreement, Coverage
 
-Comparison = Literal["A", "B", "C"]
+Comparison = Literal["A", "B", "C", "D", "E"]
 
 EXIT_PASSED = 0
 EXIT_GATE_FAILED = 3
@@ -49,7 +50,7 @@ class ExportLimits:
 
 
 def default_export_limits() -> dict[str, ExportLimits]:
-    """Starting limits by precision: fp32 must answer as the student does, fp16 and INT8 nearly so."""
+    """The recipe's defaults by precision: fp32 must answer as the student does, fp16 and INT8 nearly so."""
     return {
         "fp32": ExportLimits(max_disagreements=0, max_logit_error=1e-4),
         "fp16": ExportLimits(min_agreement=0.995, min_sqnr_db=40.0),
@@ -59,20 +60,28 @@ def default_export_limits() -> dict[str, ExportLimits]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thresholds:
-    """Every gate's limit; None switches a gate off, and the verdict then reads NOT GATED at best.
+    """Every gate's limit, shares in [0, 1]. None switches a gate off, and the verdict then reads NOT GATED at best.
+
+    The gates of ``min_class_agreement`` and ``min_accuracy`` are extras: where they are off, nothing is said.
 
     Args:
-        min_agreement: least lower Wilson bound of the fp32 student's agreement with the teacher, in [0, 1].
-        min_coverage: least normalised entropy of the teacher's classes, in [0, 1]; 0.7 is five of ten classes, evenly.
-        max_drop: how far an artifact's agreement with the teacher may lie under the fp32 student's, in [0, 1].
+        min_agreement: least lower Wilson bound of the fp32 student's agreement with the teacher.
+        min_coverage: least normalised entropy of the teacher's classes; 0.7 is five of ten classes, evenly.
+        max_student_drop: how far an artifact's agreement with the teacher may lie under the fp32 student's.
+        min_class_agreement: least lower Wilson bound of the agreement with the teacher in each class.
+        min_accuracy: least lower Wilson bound of the accuracy on labelled images.
+        max_baseline_drop: how far a network may fall under itself in a baseline before it matters whether by chance.
         source: which samples comparisons B and C are gated on.
         export: limits of comparison A by precision; a precision that is absent has no gate.
     """
 
     min_agreement: float | None
     min_coverage: float | None
-    max_drop: float | None = 0.01
-    source: str = "generator"
+    max_student_drop: float | None = 0.01
+    min_class_agreement: float | None = None
+    min_accuracy: float | None = None
+    max_baseline_drop: float | None = None
+    source: str = "prior"
     export: Mapping[str, ExportLimits] = field(default_factory=default_export_limits)
 
 
@@ -109,15 +118,18 @@ def not_run(reason: str) -> Judgement:
     return Judgement(Verdict.NOT_RUN, (reason,))
 
 
-def judge_student(*, against_teacher: Agreement, coverage: Coverage, thresholds: Thresholds) -> Judgement:
+def judge_student(
+    *, against_teacher: Agreement, coverage: Coverage, thresholds: Thresholds, extras: Sequence[Check] = ()
+) -> Judgement:
     """Judges the fp32 student by the absolute gates.
 
     Args:
         against_teacher: the fp32 student against the teacher on the gate's source.
         coverage: the teacher's classes on the gate's source.
         thresholds: the limits.
+        extras: outcomes of the gates that were asked for besides.
     """
-    return _judgement(_student_checks(against_teacher, coverage, thresholds))
+    return _judgement([*_student_checks(against_teacher, coverage, thresholds), *extras])
 
 
 def judge_artifact(
@@ -128,6 +140,7 @@ def judge_artifact(
     student_against_teacher: Agreement,
     coverage: Coverage,
     thresholds: Thresholds,
+    extras: Sequence[Check] = (),
 ) -> Judgement:
     """Judges one artifact. It fails with its student: an exact copy of a student that fell short is no pass.
 
@@ -138,6 +151,7 @@ def judge_artifact(
         student_against_teacher: the fp32 student's own, on the same samples.
         coverage: comparison C on the gate's source.
         thresholds: the limits.
+        extras: outcomes of the gates that were asked for besides.
 
     Raises:
         ValueError: artifact and student were not compared on the same number of samples.
@@ -147,6 +161,7 @@ def judge_artifact(
             *_export_checks(against_student, precision, thresholds),
             _drop_check(against_teacher, student_against_teacher, thresholds),
             *_student_checks(student_against_teacher, coverage, thresholds),
+            *extras,
         ]
     )
 
@@ -166,7 +181,8 @@ def conclude(verdicts: Mapping[str, Verdict], *, required: Collection[str] = ())
         return Conclusion(Verdict.NOT_RUN, EXIT_REQUIREMENT_MISSING, (f"required but NOT RUN: {', '.join(absent)}",))
     ungated = sorted(name for name, verdict in verdicts.items() if verdict is Verdict.NOT_GATED)
     if ungated:
-        return Conclusion(Verdict.NOT_GATED, EXIT_PASSED, (f"a gate is switched off for: {', '.join(ungated)}",))
+        reason = f"a gate is off or has nothing to judge by for: {', '.join(ungated)}"
+        return Conclusion(Verdict.NOT_GATED, EXIT_PASSED, (reason,))
     if Verdict.PASS in verdicts.values():
         return Conclusion(Verdict.PASS, EXIT_PASSED)
     return Conclusion(Verdict.NOT_RUN, EXIT_PASSED, ("nothing was run",))
@@ -183,18 +199,18 @@ def _export_checks(measured: Agreement, precision: str, thresholds: Thresholds) 
         differing = measured.n - measured.k - measured.num_ties
         found = f"{differing} of {measured.n} answers differ from the fp32 student's outside ties"
         held = differing <= limits.max_disagreements
-        checks.append(_check("A", "disagreements", f"{found}, at most {limits.max_disagreements}", held=held))
+        checks.append(checked("A", "disagreements", f"{found}, at most {limits.max_disagreements}", held=held))
     if limits.min_agreement is not None:
         checks.append(_bound_check("A", measured, limits.min_agreement, "the artifact agrees with the fp32 student"))
     if limits.min_sqnr_db is not None:
         found = f"SQNR against the fp32 student is {measured.sqnr_db:.1f} dB"
         held = measured.sqnr_db >= limits.min_sqnr_db
-        checks.append(_check("A", "sqnr", f"{found}, at least {limits.min_sqnr_db:g} dB", held=held))
+        checks.append(checked("A", "sqnr", f"{found}, at least {limits.min_sqnr_db:g} dB", held=held))
     if limits.max_logit_error is not None:
         found = f"largest logit error is {measured.max_logit_error:.2g} of the logit range"
         held = measured.max_logit_error <= limits.max_logit_error
-        checks.append(_check("A", "logit error", f"{found}, at most {limits.max_logit_error:g}", held=held))
-    return checks or [_ungated("A", "export", f"no limit is set for precision {precision!r}")]
+        checks.append(checked("A", "logit error", f"{found}, at most {limits.max_logit_error:g}", held=held))
+    return checks or [ungated("A", "export", f"no limit is set for precision {precision!r}")]
 
 
 def _drop_check(artifact: Agreement, student: Agreement, thresholds: Thresholds) -> Check:
@@ -204,14 +220,14 @@ def _drop_check(artifact: Agreement, student: Agreement, thresholds: Thresholds)
     unusable = _unusable("B", artifact, "the artifact or the teacher", thresholds.source)
     if unusable is not None:
         return unusable
-    if thresholds.max_drop is None:
-        return _ungated("B", "drop", "the gate on the drop is switched off")
+    if thresholds.max_student_drop is None:
+        return ungated("B", "drop", "the gate on the drop is switched off")
     drop = (student.k - artifact.k) / artifact.n
     message = (
         f"agreement with the teacher is {artifact.agreement:.2%}, the fp32 student's {student.agreement:.2%}: "
-        f"{100 * drop:+.2f} points under it, at most {100 * thresholds.max_drop:g}"
+        f"{100 * drop:+.2f} points under it, at most {100 * thresholds.max_student_drop:g}"
     )
-    return _check("B", "drop", message, held=drop <= thresholds.max_drop)
+    return checked("B", "drop", message, held=drop <= thresholds.max_student_drop)
 
 
 def _student_checks(student: Agreement, coverage: Coverage, thresholds: Thresholds) -> list[Check]:
@@ -224,31 +240,31 @@ def _absolute_check(student: Agreement, thresholds: Thresholds) -> Check:
     if unusable is not None:
         return unusable
     if thresholds.min_agreement is None:
-        return _ungated("B", "agreement", "the gate on agreement is switched off")
+        return ungated("B", "agreement", "the gate on agreement is switched off")
     claim = f"the fp32 student agrees with the teacher (source {thresholds.source})"
     return _bound_check("B", student, thresholds.min_agreement, claim)
 
 
 def _coverage_check(coverage: Coverage, thresholds: Thresholds) -> Check:
     if coverage.n == 0:
-        return _check("C", "coverage", f"no samples of source {thresholds.source!r} to judge", held=False)
+        return checked("C", "coverage", f"no samples of source {thresholds.source!r} to judge", held=False)
     if thresholds.min_coverage is None:
-        return _ungated("C", "coverage", "the gate on coverage is switched off")
+        return ungated("C", "coverage", "the gate on coverage is switched off")
     message = (
         f"normalised class entropy of the teacher's answers is {coverage.entropy:.3f} "
         f"({coverage.num_empty} of {len(coverage.counts)} classes never seen), at least {thresholds.min_coverage:g}"
     )
-    return _check("C", "coverage", message, held=coverage.entropy >= thresholds.min_coverage)
+    return checked("C", "coverage", message, held=coverage.entropy >= thresholds.min_coverage)
 
 
 def _unusable(comparison: Comparison, measured: Agreement, who: str, source: str | None = None) -> Check | None:
     """A failed check where there is nothing to judge or a logit is not a number."""
     if measured.n == 0:
         where = "" if source is None else f" of source {source!r}"
-        return _check(comparison, "samples", f"no samples{where} to judge", held=False)
+        return checked(comparison, "samples", f"no samples{where} to judge", held=False)
     if measured.num_nonfinite:
         found = f"{measured.num_nonfinite} of {measured.n} samples have NaN or infinite logits from {who}"
-        return _check(comparison, "finite", found, held=False)
+        return checked(comparison, "finite", found, held=False)
     return None
 
 
@@ -262,19 +278,27 @@ def _bound_check(comparison: Comparison, measured: Agreement, limit: float, clai
         message += (
             f" (even {measured.n} of {measured.n} would only show {measured.low_if_perfect:.2%}: take more samples)"
         )
-    return _check(comparison, "agreement", message, held=measured.low >= limit)
+    return checked(comparison, "agreement", message, held=measured.low >= limit)
 
 
-_COMPARISON_NAMES: Mapping[Comparison, str] = {"A": "A export", "B": "B distillation", "C": "C coverage"}
+COMPARISON_NAMES: Mapping[Comparison, str] = {
+    "A": "A export",
+    "B": "B distillation",
+    "C": "C coverage",
+    "D": "D baseline",
+    "E": "E accuracy",
+}
 
 
-def _check(comparison: Comparison, gate: str, message: str, *, held: bool) -> Check:
+def checked(comparison: Comparison, gate: str, message: str, *, held: bool) -> Check:
+    """PASS where the gate ``held``, else FAIL; the message begins with the comparison's name."""
     verdict = Verdict.PASS if held else Verdict.FAIL
-    return Check(comparison, gate, verdict, f"{_COMPARISON_NAMES[comparison]}: {message}")
+    return Check(comparison, gate, verdict, f"{COMPARISON_NAMES[comparison]}: {message}")
 
 
-def _ungated(comparison: Comparison, gate: str, message: str) -> Check:
-    return Check(comparison, gate, Verdict.NOT_GATED, f"{_COMPARISON_NAMES[comparison]}: {message}")
+def ungated(comparison: Comparison, gate: str, message: str) -> Check:
+    """The outcome of a gate that is switched off or that nothing could be held against."""
+    return Check(comparison, gate, Verdict.NOT_GATED, f"{COMPARISON_NAMES[comparison]}: {message}")
 
 
 def _judgement(checks: list[Check]) -> Judgement:

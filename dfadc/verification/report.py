@@ -23,6 +23,10 @@ STUDENT = "student"
 Report = dict[str, Any]
 COLUMNS = ("artifact", "verdict", "precision", "size", "agreement with teacher", "agreement with student", "accuracy")
 NETWORK_COLUMNS = ("network", "architecture", "parameters", "FLOPs", "accuracy")
+BASELINE_COLUMNS = ("network", "samples", "n", "before", "now", "lost", "gained", "McNemar p")
+#: Key of a pair of answers -> what its samples are called in a table: those that a gate looks at, by key.
+_JUDGED = {"gated": "judged", "accuracy": "labelled images"}
+JUDGED = frozenset(_JUDGED.values())
 SOURCE_COLUMNS = (
     "artifact",
     "comparison",
@@ -53,6 +57,7 @@ def build_report(
     accuracy: LabelledAccuracy | None = None,
     required: Collection[str] = (),
     run: Mapping[str, Any] | None = None,
+    additions: Mapping[str, Any] | None = None,
 ) -> Report:
     """The whole verification as JSON values: no NaN and no infinity, those are null.
 
@@ -66,6 +71,8 @@ def build_report(
         accuracy: teacher and student on labelled images, where the user gave some.
         required: artifact names that must have run.
         run: plain JSON values on the run (name, teacher sha256, versions, ...).
+        additions: ``baseline`` (of :func:`dfadc.verification.regression.describe_baseline`) and ``notes`` (what a
+            reader should know), where there are such.
     """
     verdicts = {STUDENT: student.judgement.verdict} | {r.artifact.name: r.judgement.verdict for r in artifacts}
     conclusion = conclude(verdicts, required=required)
@@ -85,6 +92,9 @@ def build_report(
         | {"comparisons": {"B": _by_source(student.distillation), "C": coverage}},
         "artifacts": {result.artifact.name: _artifact(result, coverage, thresholds.source) for result in artifacts},
         "accuracy": _labelled(accuracy),
+        "baseline": None,
+        "notes": [],
+        **(additions or {}),
     }
     cleaned: Report = _finite(report)
     return cleaned
@@ -151,15 +161,32 @@ def source_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     ]
 
 
+def baseline_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Comparison D under ``BASELINE_COLUMNS``; none where nothing was held against a baseline."""
+    networks = (report.get("baseline") or {}).get("networks", {})
+    return [
+        (
+            "fp32 student" if name == STUDENT else name,
+            _JUDGED.get(source, source),
+            str(pairs["n"]),
+            *("–" if pairs[when] is None else f"{pairs[when]:.2%}" for when in ("before", "after")),
+            str(pairs["lost"]),
+            str(pairs["gained"]),
+            f"{pairs['p_value']:.2g}",
+        )
+        for name, compared in networks.items()
+        for source, pairs in {**compared["agreement"], "accuracy": compared["accuracy"]}.items()
+        if pairs is not None
+    ]
+
+
 def reason_lines(report: Mapping[str, Any]) -> list[str]:
     """Every reason for a verdict other than PASS, each with its artifact and verdict."""
-    entries = {"fp32 student": report["student"], **report["artifacts"]}
-    lines = list(report["reasons"])
-    said: set[str] = set()
-    for name, entry in entries.items():
+    student = report["student"]
+    lines = [*report["reasons"], *(f"fp32 student {student['verdict']}: {why}" for why in student["reasons"])]
+    for name, entry in report["artifacts"].items():
         # Every artifact fails with its student: that is said once, at the student.
-        lines += [f"{name} {entry['verdict']}: {why}" for why in entry["reasons"] if why not in said]
-        said.update(entry["reasons"])
+        lines += [f"{name} {entry['verdict']}: {why}" for why in entry["reasons"] if why not in student["reasons"]]
     return lines
 
 
@@ -176,24 +203,29 @@ def render_markdown(report: Mapping[str, Any]) -> str:
     lines = [
         f"# Verification: {report['verdict']}",
         "",
-        *(_table(NETWORK_COLUMNS, networks) if (networks := network_rows(report)) else []),
+        *(table_lines(NETWORK_COLUMNS, networks) if (networks := network_rows(report)) else []),
         "",
         intro,
         "",
-        *_table(COLUMNS, summary_rows(report)),
+        *table_lines(COLUMNS, summary_rows(report)),
         "",
     ]
     reasons = reason_lines(report)
     if reasons:
         lines += ["## Why", "", *(f"- {_cell(reason)}" for reason in reasons), ""]
     lines += ["## A export (against the fp32 student) and B distillation (against the teacher)", ""]
-    lines += [*_table(SOURCE_COLUMNS, source_rows(report)), ""]
+    lines += [*table_lines(SOURCE_COLUMNS, source_rows(report)), ""]
     lines += ["## C coverage (the teacher's classes)", ""]
     coverage_rows = [
         (name, str(value["n"]), f"{value['entropy']:.3f}", f"{value['num_empty']} of {len(value['counts'])}")
         for name, value in report["coverage"].items()
     ]
-    lines += [*_table(("source", "n", "normalised class entropy", "classes never seen"), coverage_rows), ""]
+    lines += [*table_lines(("source", "n", "normalised class entropy", "classes never seen"), coverage_rows), ""]
+    if compared := baseline_rows(report):
+        lines += [f"## D baseline ({report['baseline']['run']}, on its own samples)", ""]
+        lines += [*table_lines(BASELINE_COLUMNS, compared), ""]
+    if notes := report.get("notes"):
+        lines += ["## Notes", "", *(f"- {_cell(note)}" for note in notes), ""]
     return "\n".join(lines)
 
 
@@ -280,7 +312,8 @@ def _size(size_bytes: int | None) -> str:
     return f"{size_bytes / 1e6:.2f} MB" if size_bytes >= 1e6 else f"{size_bytes / 1e3:.1f} kB"
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def table_lines(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table in GitHub's Markdown."""
     head = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     return head + ["| " + " | ".join(map(_cell, row)) + " |" for row in rows]
 

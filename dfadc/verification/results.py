@@ -16,10 +16,11 @@ from dfadc.verification.agreement import (
     coverage_by_source,
     measure_coverage,
 )
-from dfadc.verification.gate import Judgement, Thresholds, judge_artifact, judge_student, not_run
+from dfadc.verification.extra_gates import extra_checks
+from dfadc.verification.gate import Check, Judgement, Thresholds, judge_artifact, judge_student, not_run
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from dfadc.verification.samples import SampleSet
 
@@ -61,14 +62,25 @@ class StudentResult:
     coverage: Mapping[str, Coverage]
 
 
-def verify_student(samples: SampleSet, thresholds: Thresholds) -> StudentResult:
-    """Judges the fp32 student from the answers frozen with the samples."""
+def verify_student(
+    samples: SampleSet, thresholds: Thresholds, *, accuracy: Accuracy | None = None, extras: Sequence[Check] = ()
+) -> StudentResult:
+    """Judges the fp32 student from the answers frozen with the samples.
+
+    Args:
+        samples: the frozen set.
+        thresholds: the gates' limits.
+        accuracy: its accuracy on --data, where there is one.
+        extras: outcomes of further gates, such as those of a baseline.
+    """
     distillation = _compare(samples.student_logits, samples.teacher_logits, samples)
     coverage = coverage_by_source(samples.teacher_logits, source=samples.source, sources=samples.sources)
+    against_teacher = _gated_agreement(distillation, samples, thresholds.source)
     judgement = judge_student(
-        against_teacher=_gated_agreement(distillation, samples, thresholds.source),
+        against_teacher=against_teacher,
         coverage=_gated_coverage(coverage, samples, thresholds.source),
         thresholds=thresholds,
+        extras=[*extra_checks("the fp32 student", against_teacher, accuracy, thresholds), *extras],
     )
     return StudentResult(judgement, distillation, coverage)
 
@@ -80,6 +92,7 @@ def verify_artifact(
     samples: SampleSet,
     thresholds: Thresholds,
     accuracy: Accuracy | None = None,
+    extras: Sequence[Check] = (),
 ) -> ArtifactResult:
     """Judges an artifact that ran.
 
@@ -89,6 +102,7 @@ def verify_artifact(
         samples: the frozen set.
         thresholds: the gates' limits.
         accuracy: its accuracy on --data, where there is one.
+        extras: outcomes of further gates, such as those of a baseline.
 
     Raises:
         ValueError: the logits' shape is not that of the samples' (the artifact answers another number of classes).
@@ -96,13 +110,15 @@ def verify_artifact(
     export = _compare(logits, samples.student_logits, samples)
     distillation = _compare(logits, samples.teacher_logits, samples)
     student = verify_student(samples, thresholds)
+    against_teacher = _gated_agreement(distillation, samples, thresholds.source)
     judgement = judge_artifact(
         precision=artifact.precision,
         against_student=export[ALL_SOURCES],
-        against_teacher=_gated_agreement(distillation, samples, thresholds.source),
+        against_teacher=against_teacher,
         student_against_teacher=_gated_agreement(student.distillation, samples, thresholds.source),
         coverage=_gated_coverage(student.coverage, samples, thresholds.source),
         thresholds=thresholds,
+        extras=[*extra_checks("the artifact", against_teacher, accuracy, thresholds), *extras],
     )
     return ArtifactResult(artifact, judgement, export, distillation, accuracy)
 

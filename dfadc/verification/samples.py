@@ -9,7 +9,7 @@ import hashlib
 import json
 import zipfile
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from dfadc.storage import atomic_write
 from dfadc.verification.agreement import ALL_SOURCES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
 SCHEMA = "dfadc.samples/1"
@@ -31,7 +31,7 @@ MAX_UNPACKED_BYTES = 2 * 2**30
 
 SourceName = Literal["generator", "snapshots", "prior", "adversary"]
 StoredImages = npt.NDArray[np.uint8] | npt.NDArray[np.float16]
-_ARRAYS = ("images", "source", "teacher_logits", "student_logits")
+ARRAYS = ("images", "source", "teacher_logits", "student_logits")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,18 +110,20 @@ class SampleSet:
         Raises:
             StorageFailed: the file cannot be written.
         """
-        metadata = {
-            "schema": SCHEMA,
+        write_archive(path, {"schema": SCHEMA, **self.metadata()}, self.arrays())
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """What :meth:`from_parts` takes, by name."""
+        return {name: getattr(self, name) for name in ARRAYS}
+
+    def metadata(self) -> dict[str, Any]:
+        """What :meth:`from_parts` takes besides, as plain JSON values."""
+        return {
             "contract": self.contract.to_dict(),
             "sources": list(self.sources),
             "provenance": dict(self.provenance),
             "sha256": self.sha256,
         }
-        text = np.array(json.dumps(metadata, sort_keys=True))
-        arrays = {name: getattr(self, name) for name in _ARRAYS}
-        # Uncompressed: generated images are noise to a compressor. An open file keeps numpy from adding a suffix.
-        with atomic_write(path) as temporary, temporary.open("wb") as stream:
-            np.savez(stream, allow_pickle=False, metadata=text, **arrays)
 
     @classmethod
     def load(cls, path: Path) -> SampleSet:
@@ -130,10 +132,21 @@ class SampleSet:
         Raises:
             DfadcError: the file is missing, damaged, of another schema, or its images are not the hashed ones.
         """
-        metadata, arrays = _read(path)
+        if not path.exists():
+            raise DfadcError(f"no sample file at {path}", "a finished run holds it as samples.npz")
+        metadata, arrays = read_archive(path, ARRAYS, schema=SCHEMA, what="sample file")
+        return cls.from_parts(metadata, arrays, path)
+
+    @classmethod
+    def from_parts(cls, metadata: Mapping[str, Any], arrays: Mapping[str, Any], path: Path) -> SampleSet:
+        """A set from what was read of ``path``, its images checked against its hash.
+
+        Raises:
+            DfadcError: something is missing or contradicts the rest, or the images are not the hashed ones.
+        """
         try:
             samples = cls(
-                **arrays,
+                **{name: arrays[name] for name in ARRAYS},
                 sources=tuple(map(str, metadata["sources"])),
                 contract=ImageContract.from_dict(metadata["contract"]),
                 provenance=metadata["provenance"],
@@ -213,8 +226,32 @@ def _per_channel(values: tuple[float, ...]) -> npt.NDArray[np.float32]:
     return np.asarray(values, np.float32).reshape(1, -1, 1, 1)
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Metadata and arrays of a sample file, before anything in it is believed."""
+def write_archive(path: Path, metadata: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Writes arrays and plain JSON values as one .npz, whole or not at all; the same values give the same bytes.
+
+    Raises:
+        StorageFailed: the file cannot be written.
+    """
+    text = np.array(json.dumps(metadata, sort_keys=True))
+    # Uncompressed: generated images are noise to a compressor. An open file keeps numpy from adding a suffix.
+    with atomic_write(path) as temporary, temporary.open("wb") as stream:
+        np.savez(stream, allow_pickle=False, metadata=text, **arrays)
+
+
+def read_archive(
+    path: Path, names: Sequence[str], *, schema: str, what: str
+) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
+    """Metadata and named arrays of an .npz of :func:`write_archive`, before anything in them is believed.
+
+    Args:
+        path: the file.
+        names: of the arrays.
+        schema: what its metadata must say.
+        what: what it should be, for messages.
+
+    Raises:
+        DfadcError: it cannot be read, is something else or of another schema.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
@@ -222,14 +259,14 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             raise DfadcError(f"{path}: unpacks to {unpacked} bytes, more than {MAX_UNPACKED_BYTES}", _REMAKE)
         with np.load(path, allow_pickle=False) as archive:
             metadata = json.loads(str(archive["metadata"]))
-            arrays = {name: archive[name] for name in _ARRAYS}
-    except FileNotFoundError as exc:
-        raise DfadcError(f"no sample file at {path}", "a finished run holds it as samples.npz") from exc
+            found = metadata.get("schema") if isinstance(metadata, dict) else None
+            if found != schema:
+                raise DfadcError(
+                    f"{path}: schema {found!r}, this version reads {schema!r} in a {what}",
+                    f"name a {what}, and use the version that wrote it",
+                )
+            return metadata, {name: archive[name] for name in names}
     except KeyError as exc:
-        raise DfadcError(f"{path} is not a dfadc sample file: {exc.args[0]}", "name a run's samples.npz") from exc
+        raise DfadcError(f"{path} is not a dfadc {what}: {exc.args[0]}", f"name a {what} that dfadc wrote") from exc
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as exc:
-        raise DfadcError(f"{path} cannot be read as a sample file: {exc}", _REMAKE) from exc
-    schema = metadata.get("schema") if isinstance(metadata, dict) else None
-    if schema != SCHEMA:
-        raise DfadcError(f"{path}: schema {schema!r}, this version reads {SCHEMA!r}", "use the version that wrote it")
-    return cast("dict[str, Any]", metadata), arrays
+        raise DfadcError(f"{path} cannot be read as a {what}: {exc}", _REMAKE) from exc

@@ -11,8 +11,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special
+from scipy.spatial import distance
 
-from dfadc.distillation.discrepancy import DISCREPANCIES, Discrepancy, kl, l1, log_l1
+from dfadc.distillation.discrepancy import (
+    DISCREPANCIES,
+    TEMPERED,
+    Discrepancy,
+    agree_kl,
+    choose_discrepancy,
+    js,
+    kl,
+    l1,
+    log_l1,
+    logit_scale,
+    scaled_l1,
+)
 
 Logits = npt.NDArray[np.float64]
 #: Temperatures below 1 sharpen, above 1 soften; 20 is what pool methods use.
@@ -59,6 +72,75 @@ def test_kl_is_numpys(shape: tuple[int, ...], temperature: float) -> None:
     assert measured == pytest.approx(numpy_kl(student, teacher, temperature), rel=1e-5)
 
 
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_js_is_numpys(shape: tuple[int, ...], temperature: float) -> None:
+    student, teacher = draw(shape, 12), draw(shape, 13)
+    flat = (np.moveaxis(x, 1, -1).reshape(-1, x.shape[1]) for x in (student, teacher))
+    # SciPy gives the square root of the divergence of each row.
+    rows = [
+        distance.jensenshannon(special.softmax(s / temperature), special.softmax(t / temperature)) ** 2
+        for s, t in zip(*flat, strict=True)
+    ]
+    measured = js(torch.from_numpy(student), torch.from_numpy(teacher), temperature=temperature).item()
+    assert measured == pytest.approx(np.mean(rows) * temperature**2, rel=1e-4)
+
+
+def test_js_is_symmetric_and_bounded() -> None:
+    student, teacher = torch.tensor([[1e4, 0.0, 0.0]]), torch.tensor([[0.0, 1e4, 0.0]])
+    assert js(student, teacher).item() == pytest.approx(np.log(2), rel=1e-6)
+    assert js(teacher, student).item() == pytest.approx(np.log(2), rel=1e-6)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_agree_kl_counts_only_where_both_predict_the_same(shape: tuple[int, ...]) -> None:
+    student, teacher = draw(shape, 14), draw(shape, 15)
+    flat = [np.moveaxis(x, 1, -1).reshape(-1, x.shape[1]) for x in (student, teacher)]
+    # Half of the images, or pixels, agree.
+    flat[0][::2, 0] = flat[1][::2, 0] = 20
+    rows = [
+        special.rel_entr(special.softmax(t), special.softmax(s)).sum() if s.argmax() == t.argmax() else 0.0
+        for s, t in zip(*flat, strict=True)
+    ]
+    assert np.count_nonzero(rows)
+    measured = agree_kl(*(torch.from_numpy(x) for x in flat)).item()
+    assert measured == pytest.approx(np.mean(rows), rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_scaled_l1_is_l1_in_units_of_the_teachers_scale(shape: tuple[int, ...]) -> None:
+    student, teacher = draw(shape, 16), 100 * draw(shape, 17) + 7
+    expected = np.abs(student - teacher).mean() / np.abs(teacher - teacher.mean(axis=1, keepdims=True)).mean()
+    assert scaled_l1(torch.from_numpy(student), torch.from_numpy(teacher)).item() == pytest.approx(expected, rel=1e-5)
+
+
+@settings(deadline=None, max_examples=20)
+@given(shape=shapes, seed=st.integers(0, 999), factor=st.sampled_from([1e-3, 0.1, 50.0, 1e4]))
+def test_scaled_l1_does_not_know_the_unit_of_the_logits(shape: tuple[int, ...], seed: int, factor: float) -> None:
+    student, teacher = (torch.from_numpy(draw(shape, seed + i)) for i in range(2))
+    plain = scaled_l1(student, teacher).item()
+    assert scaled_l1(factor * student, factor * teacher).item() == pytest.approx(plain, rel=1e-4)
+
+
+def test_scaled_l1_does_not_pay_for_faint_answers() -> None:
+    """The scale carries no gradient: with the student at 0, shrinking the teacher's logits would raise a ratio."""
+    teacher = torch.from_numpy(draw((4, 5), 18)).float().requires_grad_()
+    student = torch.zeros(4, 5)
+    (gradient,) = torch.autograd.grad(scaled_l1(student, teacher), teacher)
+    (plain,) = torch.autograd.grad(l1(student, teacher), teacher)
+    torch.testing.assert_close(gradient, plain / logit_scale(teacher.detach()))
+
+
+@pytest.mark.parametrize("name", DISCREPANCIES)
+def test_a_temperature_reaches_those_that_know_one(name: str) -> None:
+    student, teacher = (torch.from_numpy(draw((6, 5), seed)).float() for seed in (19, 20))
+    student[:, 0] = teacher[:, 0] = 20
+    changed = choose_discrepancy(name, 4.0)(student, teacher).item() != pytest.approx(
+        choose_discrepancy(name, 1.0)(student, teacher).item(), rel=1e-3
+    )
+    assert changed is (name in TEMPERED)
+
+
 def test_kl_looks_from_the_teacher() -> None:
     """The other direction is another number: KL is not symmetric."""
     student, teacher = torch.tensor([[4.0, 0.0]]), torch.tensor([[0.0, 0.0]])
@@ -85,13 +167,16 @@ def test_discrepancies_are_zero_for_equals_and_never_negative(
     shape: tuple[int, ...], seeds: tuple[int, int], scale: float
 ) -> None:
     student, teacher = (torch.from_numpy(draw(shape, seed, scale)).float() for seed in seeds)
-    discrepancies: list[Discrepancy] = [*DISCREPANCIES.values(), partial(kl, temperature=20.0)]
+    discrepancies: list[Discrepancy] = [
+        *DISCREPANCIES.values(),
+        *(partial(each, temperature=20.0) for each in (kl, js, agree_kl)),
+    ]
     for discrepancy in discrepancies:
-        distance = discrepancy(student, teacher).item()
-        assert np.isfinite(distance)
+        value = discrepancy(student, teacher).item()
+        assert np.isfinite(value)
         # Rounding, times the T² of 400.
-        assert distance >= -1e-4
-        assert discrepancy(teacher, teacher.clone()).item() == pytest.approx(0.0, abs=1e-7)
+        assert value >= -1e-4
+        assert discrepancy(teacher, teacher.clone()).item() == pytest.approx(0.0, abs=1e-4)
 
 
 @settings(deadline=None, max_examples=20)
@@ -122,6 +207,8 @@ def test_kl_of_extreme_logits_is_finite_with_a_finite_gradient() -> None:
 @pytest.mark.parametrize("discrepancy", DISCREPANCIES.values())
 def test_a_discrepancy_gives_gradients_to_both_players(discrepancy: Discrepancy) -> None:
     """The generator climbs through student and teacher alike."""
-    student, teacher = (torch.from_numpy(draw((4, 5), seed)).float().requires_grad_() for seed in (10, 11))
+    student, teacher = (torch.from_numpy(draw((4, 5), seed)).float() for seed in (10, 11))
+    student[0], teacher[0] = (torch.tensor([9.0, float(i), 0, 0, 0]) for i in range(2))  # one image they agree on
+    student, teacher = student.requires_grad_(), teacher.requires_grad_()
     gradients = torch.autograd.grad(discrepancy(student, teacher), (student, teacher))
     assert all(gradient.abs().sum() > 0 for gradient in gradients)

@@ -21,6 +21,8 @@ from dfadc.errors import DfadcError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from dfadc.distillation.game import GeneratorBatch
+
 
 class Untraceable(nn.Module):
     """A teacher that no compiler takes as one graph."""
@@ -74,8 +76,8 @@ def test_a_step_that_fails_is_undone_too() -> None:
     before = copy.deepcopy(game.players.state_dict())
     calls = []
 
-    def stumble(latents: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        calls.append(latents)
+    def stumble(batch: GeneratorBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        calls.append(batch)
         raise RuntimeError("no memory left")
 
     game.generator_loss = stumble
@@ -103,6 +105,13 @@ def test_memory_counts_the_replay_ring() -> None:
 def test_seconds_are_those_of_a_step() -> None:
     few, many = (estimate(build_game("auto", f"student.steps={steps}"), "off") for steps in (1, 30))
     assert 0 < few.seconds_per_step < many.seconds_per_step < 5
+
+
+def test_a_warm_up_counts_for_the_average_step() -> None:
+    """Where the student plays in half of the steps, half of its updates count; and the ring is filled for them."""
+    rules = ("replay.share=1", "generator.latents=optimised", "student.steps=200", "steps=100")
+    early, late = (estimate(build_game("auto", *rules, f"student.start={start}"), "off") for start in (0.01, 0.9))
+    assert 3 * late.seconds_per_step < early.seconds_per_step
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dfadc.contract import ImageContract
-from dfadc.distillation.fit import fit_recipe
+from dfadc.distillation.fit import check_budget, fit_recipe
 from dfadc.errors import DfadcError
-from dfadc.recipe import load_recipe
+from dfadc.recipe import change_recipe, load_recipe
 
 CONTRACT = ImageContract((3, 32, 24), 10, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
 
@@ -54,23 +58,148 @@ def test_the_paper_fits_any_teacher_as_it_is() -> None:
     assert fit_recipe(recipe, CONTRACT, 0) == (recipe, ())
 
 
+POOL = ["replay.share=1", "student.start=0.1"]
+FREE_PIXELS = ["generator.architecture=free_pixels", "generator.latent_dim=0", "generator.latents=optimised"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "problem"),
     [
         (["student.l1=0", "student.kl=0"], "the student would learn nothing"),
+        (["student.kl=0", "student.temperature=4"], "student.temperature softens the KL term"),
         (["augmentation.shift=24"], r"augmentation.shift = 24 is not below the image's side \(32, 24\)"),
         (["replay.share=0"], "move replayed images"),
         (["replay.share=0", "augmentation.shift=0", "augmentation.flip=true"], "move replayed images"),
+        (["replay.share=0", "augmentation.shift=0", "replay.balanced=true"], "replay.balanced chooses among"),
+        (["replay.share=0.7", "replay.average_share=0.5"], r"replay.average_share = 1.2 is more than a whole batch"),
+        (["replay.average_share=0.5", "generator.ema_decay=0"], "drawn by the averaged generator"),
+        (["replay.share=1"], "begin on an empty ring"),
+        (["generator.latents=optimised"], "latents that are optimised belong to one batch.* replay.share is 0.5"),
+        (["generator.latents=noisy"], "latents that are noisy belong to one batch"),
+        (["generator.latent_rate=2"], "fresh ones stay"),
+        (["generator.latent_dim=0"], "is for free_pixels alone"),
+        (["generator.architecture=free_pixels", "generator.latent_dim=0"], "nothing that moves but latents"),
+        ([*POOL, "generator.architecture=free_pixels", "generator.latents=optimised"], "as long as the image is large"),
+        ([*POOL, *FREE_PIXELS, "generator.meta=fomaml"], "no weights that could be meta-learned"),
+        ([*POOL, *FREE_PIXELS, "generator.reset_every=2"], "no weights that could be meta-learned or begin anew"),
+        (
+            ["generator.adversarial=0", "prior.batch_norm=0", "prior.one_hot=0", "prior.balance=0"],
+            "the generator would learn nothing",
+        ),
+        (["generator.temperature=3"], "generator.temperature softens no l1"),
+        (["generator.adversarial=0", "generator.adversarial_start=0.1"], "generator.adversarial_start is set"),
+        (["prior.batch_norm=0", "prior.batch_norm_momentum=0.9"], "prior.batch_norm_momentum is set"),
+        (["prior.balance=0", "prior.balance_momentum=0.9"], "prior.balance_momentum is set"),
+        (["prior.targets=balanced"], "gives each latent a class, and fresh ones have none"),
+        ([*POOL, "generator.latents=noisy", "prior.targets=balanced", "prior.one_hot=0"], "prior.one_hot is 0"),
     ],
 )
-def test_what_cannot_be_combined_is_refused(overrides: list[str], problem: str) -> None:
-    with pytest.raises(DfadcError, match=problem):
+def test_what_cannot_be_combined_is_refused_with_a_way_out(overrides: list[str], problem: str) -> None:
+    with pytest.raises(DfadcError, match=problem) as caught:
         fit_recipe(load_recipe("auto", overrides), CONTRACT, 4)
+    assert caught.value.exit_code == 2
+    assert caught.value.hint
+
+
+def test_all_conflicts_are_named_at_once() -> None:
+    with pytest.raises(DfadcError) as caught:
+        fit_recipe(
+            load_recipe("auto", ["augmentation.shift=24", "replay.share=1", "generator.temperature=3"]), CONTRACT, 4
+        )
+    for part in ("augmentation.shift", "empty ring", "generator.temperature"):
+        assert part in caught.value.message
 
 
 @pytest.mark.parametrize(
-    "overrides", [["augmentation.shift=23"], ["student.l1=0"], ["replay.share=0", "augmentation.shift=0"]]
+    "overrides",
+    [
+        ["augmentation.shift=23"],
+        ["student.l1=0"],
+        ["replay.share=0", "augmentation.shift=0"],
+        ["replay.share=0.75", "replay.average_share=0.25"],
+        ["generator.latents=shared"],
+        ["generator.discrepancy=kl", "generator.temperature=3"],
+        ["prior.balance_momentum=0.9", "prior.batch_norm_momentum=0.9"],
+        ["generator.reset_every=5"],
+    ],
 )
 def test_what_can_be_combined_is_taken(overrides: list[str]) -> None:
     recipe = load_recipe("auto", overrides)
     assert fit_recipe(recipe, CONTRACT, 4)[0] == recipe
+
+
+@pytest.mark.parametrize(
+    ("overrides", "field"),
+    [
+        ([*POOL, "generator.latents=noisy"], "generator.latents = noisy"),
+        ([*POOL, "generator.latents=optimised", "prior.targets=balanced"], "prior.targets = balanced"),
+        (["replay.balanced=true"], "replay.balanced"),
+    ],
+)
+def test_classes_of_images_are_nothing_for_dense_outputs(overrides: list[str], field: str) -> None:
+    recipe = load_recipe("auto", overrides)
+    dense = ImageContract((3, 32, 24), 10, mean=(0.5,) * 3, std=(0.2,) * 3, task="segmentation")
+    with pytest.raises(DfadcError, match=f"{field} needs one class an image, and this teacher has one for every pixel"):
+        fit_recipe(recipe, dense, 4)
+    assert fit_recipe(recipe, CONTRACT, 4)[0] == recipe
+
+
+# -------------------------------------------------------------------------------------------------- the budget
+
+
+def test_a_warm_up_is_said() -> None:
+    recipe = load_recipe("auto", [*POOL, "steps=15", "batch_size=64", "student.steps=3"])
+    # A tenth of 15 steps is a step and a half: the student begins with the third.
+    assert check_budget(recipe) == (
+        "warm-up: the first 2 of 15 steps fill the ring with 128 images; the student's 39 updates follow",
+    )
+    assert check_budget(load_recipe("auto")) == ()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (
+            [*POOL, "steps=1"],
+            "budget of 1 steps is too small for the warm-up: with student.start = 0.1 the student would",
+        ),
+        (["student.start=0.9", "steps=5"], "with student.start = 0.9"),
+        (["generator.adversarial_start=1.0"], "the discrepancy would never count"),
+        (["generator.adversarial_start=0.5", "steps=1"], "the discrepancy would never count"),
+    ],
+)
+def test_a_budget_too_small_for_the_warm_up_is_refused(overrides: list[str], problem: str) -> None:
+    with pytest.raises(DfadcError, match=problem) as caught:
+        fit_recipe(load_recipe("auto", overrides), CONTRACT, 4)
+    assert caught.value.exit_code == 2
+
+
+@settings(deadline=None, max_examples=100)
+@given(start=st.floats(0, 0.99), more=st.integers(0, 3))
+def test_the_steps_that_the_hint_names_are_enough(start: float, more: int) -> None:
+    recipe = change_recipe(load_recipe("auto"), {"student.start": start, "steps": 1})
+    try:
+        check_budget(recipe)
+    except DfadcError as exc:
+        (steps,) = re.findall(r"at least (\d+) steps", exc.hint)
+        check_budget(change_recipe(recipe, {"steps": int(steps) + more}))
+
+
+# ---------------------------------------------------------------------------------------------- auto without BN
+
+
+def test_auto_takes_l1_in_units_of_the_logits_where_no_batch_norm_holds_their_scale() -> None:
+    fitted, notes = fit_recipe(load_recipe("auto"), CONTRACT, 0)
+    assert (fitted.student.l1, fitted.student.scaled_l1) == (0.0, 1.0)
+    assert fitted.generator.discrepancy == "scaled_l1"
+    assert any("in units of its logits" in note for note in notes)
+    # What the user chose instead stays.
+    chosen, _ = fit_recipe(load_recipe("auto", ["student.l1=0", "generator.discrepancy=kl"]), CONTRACT, 0)
+    assert (chosen.student.l1, chosen.student.scaled_l1, chosen.student.kl) == (0.0, 0.0, 1.0)
+    assert chosen.generator.discrepancy == "kl"
+
+
+def test_auto_keeps_its_composition_where_batch_norms_guide_the_generator() -> None:
+    fitted, _ = fit_recipe(load_recipe("auto"), CONTRACT, 9)
+    assert fitted == load_recipe("auto")
+    assert (fitted.student.l1, fitted.student.scaled_l1, fitted.generator.discrepancy) == (1.0, 0.0, "l1")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from miniature import SmallNetwork, build_game
+from states import assert_same_state
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
@@ -48,6 +49,67 @@ def test_the_first_batch_is_all_fresh_and_later_ones_replay() -> None:
     assert batch.replayed.shape[1:] == (1, 8, 8)
 
 
+def test_the_averaged_generator_draws_its_share() -> None:
+    rules = ("batch_size=10", "replay.share=0.3", "replay.average_share=0.25", "augmentation.mixup=0")
+    game = build_game("auto", *rules)
+    batch = game.draw_student_batch()
+    assert (len(batch.latents), len(batch.average_latents), len(batch.replayed)) == (8, 2, 0)
+    batch = started(game, 3).draw_student_batch()
+    assert (len(batch.latents), len(batch.average_latents), len(batch.replayed)) == (5, 2, 3)
+    _, fresh, _ = game.student_loss(batch)
+    generator = game.players.generator
+    assert generator.average is not generator.module
+    assert not generator.average.training
+    with torch.no_grad():
+        torch.testing.assert_close(fresh[5:], generator.average(batch.average_latents))
+        torch.testing.assert_close(fresh[:5], generator.module(batch.latents))
+
+
+def test_a_student_that_lives_from_the_ring_alone_is_shown_nothing_else() -> None:
+    game = started(build_game("auto", "replay.share=1", "student.start=0.1"))
+    assert len(game.players.ring) == 8
+    batch = game.draw_student_batch()
+    assert (len(batch.latents), len(batch.replayed)) == (0, 8)
+    generator = copy.deepcopy(game.players.generator.module.state_dict())
+    _, fresh, _ = game.student_loss(batch)
+    assert len(fresh) == 0
+    # The generator was not even asked: its statistics saw nothing.
+    assert_same_state(game.players.generator.module.state_dict(), generator)
+
+
+def test_a_known_answer_is_not_asked_for_again() -> None:
+    """Neither augmented nor mixed: the teacher sees fresh images alone, and the loss is what it would be."""
+    rules = ("augmentation.shift=0", "augmentation.mixup=0")
+    game = started(build_game("auto", *rules), 2)
+    batch = game.draw_student_batch()
+    assert batch.answers.shape == (4, 10)
+    torch.testing.assert_close(batch.answers, game.teacher(batch.replayed), rtol=1e-2, atol=1e-2)
+    asked: list[int] = []
+    handle = game.teacher.register_forward_pre_hook(lambda _, inputs: asked.append(len(inputs[0])))
+    game.players.student.module.eval()
+    loss, fresh, answers = game.student_loss(batch)
+    handle.remove()
+    assert asked == [4]
+    plain, _, _ = game.student_loss(batch._replace(answers=batch.answers[:0]))
+    assert loss.item() == pytest.approx(plain.item(), rel=1e-2)
+    torch.testing.assert_close(answers, game.teacher(fresh))
+
+
+@pytest.mark.parametrize("change", ["augmentation.shift=1", "augmentation.flip=true", "augmentation.mixup=0.5"])
+def test_an_answer_is_asked_for_where_the_image_changed(change: str) -> None:
+    game = started(build_game("auto", "replay.balanced=true", "augmentation.shift=0", "augmentation.mixup=0", change))
+    assert game.players.ring.keeps_answers
+    assert len(game.draw_student_batch().answers) == 0
+
+
+def test_the_ring_learns_the_classes_of_the_images_before_they_are_mixed() -> None:
+    game = started(build_game("auto", "replay.balanced=true", "augmentation.mixup=1"))
+    batch = game.draw_student_batch()
+    assert float(batch.mixup) < 1
+    _, fresh, answers = game.student_loss(batch)
+    torch.testing.assert_close(answers, game.teacher(fresh))
+
+
 @pytest.mark.parametrize(("batch_size", "share"), [(2, 0.9), (64, 0.999)])
 def test_a_batch_always_holds_a_fresh_image(batch_size: int, share: float) -> None:
     game = started(build_game("auto", f"batch_size={batch_size}", f"replay.share={share}"))
@@ -82,7 +144,7 @@ def test_the_students_loss_is_the_weighted_sum_of_l1_and_kl() -> None:
     game = started(build_game("auto", *weights))
     game.players.student.module.train()
     batch = game.draw_student_batch()
-    loss, fresh = game.student_loss(batch)
+    loss, fresh, _ = game.student_loss(batch)
     images = torch.cat([fresh, batch.replayed])
     student, teacher = array(game.players.student.module(images)), array(game.teacher(images))
 
@@ -94,12 +156,21 @@ def test_the_students_loss_is_the_weighted_sum_of_l1_and_kl() -> None:
     assert loss.item() == pytest.approx(0.5 * np.abs(student - teacher).mean() + 2 * kl, rel=1e-4)
 
 
+def test_the_scaled_l1_is_the_l1_in_units_of_the_teacher() -> None:
+    game = build_game("auto", "student.l1=0", "student.kl=0", "student.scaled_l1=2", "augmentation.mixup=0")
+    game.players.student.module.eval()
+    loss, fresh, _ = game.student_loss(game.draw_student_batch())
+    student, teacher = array(game.players.student.module(fresh)), array(game.teacher(fresh))
+    scale = np.abs(teacher - teacher.mean(axis=1, keepdims=True)).mean()
+    assert loss.item() == pytest.approx(2 * np.abs(student - teacher).mean() / scale, rel=1e-4)
+
+
 def test_a_mixed_batch_is_what_both_networks_see() -> None:
     game = started(build_game("auto", "student.kl=0", "augmentation.mixup=1"))
     game.players.student.module.train()
     batch = game.draw_student_batch()
     assert 0 <= float(batch.mixup) < 1
-    loss, fresh = game.student_loss(batch)
+    loss, fresh, _ = game.student_loss(batch)
     images = torch.cat([fresh, batch.replayed])
     images = batch.mixup * images + (1 - batch.mixup) * images.roll(4, dims=0)
     student, teacher = array(game.players.student.module(images)), array(game.teacher(images))
@@ -110,7 +181,7 @@ def test_a_mixed_batch_is_what_both_networks_see() -> None:
 def test_no_graph_leads_from_the_students_loss_to_generator_or_teacher(recipe: str) -> None:
     game = started(build_game(recipe))
     game.teacher.requires_grad_()
-    loss, fresh = game.student_loss(game.draw_student_batch())
+    loss, fresh, _ = game.student_loss(game.draw_student_batch())
     assert fresh.grad_fn is None
     assert not fresh.requires_grad
     assert all(gradient is None for gradient in gradients(loss, game.players.generator.module))
@@ -122,23 +193,62 @@ def test_no_graph_leads_from_the_students_loss_to_generator_or_teacher(recipe: s
 
 
 def test_the_generators_loss_is_minus_the_discrepancy_plus_the_weighted_priors() -> None:
-    weights = {"batch_norm": 0.5, "one_hot": 2.0, "balance": 3.0, "total_variation": 4.0}
+    names = ("batch_norm", "one_hot", "balance", "total_variation", "activation", "l2")
+    weights = dict(zip(names, (0.5, 2.0, 3.0, 4.0, 1.5, 0.25), strict=True))
     overrides = [f"prior.{name}={weight}" for name, weight in weights.items()]
     game = started(build_game("auto", *overrides, "generator.adversarial=1.5"))
-    loss, terms = game.generator_loss(game.players.draw_latents(8))
+    loss, terms = game.generator_loss(game.draw_generator_batch())
     expected = -1.5 * terms["discrepancy"] + sum(weight * terms[name] for name, weight in weights.items())
     assert loss.item() == pytest.approx(float(expected), rel=1e-5)
     assert set(terms) == {"discrepancy", *weights}
     assert not any(term.requires_grad for term in terms.values())
 
 
+def test_the_discrepancy_counts_from_its_start() -> None:
+    game = build_game("auto", "steps=10", "generator.adversarial=1.5", "generator.adversarial_start=0.25")
+    weights = []
+    for step in range(5):
+        game.players.step = step
+        weights.append(float(game.draw_generator_batch().adversarial))
+    assert weights == [0, 0, 0, 1.5, 1.5]
+    game.players.step = 0
+    game.players.student.module.eval()
+    loss, terms = game.generator_loss(game.draw_generator_batch())
+    assert loss.item() == pytest.approx(float(terms["batch_norm"] + terms["one_hot"] + 5 * terms["balance"]), rel=1e-5)
+
+
+def test_without_a_discrepancy_the_student_is_not_asked() -> None:
+    game = build_game("auto", "generator.adversarial=0")
+    asked: list[object] = []
+    game.players.student.module.register_forward_pre_hook(lambda *call: asked.append(call))
+    _, terms = game.generator_loss(game.draw_generator_batch())
+    assert "discrepancy" not in terms
+    assert asked == []
+
+
+def test_given_targets_are_those_of_the_latents() -> None:
+    rules = ("replay.share=1", "student.start=0.2", "generator.latents=optimised", "prior.targets=balanced")
+    game = build_game("auto", *NO_PRIORS, *rules, "prior.one_hot=1", "batch_size=10", "generator.adversarial=0")
+    batch = game.draw_generator_batch()
+    assert batch.targets is not None
+    assert sorted(batch.targets.tolist()) == list(range(10))
+    loss, _ = game.generator_loss(batch)
+    assert batch.latents is None
+    logits = array(game.teacher(game.players.generator.module(game.players.draw_latents(10))))
+    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    expected = -log_p[np.arange(10), batch.targets.numpy()].mean()
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
+    assert build_game("auto").draw_generator_batch().targets is None
+
+
 @pytest.mark.parametrize("discrepancy", ["l1", "log_l1", "kl"])
 def test_the_generator_is_paid_for_the_discrepancy_that_the_recipe_names(discrepancy: str) -> None:
     game = build_game("auto", *NO_PRIORS, f"generator.discrepancy={discrepancy}")
     game.players.student.module.eval()
-    latents = game.players.draw_latents(8)
-    loss, terms = game.generator_loss(latents)
-    images = game.players.generator.module(latents)
+    batch = game.draw_generator_batch()
+    assert batch.latents is not None
+    loss, terms = game.generator_loss(batch)
+    images = game.players.generator.module(batch.latents)
     student, teacher = array(game.players.student.module(images)), array(game.teacher(images))
     l1 = np.abs(student - teacher).mean()
     log_p, log_q = (x - np.log(np.exp(x).sum(axis=1, keepdims=True)) for x in (teacher, student))
@@ -150,15 +260,15 @@ def test_the_generator_is_paid_for_the_discrepancy_that_the_recipe_names(discrep
 
 def test_a_term_of_weight_zero_is_not_computed() -> None:
     game = build_game("auto", *NO_PRIORS)
-    _, terms = game.generator_loss(game.players.draw_latents(8))
+    _, terms = game.generator_loss(game.draw_generator_batch())
     assert set(terms) == {"discrepancy"}
-    assert game.matching is None
+    assert game.priors.matching is None
 
 
 @pytest.mark.parametrize("recipe", ["auto", "dfad"])
 def test_the_generator_has_a_gradient(recipe: str) -> None:
     game = build_game(recipe)
-    loss, _ = game.generator_loss(game.players.draw_latents(8))
+    loss, _ = game.generator_loss(game.draw_generator_batch())
     found = [gradient for gradient in gradients(loss, game.players.generator.module) if gradient is not None]
     assert len(found) == len(list(game.players.generator.module.parameters()))
     assert all(gradient.isfinite().all() for gradient in found)
@@ -174,7 +284,7 @@ def test_the_generator_has_no_gradient_when_the_student_is_the_teacher(discrepan
     overrides = (*NO_PRIORS, f"generator.discrepancy={discrepancy}")
     game = build_game("dfad", *overrides, teacher=teacher, student=student)
     game.players.student.module.eval()
-    loss, _ = game.generator_loss(game.players.draw_latents(8))
+    loss, _ = game.generator_loss(game.draw_generator_batch())
     assert loss.item() == pytest.approx(0.0, abs=1e-7)
     for gradient in gradients(loss, game.players.generator.module):
         assert gradient is not None
@@ -182,15 +292,27 @@ def test_the_generator_has_no_gradient_when_the_student_is_the_teacher(discrepan
 
 
 def test_each_prior_alone_moves_the_generator() -> None:
-    for prior in ("batch_norm", "one_hot", "balance", "total_variation"):
+    for prior in ("batch_norm", "one_hot", "balance", "total_variation", "activation", "l2"):
         game = build_game("auto", *NO_PRIORS, f"prior.{prior}=1", "generator.adversarial=0")
-        loss, _ = game.generator_loss(game.players.draw_latents(8))
+        loss, _ = game.generator_loss(game.draw_generator_batch())
         found = [gradient for gradient in gradients(loss, game.players.generator.module) if gradient is not None]
         assert sum(float(gradient.abs().sum()) for gradient in found) > 0, prior
 
 
+def test_what_terms_remember_goes_with_the_players() -> None:
+    rules = ("prior.batch_norm_momentum=0.9", "prior.balance_momentum=0.9")
+    whole, again = build_game("auto", *rules), build_game("auto", *rules)
+    started(whole, 3)
+    state = copy.deepcopy(whole.players.state_dict())
+    assert set(state["carried"]) == {"batch_norm", "balance"}
+    started(whole, 6)
+    again.players.load_state_dict(state)
+    started(again, 6)
+    assert_same_state(again.players.state_dict(), whole.players.state_dict())
+
+
 def test_close_leaves_no_hook_on_the_teacher() -> None:
-    game = build_game("auto")
+    game = build_game("auto", "prior.activation=1", "prior.batch_norm_momentum=0.9")
     game.close()
     assert not any(module._forward_pre_hooks for module in game.teacher.modules())  # noqa: SLF001 -- torch's place
 
@@ -230,8 +352,8 @@ def test_under_bf16_networks_compute_in_bf16_and_losses_in_fp32(recipe: str) -> 
     seen: list[torch.dtype] = []
     game.players.student.module.register_forward_hook(lambda *arguments: seen.append(arguments[2].dtype))
     game.teacher.register_forward_hook(lambda *arguments: seen.append(arguments[2].dtype))
-    student_loss, fresh = game.student_loss(game.draw_student_batch())
-    generator_loss, terms = game.generator_loss(game.players.draw_latents(8))
+    student_loss, fresh, _ = game.student_loss(game.draw_student_batch())
+    generator_loss, terms = game.generator_loss(game.draw_generator_batch())
     assert seen == [torch.bfloat16] * 4
     assert fresh.dtype == torch.float32
     assert {value.dtype for value in (student_loss, generator_loss, *terms.values())} == {torch.float32}
@@ -246,7 +368,7 @@ def test_networks_and_images_have_the_memory_format_asked_for(channels_last: boo
     seen: list[Tensor] = []
     game.players.student.module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     game.student_loss(game.draw_student_batch())
-    game.generator_loss(game.players.draw_latents(8))
+    game.generator_loss(game.draw_generator_batch())
     weights = [parameter for parameter in game.players.student.parameters if parameter.dim() == 4]
     assert len(seen) == 2
     assert all(tensor.is_contiguous(memory_format=wanted) for tensor in (*seen, *weights))

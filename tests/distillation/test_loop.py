@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import TYPE_CHECKING
 
 import pytest
@@ -150,6 +151,69 @@ def test_a_step_has_the_updates_that_the_recipe_says(student_steps: int, generat
     for player, updates in ((game.players.student, student_steps), (game.players.generator, generator_steps)):
         assert player.ema is not None
         assert int(player.ema.n_averaged) == 3 * updates
+
+
+def test_the_student_waits_for_its_start_while_the_ring_fills() -> None:
+    game = build_game("auto", "steps=8", "replay.share=1", "student.start=0.3", "generator.latents=optimised")
+    start = copy.deepcopy(game.players.student.module.state_dict())
+    losses: list[StepLosses] = []
+    distill(game, 3, losses.append)
+    assert_same_state(game.players.student.module.state_dict(), start)
+    assert all(each.student_loss.isnan() for each in losses)
+    assert len(game.players.ring) == 3 * game.recipe.batch_size
+    assert len(game.players.reservoir) == 16
+    distill(game, 4, losses.append)
+    assert losses[-1].student_loss.isfinite()
+    assert not torch.equal(game.players.student.module.state_dict()["classifier.weight"], start["classifier.weight"])
+
+
+def test_the_students_schedule_begins_where_it_does() -> None:
+    game = build_game("auto", "steps=10", "replay.share=1", "student.start=0.5", "student.optimizer.learning_rate=0.2")
+    rates: list[float] = []
+    distill(game, 10, lambda _: rates.append(game.players.student.optimizer.param_groups[0]["lr"]))
+    cosine = [0.1 * (1 + math.cos(math.pi * part)) for part in (0, 0, 0, 0, 0, 0, 0.2, 0.4, 0.6, 0.8)]
+    assert rates == pytest.approx(cosine, rel=1e-5)
+
+
+def test_latents_shared_by_a_step_are_zskts() -> None:
+    """ZSKT 1905.09768, algorithm 1: a generator update on new latents, then the student's updates on the same ones."""
+    rules = ("generator.latents=shared", "student.steps=3", "generator.discrepancy=kl")
+    game = build_game("dfad", *rules, "steps=100", "student.kl=1", "student.l1=0", "compute.channels_last=false")
+    teacher, student, generator = clone(game)
+    seen: list[Tensor] = []
+    game.players.generator.module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
+    distill(game, 3, lambda _: None)
+    # The student's first turn has latents of its own; after that the generator's turn comes first, on new latents.
+    turns = [seen[start : start + 4] for start in range(3, 11, 4)]
+    for turn in turns:
+        assert all(torch.equal(latents, turn[0]) for latents in turn)
+    assert not torch.equal(turns[0][0], turns[1][0])
+    assert not torch.equal(turns[0][0], seen[0])
+
+    def kl(x: Tensor) -> Tensor:
+        log_p, log_q = (network(x).log_softmax(dim=1) for network in (teacher, student))
+        divergence: Tensor = (log_p.exp() * (log_p - log_q)).sum(dim=1).mean()
+        return divergence
+
+    # SGD where the paper has Adam, which would make a difference of 0.1 out of one of 1e-9 in a gradient near 0.
+    student_optimizer = torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, fused=True)
+    generator_optimizer = torch.optim.Adam(generator.parameters(), lr=1e-3, fused=True)
+    for latents in [seen[0]] * 3:
+        student_optimizer.zero_grad()
+        torch.autograd.backward(kl(generator(latents).detach()))
+        student_optimizer.step()
+    for latents, *_ in [*turns, seen[-1:]]:
+        generator_optimizer.zero_grad()
+        torch.autograd.backward(-kl(generator(latents)))
+        generator_optimizer.step()
+        if latents is seen[-1]:
+            break
+        for _ in range(3):
+            student_optimizer.zero_grad()
+            torch.autograd.backward(kl(generator(latents).detach()))
+            student_optimizer.step()
+    assert_close(game.players.student.module, student)
+    assert_close(game.players.generator.module, generator)
 
 
 def test_on_step_is_told_of_every_step() -> None:

@@ -17,7 +17,8 @@ from states import assert_same_state
 from torch import Tensor, nn
 
 from dfadc.distillation.loop import distill
-from dfadc.distillation.players import RESERVOIR_OFFER, Player, Players, build_optimizer, rate_factor
+from dfadc.distillation.player import Player, build_optimizer, rate_factor
+from dfadc.distillation.players import RESERVOIR_OFFER, Players
 from dfadc.distillation.precision import ComputePolicy
 from dfadc.recipe import OptimizerSettings, ScheduleSettings, StudentSettings, change_recipe, load_recipe
 

@@ -12,9 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special
-from torch import Tensor, nn
 
-from dfadc.distillation.priors import BatchNormMatching, BatchStatistics, class_balance, one_hot, total_variation
+from dfadc.distillation.priors import RunningBalance, class_balance, l2, one_hot, total_variation
 
 Array = npt.NDArray[np.float64]
 SHAPES = ((9, 6), (2, 3), (3, 4, 5, 2))
@@ -34,6 +33,17 @@ def test_one_hot_is_the_negative_log_of_the_largest_probability(shape: tuple[int
     logits = draw(shape, 0)
     expected = np.mean([-np.log(special.softmax(row).max()) for row in rows(logits)])
     assert one_hot(torch.from_numpy(logits)).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_one_hot_to_given_classes_is_the_negative_log_of_their_probabilities() -> None:
+    logits, targets = draw((6, 4), 20), [3, 0, 1, 1, 2, 3]
+    expected = np.mean([-np.log(special.softmax(row)[target]) for row, target in zip(logits, targets, strict=True)])
+    assert one_hot(torch.from_numpy(logits), torch.tensor(targets)).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_one_hot_to_its_own_argmax_is_one_hot_to_that_class() -> None:
+    logits = torch.from_numpy(draw((6, 4), 21))
+    assert torch.equal(one_hot(logits), one_hot(logits, logits.argmax(dim=1)))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -67,6 +77,50 @@ def test_class_balance_of_a_collapsed_batch_is_zero_and_pushes_back() -> None:
     assert torch.autograd.grad(class_balance(hard), hard)[0].isfinite().all()
 
 
+def numpy_mean_prediction(logits: Array) -> Array:
+    mean: Array = np.mean([special.softmax(row) for row in rows(logits)], axis=0)
+    return mean
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_running_balance_remembers_earlier_turns(shape: tuple[int, ...]) -> None:
+    running = RunningBalance(shape[1], 0.7, torch.device("cpu"))
+    mean = np.full(shape[1], 1 / shape[1])
+    for seed in range(4):
+        logits = draw(shape, 30 + seed)
+        mean = 0.7 * mean + 0.3 * numpy_mean_prediction(logits)
+        assert running(torch.from_numpy(logits)).item() == pytest.approx(np.sum(mean * np.log(mean)), rel=1e-5)
+        running.end_turn()
+
+
+def test_running_balance_balances_over_time_what_no_batch_can() -> None:
+    """Two images cannot show four classes; in turn they can, and the missing ones are asked for."""
+    running = RunningBalance(4, 0.9, torch.device("cpu"))
+    logits = 10 * torch.eye(4)[:2]
+    for _ in range(40):
+        running(logits)
+        running.end_turn()
+    wanted = (10 * torch.eye(4)[2:]).requires_grad_()
+    (gradient,) = torch.autograd.grad(running(wanted), wanted)
+    # Minimised, so a negative gradient asks for more: of its own class, which memory lacks, and less of those it has.
+    assert gradient[0, 2] < 0 < gradient[0, 0]
+
+
+def test_running_balance_goes_on_from_its_state() -> None:
+    one, other = (RunningBalance(5, 0.5, torch.device("cpu")) for _ in range(2))
+    one(torch.from_numpy(draw((6, 5), 40)))
+    one.end_turn()
+    other.load_state_dict({name: value.clone() for name, value in one.state_dict().items()})
+    logits = torch.from_numpy(draw((6, 5), 41))
+    assert torch.equal(one(logits), other(logits))
+    assert torch.equal(one.log_mean, other.log_mean)
+
+
+def test_l2_is_numpys() -> None:
+    images = draw((3, 2, 4, 5), 42)
+    assert l2(torch.from_numpy(images)).item() == pytest.approx(np.mean(images**2), rel=1e-5)
+
+
 @pytest.mark.parametrize("shape", [(2, 1, 4, 5), (3, 2, 2, 7)])
 def test_total_variation_is_numpys(shape: tuple[int, ...]) -> None:
     images = draw(shape, 2)
@@ -83,154 +137,3 @@ def test_priors_of_half_precision_logits_are_computed_in_fp32(prior: Any) -> Non
     logits = torch.from_numpy(draw((32, 10), 3)).bfloat16()
     assert prior(logits).dtype == torch.float32
     assert prior(logits).item() == pytest.approx(prior(logits.double()).item(), rel=1e-5)
-
-
-class TwoNorms(nn.Module):
-    """A 1x1 convolution, batch norm, ReLU, a 1x1 convolution and batch norm: NumPy can follow."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Conv2d(2, 3, 1, bias=False), nn.Conv2d(3, 4, 1, bias=False)
-        self.norms = nn.ModuleList([nn.BatchNorm2d(3), nn.BatchNorm2d(4)])
-        rng = torch.Generator().manual_seed(0)
-        for norm in self.norms:
-            assert isinstance(norm, nn.BatchNorm2d)
-            assert norm.running_mean is not None
-            assert norm.running_var is not None
-            norm.running_mean.normal_(generator=rng)
-            norm.running_var.uniform_(0.5, 2.0, generator=rng)
-        self.eval()
-
-    def forward(self, images: Tensor) -> Tensor:
-        maps: Tensor = self.norms[1](self.second(torch.relu(self.norms[0](self.first(images)))))
-        return maps
-
-
-def numpy_distance(network: TwoNorms, images: Array) -> float:
-    """‖μ - running mean‖₂ + ‖σ² - running variance‖₂ at the input of each batch norm, added up."""
-    total = 0.0
-    for convolution, norm in zip((network.first, network.second), network.norms, strict=True):
-        state = {name: value.detach().double().numpy() for name, value in norm.state_dict().items()}
-        images = np.einsum("oc,nchw->nohw", convolution.weight.detach().double().numpy()[:, :, 0, 0], images)
-        mean = np.array([images[:, c].mean() for c in range(images.shape[1])])
-        variance = np.array([images[:, c].var() for c in range(images.shape[1])])
-        total += np.sqrt(np.sum((mean - state["running_mean"]) ** 2))
-        total += np.sqrt(np.sum((variance - state["running_var"]) ** 2))
-        channel = (None, slice(None), None, None)
-        images = (images - state["running_mean"][channel]) / np.sqrt(state["running_var"][channel] + 1e-5)
-        images = np.maximum(images * state["weight"][channel] + state["bias"][channel], 0)
-    return float(total)
-
-
-def watched(matching: BatchNormMatching, network: nn.Module, images: Tensor) -> Tensor:
-    matching.watching = True
-    network(images)
-    matching.watching = False
-    return matching.take()
-
-
-def test_batch_norm_matching_is_numpys() -> None:
-    network, images = TwoNorms(), draw((5, 2, 4, 3), 4, scale=1.0)
-    matching = BatchNormMatching(list(network.norms))
-    measured = watched(matching, network, torch.from_numpy(images).float())
-    assert measured.dtype == torch.float32
-    assert measured.item() == pytest.approx(numpy_distance(network, images), rel=1e-5)
-
-
-def test_batch_norm_matching_of_flat_features() -> None:
-    norm = nn.BatchNorm1d(3).eval()
-    features = draw((6, 3), 5)
-    expected = np.linalg.norm(features.mean(axis=0)) + np.linalg.norm(features.var(axis=0) - 1)
-    measured = watched(BatchNormMatching([norm]), norm, torch.from_numpy(features).float())
-    assert measured.item() == pytest.approx(expected, rel=1e-5)
-
-
-def test_batch_norm_matching_is_zero_where_the_statistics_are_those_of_training() -> None:
-    norm = nn.BatchNorm2d(2, momentum=1.0)
-    images = torch.from_numpy(draw((64, 2, 16, 16), 6)).float()
-    norm(images)
-    # The stored variance is the unbiased one: N / (N - 1) of the batch's.
-    assert watched(BatchNormMatching([norm.eval()]), norm, images).item() == pytest.approx(0.0, abs=1e-2)
-
-
-def test_batch_norm_matching_computes_nothing_unless_watching() -> None:
-    network = TwoNorms()
-    matching = BatchNormMatching(list(network.norms))
-    network(torch.zeros(2, 2, 3, 3))
-    assert matching.distances == []
-
-
-def test_batch_norm_matching_forgets_what_it_gave() -> None:
-    network, images = TwoNorms(), torch.from_numpy(draw((5, 2, 4, 3), 7)).float()
-    matching = BatchNormMatching(list(network.norms))
-    assert watched(matching, network, images).item() == watched(matching, network, images).item()
-
-
-def test_batch_norm_matching_gives_a_gradient_to_the_images_alone() -> None:
-    network = TwoNorms().requires_grad_(requires_grad=False)
-    images = torch.from_numpy(draw((5, 2, 4, 3), 8)).float().requires_grad_()
-    (gradient,) = torch.autograd.grad(watched(BatchNormMatching(list(network.norms)), network, images), images)
-    assert gradient.abs().sum() > 0
-    assert all(parameter.grad is None for parameter in network.parameters())
-
-
-def test_batch_norm_matching_sums_half_precision_activations_in_fp32() -> None:
-    norm = nn.BatchNorm2d(2).eval()
-    images = (100 + torch.from_numpy(draw((64, 2, 8, 8), 9))).bfloat16()
-    measured = watched(BatchNormMatching([norm]), norm, images)
-    exact = images.double().numpy()
-    expected = np.linalg.norm(exact.mean(axis=(0, 2, 3))) + np.linalg.norm(exact.var(axis=(0, 2, 3)) - 1)
-    assert measured.item() == pytest.approx(expected, rel=1e-4)
-
-
-@pytest.mark.parametrize("shape", [(7, 3), (5, 3, 4, 6), (4, 2, 3, 3, 2)])
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_batch_statistics_have_the_gradient_of_autograd(shape: tuple[int, ...], memory_format: Any) -> None:
-    activations = torch.from_numpy(2 + draw(shape, 10)).float()
-    if len(shape) == 4:
-        activations = activations.contiguous(memory_format=memory_format)
-    weights = torch.randn(2, shape[1], generator=torch.Generator().manual_seed(0))
-    over = [0, *range(2, len(shape))]
-    ours, theirs = (activations.clone().requires_grad_() for _ in range(2))
-    mean, variance = BatchStatistics.apply(ours)
-    exact_variance, exact_mean = torch.var_mean(theirs, dim=over, correction=0)
-    torch.testing.assert_close(mean, exact_mean)
-    torch.testing.assert_close(variance, exact_variance)
-    gradients = [
-        torch.autograd.grad((weights[0] * means + weights[1] * variances).sum(), images)[0]
-        for means, variances, images in ((mean, variance, ours), (exact_mean, exact_variance, theirs))
-    ]
-    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
-
-
-def test_batch_statistics_of_bf16_activations_have_a_gradient_as_good_as_bf16() -> None:
-    activations = torch.from_numpy(1 + draw((64, 4, 8, 8), 11, scale=1.0)).bfloat16()
-    half, full = activations.clone().requires_grad_(), activations.float().requires_grad_()
-    gradients = []
-    for images in (half, full):
-        mean, variance = BatchStatistics.apply(images)
-        assert mean.dtype == variance.dtype == torch.float32
-        gradients.append(torch.autograd.grad((mean + variance).sum(), images)[0].double())
-    assert (gradients[0] - gradients[1]).norm() < 0.02 * gradients[1].norm()
-
-
-def test_a_channel_that_never_changes_has_no_variance_and_a_finite_gradient() -> None:
-    """Dead channels are common behind a ReLU, and in images of one colour."""
-    norm = nn.BatchNorm2d(2).eval()
-    images = torch.from_numpy(draw((4, 2, 3, 3), 12)).float()
-    images[:, 0] = 0.5
-    images.requires_grad_()
-    distance = watched(BatchNormMatching([norm]), norm, images)
-    (gradient,) = torch.autograd.grad(distance, images)
-    assert distance.isfinite()
-    assert gradient.isfinite().all()
-
-
-def test_close_takes_every_hook_off() -> None:
-    network = TwoNorms()
-    matching = BatchNormMatching(list(network.norms))
-    matching.close()
-    matching.watching = True
-    network(torch.zeros(2, 2, 3, 3))
-    assert matching.distances == []
-    assert all(not norm._forward_pre_hooks for norm in network.norms)  # noqa: SLF001 -- where torch keeps hooks

@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from dfadc.distillation.replay import ReplayRing, Reservoir, ring_capacity
+from dfadc.contract import ImageContract, Task
+from dfadc.distillation.replay import ReplayRing, Reservoir, build_ring, ring_capacity
+from dfadc.recipe import load_recipe
 
 CPU = torch.device("cpu")
 SIZE = (1, 1, 1)
@@ -42,7 +44,8 @@ def test_the_ring_holds_the_last_images(capacity: int, batches: list[int]) -> No
 def test_the_ring_draws_evenly_and_only_what_it_holds() -> None:
     ring = ReplayRing(10, SIZE, CPU)
     ring.push(numbered(1, 2, 3, 4))
-    drawn = ring.draw(4000, rng())
+    drawn, answers = ring.draw(4000, rng())
+    assert answers.shape == (4000, 0)
     assert drawn.shape == (4000, *SIZE)
     assert drawn.dtype == torch.float32
     counts = [int((drawn == number).sum()) for number in (1, 2, 3, 4)]
@@ -53,7 +56,7 @@ def test_the_ring_draws_evenly_and_only_what_it_holds() -> None:
 def test_what_the_ring_keeps_is_no_part_of_a_graph() -> None:
     ring = ReplayRing(4, SIZE, CPU)
     ring.push(numbered(1, 2).requires_grad_() * 2)
-    assert not ring.draw(2, rng()).requires_grad
+    assert not ring.draw(2, rng())[0].requires_grad
 
 
 def test_images_are_kept_more_finely_than_pixels() -> None:
@@ -63,6 +66,85 @@ def test_images_are_kept_more_finely_than_pixels() -> None:
     ring.push(pixels.view(-1, 1, 1, 1))
     error = (ring.images.float().flatten() - pixels).abs().max().item()
     assert error < 0.5 / 255 / 0.229
+
+
+# ------------------------------------------------------------------------------------------- answers and classes
+
+
+def answers_to(*classes: int, num_classes: int = 3) -> torch.Tensor:
+    """Logits that tell the class."""
+    return 9.0 * torch.eye(num_classes)[list(classes)]
+
+
+@settings(deadline=None, max_examples=50)
+@given(capacity=st.integers(1, 7), batches=st.lists(st.integers(1, 20), max_size=6), seed=st.integers(0, 99))
+def test_answers_stay_with_their_images(capacity: int, batches: list[int], seed: int) -> None:
+    ring, seen = ReplayRing(capacity, SIZE, CPU, num_classes=2), 0
+    for batch in batches:
+        numbers = torch.arange(seen, seen + batch, dtype=torch.float32)
+        ring.push(numbered(*numbers.int().tolist()), torch.stack([numbers, -numbers], dim=1))
+        seen += batch
+    if seen:
+        images, answers = ring.draw(20, rng(seed))
+        torch.testing.assert_close(answers[:, 0], images.flatten())
+        torch.testing.assert_close(answers[:, 1], -images.flatten())
+
+
+def test_a_balanced_draw_gives_every_class_that_is_there_the_same_chance() -> None:
+    ring = ReplayRing(20, SIZE, CPU, num_classes=4, balanced=True)
+    # One image of class 2, three of class 0, eight of class 1, none of class 3.
+    classes = [2, 0, 0, 0, *[1] * 8]
+    ring.push(numbered(*range(12)), answers_to(*classes, num_classes=4))
+    images, answers = ring.draw(6000, rng())
+    drawn = np.bincount(answers.argmax(dim=1).numpy(), minlength=4)
+    assert drawn[3] == 0
+    assert stats.chisquare(drawn[:3]).pvalue > 1e-3
+    # Within a class every image has the same chance too.
+    within = np.bincount(images.flatten().int().numpy(), minlength=12)[4:]
+    assert stats.chisquare(within).pvalue > 1e-3
+
+
+def test_a_balanced_draw_forgets_what_gave_way() -> None:
+    ring = ReplayRing(3, SIZE, CPU, num_classes=3, balanced=True)
+    ring.push(numbered(0, 1, 2), answers_to(0, 0, 0))
+    ring.push(numbered(3, 4, 5), answers_to(1, 1, 2))
+    images, answers = ring.draw(400, rng())
+    assert set(images.flatten().tolist()) == {3.0, 4.0, 5.0}
+    assert set(answers.argmax(dim=1).tolist()) == {1, 2}
+
+
+def test_a_ring_goes_on_with_its_answers() -> None:
+    before, after = (ReplayRing(5, SIZE, CPU, num_classes=3, balanced=True) for _ in range(2))
+    before.push(numbered(*range(7)), answers_to(0, 1, 2, 0, 1, 2, 0))
+    after.load_state_dict(before.state_dict())
+    for each in (before, after):
+        each.push(numbered(8, 9), answers_to(1, 1))
+    for one, other in zip(before.draw(9, rng(1)), after.draw(9, rng(1)), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "task", "keeps"),
+    [
+        (["augmentation.shift=0", "augmentation.mixup=0"], "classification", True),
+        (["augmentation.shift=0", "augmentation.mixup=0"], "segmentation", False),
+        (["augmentation.shift=1", "augmentation.mixup=0"], "classification", False),
+        (["augmentation.shift=0", "augmentation.flip=true", "augmentation.mixup=0"], "classification", False),
+        (["augmentation.shift=0", "augmentation.mixup=0.5"], "classification", False),
+        (["replay.balanced=true"], "classification", True),
+    ],
+)
+def test_answers_are_kept_where_they_stay_true_or_classes_are_needed(
+    overrides: list[str], task: Task, keeps: bool
+) -> None:
+    contract = ImageContract((1, 8, 8), 10, task=task)
+    ring = build_ring(load_recipe("auto", overrides), contract, CPU)
+    assert ring.keeps_answers is keeps
+    assert ring.balanced is ("replay.balanced=true" in overrides)
+
+
+def test_answers_count_for_the_memory_bound() -> None:
+    assert ring_capacity(10**6, (1, 8, 8), 1, num_classes=1000) == 2**20 // (64 * 2 + 1000 * 4)
 
 
 @pytest.mark.parametrize("pushed", [0, 3, 5, 12])

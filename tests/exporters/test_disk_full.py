@@ -1,16 +1,24 @@
 from __future__ import annotations
 
+import json
+import resource
+import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from command_line import files_of, run_command
 
+from dfadc.run import RunFolder
 from exporters.base import ExportRequest
+from exporters.manifest import check_unchanged
 from exporters.registry import get_exporter
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 #: The operating system refuses files beyond 60 kB, as a full disk would, C++ writers included.
@@ -51,3 +59,73 @@ def test_a_full_disk_is_exit_7_and_leaves_what_was_there(
     assert [(path.name, path.read_text()) for path in target.parent.iterdir()] == [
         (target.name, "the earlier artifact")
     ]
+
+
+@pytest.fixture
+def run_copy(finished_run: RunFolder, tmp_path: Path) -> RunFolder:
+    shutil.copytree(finished_run.path, tmp_path / "run")
+    return RunFolder(tmp_path / "run")
+
+
+@contextmanager
+def disk_that_holds(num_bytes: int) -> Iterator[None]:
+    """The same limit for this process: no file may become larger."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def assert_storage_fails(run: RunFolder, *arguments: object, room: int) -> None:
+    """The command ends with exit code 7 and one error, and the run is as it was, to the last byte."""
+    before = files_of(run.path)
+    with disk_that_holds(room):
+        outcome = run_command("export", run.path, *arguments, "--quiet")
+    assert outcome.code == 7, outcome.err
+    assert len(outcome.errors) == 1
+    assert "File too large" in outcome.errors[0]
+    assert len(outcome.hints) == 1
+    assert files_of(run.path) == before
+    assert list(run.path.rglob(".*")) == []
+
+
+def test_the_fp32_onnx(run_copy: RunFolder) -> None:
+    (run_copy.artifacts / "student.onnx").write_text("the earlier artifact")
+    assert_storage_fails(run_copy, "-e", "onnx", room=10_000)
+
+
+def test_the_device_kit(run_copy: RunFolder) -> None:
+    assert run_command("export", run_copy.path, "-e", "kit").code == 0
+    (run_copy.artifacts / "kit" / "notes.txt").write_text("the earlier kit")
+    assert_storage_fails(run_copy, "-e", "kit", room=15_000)
+    assert run_command("export", run_copy.path, "-e", "kit").code == 0
+    assert not (run_copy.artifacts / "kit" / "notes.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("export", "changed"),
+    [
+        ("onnx:fp16", ("--keep-fp32", "classifier/Gemm")),
+        ("tensorrt-rtx:fp16", ("--gpu", "sm89")),
+        ("openvino:fp16", ()),
+    ],
+)
+def test_the_manifest(export: str, changed: tuple[str, ...], run_copy: RunFolder) -> None:
+    """The artifact is written by then: it must not stay, for the manifest that is there names the earlier one."""
+    capability = get_exporter(ExportRequest.parse(export).name).capability()
+    if not capability.can_build:
+        pytest.skip(f"{capability.reason}: {capability.install}")
+    assert run_command("export", run_copy.path, "-e", export, "--quiet").code == 0
+    manifest = run_copy.path / "manifest.json"
+    values = json.loads(manifest.read_text())
+    values["artifacts"][0]["notes"] = ["x" * 2_000_000]
+    if not changed:  # the earlier artifact was another
+        record = next(entry for entry in values["artifacts"] if export.startswith(entry["exporter"] + ":"))
+        for file in (record["file"], *record["extra_files"]):
+            (run_copy.path / file).write_text("the earlier artifact")
+    manifest.write_text(json.dumps(values))
+    assert_storage_fails(run_copy, "-e", export, *changed, room=1_500_000)
+    if changed:
+        check_unchanged(run_copy.path)

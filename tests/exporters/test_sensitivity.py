@@ -15,10 +15,11 @@ from dfadc.verification.agreement import compare
 from exporters.base import BuildSettings, ExportRequest
 from exporters.derived_onnx import DerivedOnnxExporter
 from exporters.engine_sessions import open_session
+from exporters.kept_layers import in_fp32
 from exporters.onnx_exporter import export_onnx
 from exporters.onnx_file import load_onnx
 from exporters.quantise import check_census, quantise
-from exporters.sensitivity import in_fp32, logits_of
+from exporters.sensitivity import logits_of, rank_layers, recover
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -110,16 +111,41 @@ def test_a_harmless_network_keeps_nothing(harmless: onnx.ModelProto, pool: np.nd
     assert (found.kept, found.worst, found.all_int8) == ((), (), None)
 
 
-def test_every_layer_in_fp32_is_the_fp32_graph(harmless: onnx.ModelProto, pool: np.ndarray) -> None:
-    """But for the logits themselves, which leave through 8 bits."""
-    int8 = quantise(harmless, pool, calibrator="minmax").model
-    names = [node.name for node in harmless.graph.node]
-    whole = in_fp32(int8, harmless, names)
-    reference = logits_of(harmless, pool)
-    kept, gone = compare(logits_of(whole, pool), reference), compare(logits_of(int8, pool), reference)
-    assert kept.sqnr_db > gone.sqnr_db
-    assert sum(node.op_type == "QuantizeLinear" for node in whole.graph.node) == 1
+@pytest.mark.parametrize("preset", ["portable", "ort-cpu"])
+def test_every_layer_in_fp32_is_the_fp32_graph(preset: str, harmless: onnx.ModelProto, pool: np.ndarray) -> None:
+    """Its biases, too, and the ReLUs that ort-cpu had made the lower ends of ranges."""
+    int8 = quantise(harmless, pool, preset=preset, calibrator="minmax").model
+    whole = in_fp32(int8, harmless, [node.name for node in harmless.graph.node])
     onnx.checker.check_model(whole, full_check=True)
+    assert {node.op_type for node in whole.graph.node} == {node.op_type for node in harmless.graph.node}
+    reference = logits_of(harmless, pool)
+    np.testing.assert_allclose(logits_of(whole, pool), reference, atol=1e-5)
+    assert compare(logits_of(int8, pool), reference).sqnr_db < 60
+
+
+@pytest.mark.parametrize("preset", ["portable", "ort-cpu"])
+def test_each_layer_back_in_fp32_brings_the_answers_nearer(
+    preset: str, harmless: onnx.ModelProto, pool: np.ndarray
+) -> None:
+    int8 = quantise(harmless, pool, preset=preset, calibrator="minmax").model
+    reference = logits_of(harmless, pool)
+    before = compare(logits_of(int8, pool), reference).sqnr_db
+    ranking = rank_layers(int8, harmless, pool, reference)
+    assert len(ranking) == 4
+    assert all(layer.alone_in_fp32.sqnr_db > before - 1 for layer in ranking)
+    assert [layer.alone_in_fp32.kl for layer in ranking] == sorted(layer.alone_in_fp32.kl for layer in ranking)
+
+
+def test_no_more_than_a_few_layers_are_kept(
+    harmless: onnx.ModelProto, pool: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no number of layers is enough, INT8 must not turn into fp32 one by one."""
+    monkeypatch.setattr("exporters.sensitivity.LEAST_AGREEMENT", 1.1)
+    int8 = quantise(harmless, pool, calibrator="minmax").model
+    reference = logits_of(harmless, pool)
+    ranking = rank_layers(int8, harmless, pool, reference)
+    assert len(ranking) == 4
+    assert len(recover(int8, harmless, pool, reference, ranking=ranking).kept) == 2
 
 
 def test_both_engines_take_a_graph_with_layers_in_fp32(outlier_onnx: Path, pool: np.ndarray, tmp_path: Path) -> None:

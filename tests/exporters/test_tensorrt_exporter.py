@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import signal
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import onnx
@@ -127,6 +129,22 @@ def test_ctrl_c_cancels_the_build_and_leaves_nothing(half_onnx: Path, tmp_path: 
     with pytest.raises(KeyboardInterrupt):
         build(half_onnx, tmp_path, FP16, BuildSettings(on_progress=interrupt))
     assert list(tmp_path.iterdir()) == []
+
+
+def build_interrupted(seconds: float, source: Path, folder: Path) -> None:
+    """A build that somebody outside sends Ctrl-C."""
+    code = f"import os, signal, time; time.sleep({seconds}); os.kill({os.getpid()}, signal.SIGINT)"
+    with subprocess.Popen([sys.executable, "-S", "-c", code]) as sender:  # noqa: S603 -- our own interpreter
+        build(source, folder, FP16)
+        sender.wait()
+
+
+def test_ctrl_c_is_heard_at_any_moment(half_onnx: Path, tmp_path: Path) -> None:
+    """It arrives wherever the builder is, in its logger too, whose C++ frames swallow exceptions."""
+    for moment in range(1, 8):
+        with pytest.raises(KeyboardInterrupt):
+            build_interrupted(0.04 * moment, half_onnx, tmp_path)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_an_unwritable_target_leaves_nothing(half_onnx: Path, tmp_path: Path) -> None:

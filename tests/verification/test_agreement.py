@@ -14,12 +14,13 @@ from scipy import special, stats
 from dfadc.verification.agreement import (
     MIN_PER_CLASS,
     TIE_MARGIN,
-    accuracy,
+    Accuracy,
     compare,
     compare_by_source,
     coverage_by_source,
     mean_kl,
     measure_coverage,
+    predict,
     sqnr_db,
     wilson_interval,
 )
@@ -229,8 +230,9 @@ def test_coverage_leaves_nan_out_and_takes_nothing() -> None:
 def test_accuracy_counts_labels_and_never_nan() -> None:
     logits = np.eye(3)[[0, 1, 2, 2]]
     logits[3, 0] = np.nan
-    result = accuracy(logits, np.array([0, 1, 1, 2]))
+    assert list(predict(logits)) == [0, 1, 2, -1]
+    result = Accuracy.of(predict(logits) == np.array([0, 1, 1, 2]))
     assert (result.n, result.k, result.accuracy) == (4, 2, 0.5)
     assert (result.low, result.high) == wilson_interval(2, 4)
-    with pytest.raises(ValueError, match="values for 4 samples"):
-        accuracy(logits, np.array([0]))
+    with pytest.raises(ValueError, match="must be"):
+        predict(np.zeros(4))

@@ -25,7 +25,7 @@ EXACT = Agreement(2048, 2048, 0, 1.0, 0.0, math.inf, 0.0, (), 0)
 #: A student that agrees with its teacher on 95 %: the lower bound is 93.97 %.
 STUDENT = Agreement(2000, 1900, 0, 0.99, 0.1, 15.0, 0.1, (), 0)
 EVEN = Coverage((200,) * 10, 0)
-THRESHOLDS = Thresholds(min_agreement=0.9, min_coverage=0.7)
+THRESHOLDS = Thresholds(source="generator", min_agreement=0.9, min_coverage=0.7)
 
 
 def judge(
@@ -146,12 +146,12 @@ def test_no_samples_of_the_gates_source_fails() -> None:
     judgement = judge(artifact=nothing, student=nothing, coverage=Coverage((0,) * 10, 0))
     assert judgement.verdict is FAIL
     assert all("no samples of source 'generator' to judge" in why for why in judgement.reasons)
-    off = Thresholds(min_agreement=None, min_coverage=None, max_drop=None)
+    off = Thresholds(min_agreement=None, min_coverage=None, max_student_drop=None)
     student = judge_student(against_teacher=nothing, coverage=Coverage((0,) * 10, 0), thresholds=off)
     assert student.verdict is FAIL
 
 
-@pytest.mark.parametrize("gate", ["min_agreement", "min_coverage", "max_drop"])
+@pytest.mark.parametrize("gate", ["min_agreement", "min_coverage", "max_student_drop"])
 def test_a_gate_switched_off_reads_not_gated_and_hides_no_failure(gate: str) -> None:
     switched_off: dict[str, Any] = {gate: None}
     off = replace(THRESHOLDS, **switched_off)

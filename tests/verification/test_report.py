@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dfadc.contract import ImageContract
-from dfadc.verification.agreement import accuracy
+from dfadc.verification.agreement import Accuracy, predict
 from dfadc.verification.gate import Thresholds, Verdict
 from dfadc.verification.report import (
     COLUMNS,
@@ -25,7 +25,7 @@ from dfadc.verification.results import ArtifactFile, ArtifactResult, artifact_no
 from dfadc.verification.samples import SampleSet
 
 CONTRACT = ImageContract((1, 4, 4), 6, mean=(0.5,), std=(0.5,), class_names=("a", "b", "c|d", "e", "f", "g"))
-THRESHOLDS = Thresholds(min_agreement=0.8, min_coverage=0.7)
+THRESHOLDS = Thresholds(source="generator", min_agreement=0.8, min_coverage=0.7)
 N = 1200
 
 
@@ -64,10 +64,13 @@ def mixed_report(samples: SampleSet) -> dict[str, Any]:
     """One artifact that passes, one that answers NaN, one that could not run."""
     labels = samples.teacher_logits.argmax(axis=1)
     labels[::20] = (labels[::20] + 2) % 6
-    good = verify(samples, samples.student_logits, accuracy=accuracy(samples.student_logits, labels))
+    teacher, student = (
+        Accuracy.of(predict(logits) == labels) for logits in (samples.teacher_logits, samples.student_logits)
+    )
+    good = verify(samples, samples.student_logits, accuracy=student)
     broken = verify(samples, np.full_like(samples.student_logits, np.nan), "int8")
     absent = artifact_not_run(ArtifactFile("student.rtx.engine", "fp16", 99), "no NVIDIA GPU | none at all")
-    labelled = LabelledAccuracy(accuracy(samples.teacher_logits, labels), accuracy(samples.student_logits, labels))
+    labelled = LabelledAccuracy(teacher, student)
     networks = {
         "teacher": {"architecture": "large", "num_parameters": 4_000_000, "flops": 90_000_000},
         "student": {"architecture": "small", "num_parameters": 1_000_000, "flops": 9_000_000},

@@ -1,0 +1,38 @@
+"""`dfadc baseline`: freezes what a later run or export must not fall behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dfadc.cli import options  # noqa: TC001 -- typer reads annotations at run time
+from dfadc.cli.console import print_json, print_table, say
+
+
+def baseline(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The baseline's file, .npz.")],
+    data: options.Data = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a baseline that is there.")] = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Freeze RUN's samples and what its student and artifacts answer, for `dfadc verify --baseline`."""
+    from dfadc.api.baseline import describe_frozen, write_baseline  # noqa: PLC0415 -- keeps `--help` light
+    from dfadc.run import open_run  # noqa: PLC0415
+
+    frozen = write_baseline(open_run(run), out, data=data, force=force)
+    described = describe_frozen(frozen)
+    for name, reason in frozen.left_out.items():
+        say(f"not in the baseline: {name}: {reason}", quiet=quiet)
+    if as_json:
+        print_json(described)
+    else:
+        rows = [
+            (name, f"{rates['agreement']:.2%}", "–" if rates["accuracy"] is None else f"{rates['accuracy']:.2%}")
+            for name, rates in described["networks"].items()
+        ]
+        print_table(("network", "agreement with teacher", "accuracy"), rows)
+    say(f"baseline: {out}", quiet=quiet)

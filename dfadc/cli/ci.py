@@ -1,0 +1,87 @@
+"""What a CI system is told besides stdout and the exit code: a JUnit file, GitHub's summary and annotations."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from dfadc.errors import DfadcError, StorageFailed
+
+Publish = Callable[[Mapping[str, Any]], None]
+
+
+@contextmanager
+def ci_outputs(junit: Path | None) -> Iterator[Publish]:
+    """Gives a function that publishes a report, to be called once the report is there.
+
+    ``junit`` is written at once, as of a verification that has not ended: so the path is known to be writable before
+    any work is done, and neither an error nor a crash leaves the file of an earlier job behind.
+
+    Raises:
+        StorageFailed: ``junit`` cannot be written.
+    """
+    from dfadc.verification.ci import render_junit, render_junit_error  # noqa: PLC0415 -- keeps `--help` light
+
+    def publish(report: Mapping[str, Any]) -> None:
+        if junit is not None:
+            _write_junit(junit, render_junit(report))
+        _append_summary(report)
+        _annotate(report)
+
+    if junit is not None:
+        _write_junit(junit, render_junit_error("the verification did not come to its end"))
+    try:
+        yield publish
+    except DfadcError as exc:
+        if junit is not None:
+            _write_junit(junit, render_junit_error(exc.message))
+        raise
+
+
+def annotate_error(error: DfadcError) -> None:
+    """Shows an error at the job, too, where GitHub runs it."""
+    if _on_github():
+        from dfadc.verification.ci import annotation  # noqa: PLC0415
+
+        typer.echo(annotation("error", "dfadc", error.message), err=True)
+
+
+def _on_github() -> bool:
+    return os.environ.get("GITHUB_ACTIONS") == "true"
+
+
+def _annotate(report: Mapping[str, Any]) -> None:
+    """On stderr: GitHub's runner reads commands from both streams, and stdout may have to be pure JSON."""
+    if _on_github():
+        from dfadc.verification.ci import annotation_lines  # noqa: PLC0415
+
+        for line in annotation_lines(report):
+            typer.echo(line, err=True)
+
+
+def _append_summary(report: Mapping[str, Any]) -> None:
+    """The Markdown goes to the job's page. A page that cannot be written does not change the verdict."""
+    name = os.environ.get("GITHUB_STEP_SUMMARY")
+    if not name:
+        return
+    from dfadc.verification.report import render_markdown  # noqa: PLC0415
+
+    try:
+        with Path(name).open("a", encoding="utf-8") as stream:
+            stream.write(render_markdown(report) + "\n")
+    except OSError as exc:
+        typer.echo(f"warning: cannot write $GITHUB_STEP_SUMMARY {name}: {exc.strerror or exc}", err=True)
+
+
+def _write_junit(path: Path, text: str) -> None:
+    from dfadc.storage import atomic_write_text  # noqa: PLC0415
+
+    try:
+        atomic_write_text(path, text)
+    except StorageFailed as exc:
+        raise StorageFailed(exc.message, "choose a writable --junit") from exc

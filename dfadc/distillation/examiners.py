@@ -1,0 +1,117 @@
+"""Generators trained after the game, which ask a finished student what the game itself did not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dfadc.distillation.game import Game
+from dfadc.distillation.generator import build_generator
+from dfadc.distillation.loop import update_generator
+from dfadc.distillation.players import Players
+from dfadc.recipe import change_recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from dfadc.recipe import Recipe
+
+#: How every examiner is trained, whatever the recipe of the game: as recipe `auto` trains its generator, with every
+#: prior that the teacher can give. The prior generator leaves the adversarial term out.
+_RULES: dict[str, Any] = {
+    "student.ema_decay": 0.0,
+    "student.quantise_from": 1.0,
+    "generator": {
+        "optimizer": {"kind": "adam", "learning_rate": 4e-3, "momentum": 0.5, "clip_norm": 5.0},
+        "schedule": {"kind": "cosine"},
+    },
+    "prior": {"one_hot": 1.0, "balance": 5.0},
+    "replay": {"share": 0.0, "reservoir": 0},
+    "augmentation": {},
+}
+#: Length of their latents where the game's generator has none.
+_LATENT_DIM = 256
+#: Images on which the restarts of the adversary are compared.
+_TRIAL_SIZE = 512
+
+
+def train_prior(game: Game) -> Players:
+    """A fresh generator trained against the teacher alone: the student has no say in what it draws.
+
+    Args:
+        game: finished; nobody in it moves.
+
+    Returns:
+        Players whose generator draws, on latents of a stream of their own.
+    """
+    return _train(game, seed=game.recipe.seed + 11, steps=examiner_steps(game.recipe)[0], adversarial=0.0)
+
+
+def train_adversary(game: Game) -> Players:
+    """A fresh generator trained to make teacher and finished student disagree; the most harmful of several restarts.
+
+    Which one that is, is decided on images that are not drawn again.
+    """
+    steps = examiner_steps(game.recipe)[1]
+    adversaries = [
+        _train(game, seed=game.recipe.seed + 101 + restart, steps=steps, adversarial=1.0)
+        for restart in range(game.recipe.verify.adversary_restarts)
+    ]
+    return min(adversaries, key=lambda players: _agreement(game, players))
+
+
+def examiner_steps(recipe: Recipe) -> tuple[int, int]:
+    """Updates of the prior generator and of each adversary: the recipe's, but at most a tenth of the game's."""
+    most = max(1, recipe.steps * recipe.generator.steps // 10)
+    return min(recipe.verify.prior_steps, most), min(recipe.verify.adversary_steps, most)
+
+
+@torch.no_grad()
+def draw(players: Players, count: int, batch_size: int = 128) -> Iterator[Tensor]:
+    """``count`` images of the averaged generator on latents that no training saw: batches (n, C, H, W) on the CPU."""
+    generator = players.generator.average.eval()
+    for latents in players.draw_unseen_latents(count).split(batch_size):
+        yield generator(latents).float().cpu()
+
+
+def _train(game: Game, *, seed: int, steps: int, adversarial: float) -> Players:
+    rules = {**_RULES, "seed": seed, "steps": max(1, steps)}
+    kept = {"output": game.recipe.generator.output, "latent_dim": game.recipe.generator.latent_dim or _LATENT_DIM}
+    rules["generator"] = {**_RULES["generator"], **kept, "adversarial": adversarial}
+    if game.batch_norms:
+        rules["prior"] = {**_RULES["prior"], "batch_norm": 1.0}
+    recipe = change_recipe(game.recipe, rules)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        generator = build_generator(recipe.generator, game.contract)
+    players = Players(
+        game.players.student.average, generator, recipe=recipe, contract=game.contract, policy=game.policy
+    )
+    trial = Game(
+        game.teacher,
+        game.batch_norms,
+        players=players,
+        recipe=recipe,
+        contract=game.contract,
+        policy=game.policy,
+    )
+    for step in range(steps):
+        players.generator.set_learning_rate(step / steps)
+        update_generator(trial)
+    trial.close()
+    return players
+
+
+@torch.no_grad()
+def _agreement(game: Game, players: Players) -> float:
+    networks = (game.teacher, players.student.module.eval())
+    agreed = 0
+    for images in draw(players, _TRIAL_SIZE):
+        teacher_classes, student_classes = (
+            network(images.to(game.policy.device)).argmax(dim=1) for network in networks
+        )
+        agreed += int((teacher_classes == student_classes).sum())
+    return agreed / _TRIAL_SIZE

@@ -1,0 +1,160 @@
+"""A run's metrics as curves: small SVG panels for a page, and all of them in one PNG."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from dataclasses import dataclass
+from itertools import cycle
+from typing import TYPE_CHECKING, Any
+
+from dfadc.storage import atomic_write
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from matplotlib.axes import Axes
+
+#: Readings that are drawn; of more, as many evenly over the run.
+MAX_READINGS = 2000
+#: Colours that colour-blind readers tell apart (Okabe and Ito, 2008), each with a line style of its own.
+LINES = (
+    ("#0072b2", "-"),
+    ("#d55e00", (0, (5, 1.5))),
+    ("#009e73", (0, (1, 1))),
+    ("#cc79a7", (0, (6, 1.5, 1, 1.5))),
+    ("#7d6608", (0, (3, 1, 1, 1, 1, 1))),
+)
+INK, GRID = "#454f5b", "#d0d7de"
+_LEGEND_COLUMNS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One small chart.
+
+    Args:
+        title: what it shows, with the unit.
+        steps: (N,) horizontal.
+        series: name -> (N,) values; NaN leaves a gap.
+        share: whether the values lie in [0, 1].
+        logarithmic: whether they span orders of magnitude.
+    """
+
+    title: str
+    steps: Sequence[float]
+    series: Mapping[str, Sequence[float]]
+    share: bool = False
+    logarithmic: bool = False
+
+
+def panels_of(readings: Sequence[Mapping[str, Any]]) -> tuple[Panel, ...]:
+    """What there is to draw of a run's metrics.
+
+    Args:
+        readings: the lines of metrics.jsonl; a value that is absent, null, NaN or infinite is not drawn.
+    """
+    if not readings:
+        return ()
+    chosen = readings[:: math.ceil(len(readings) / MAX_READINGS)]
+    steps = _values(chosen, "step")
+    terms = [reading.get("terms") or {} for reading in chosen]
+    names = list(dict.fromkeys(name for reading in terms for name in reading))
+    panels = (
+        Panel("Student loss", steps, {"student": _values(chosen, "student_loss")}),
+        Panel("Agreement on the probe", steps, {"student = teacher": _values(chosen, "agreement")}, share=True),
+        Panel("Class entropy on the probe", steps, {"teacher's classes": _values(chosen, "class_entropy")}, share=True),
+        Panel("Generator loss", steps, {"generator": _values(chosen, "generator_loss")}),
+        Panel("Generator loss, unweighted terms", steps, {name: _values(terms, name) for name in names}),
+        Panel(
+            "Learning rates",
+            steps,
+            {"student": _values(chosen, "student_rate"), "generator": _values(chosen, "generator_rate")},
+            logarithmic=True,
+        ),
+    )
+    return tuple(panel for panel in panels if any(math.isfinite(x) for values in panel.series.values() for x in values))
+
+
+def panel_svg(panel: Panel) -> str:
+    """One panel as an ``<svg>`` element whose colours are the page's own: ``--ink``, ``--line``, ``--series-1``, ..."""
+    from matplotlib import rc_context  # noqa: PLC0415 - only a run's report draws
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    stream = io.StringIO()
+    # Text stays text; the salt keeps identifiers the same in every run and different in every panel.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": panel.title}):
+        figure = Figure(figsize=(4.4, 2.7), layout="constrained")
+        _draw(figure.subplots(), panel)
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(stream, format="svg", transparent=True, metadata=nothing)
+    opening, hidden = r'(?s)^.*?<svg [^>]*viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">'
+    svg = re.sub(opening, hidden, stream.getvalue())
+    svg = re.sub(r'(?s)<style.*?</style>|(?<=<g) id="[^"]*"', "", svg)
+    names = {INK: "ink", GRID: "line"} | {colour: f"series-{i}" for i, (colour, _) in enumerate(LINES, start=1)}
+    for colour, name in names.items():
+        svg = svg.replace(colour, f"var(--{name})")
+    return re.sub(r"'DejaVu Sans'[^;\"]*", "var(--font)", svg)
+
+
+def write_curves(path: Path, panels: Sequence[Panel]) -> None:
+    """Writes all panels into one PNG; the same metrics give the same bytes.
+
+    Raises:
+        StorageFailed: the file cannot be written.
+    """
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    figure = Figure(figsize=(13.2, 2.9 * math.ceil(len(panels) / 3)), layout="constrained")
+    for number, panel in enumerate(panels, start=1):
+        axes = figure.add_subplot(math.ceil(len(panels) / 3), 3, number)
+        _draw(axes, panel)
+        axes.set_title(panel.title, fontsize=11, loc="left", pad=8 + 14 * _legend_rows(panel))
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=100, metadata={"Software": None})
+
+
+def _legend_rows(panel: Panel) -> int:
+    """One line needs no legend: the title says what it is."""
+    return math.ceil(len(panel.series) / _LEGEND_COLUMNS) if len(panel.series) > 1 else 0
+
+
+def _draw(axes: Axes, panel: Panel) -> None:
+    marker = "o" if len(panel.steps) == 1 else None
+    for (name, values), (colour, style) in zip(panel.series.items(), cycle(LINES), strict=False):
+        axes.plot(panel.steps, values, color=colour, linestyle=style, linewidth=1.4, label=name, marker=marker)
+    if panel.share:
+        axes.set_ylim(-0.03, 1.03)
+    elif panel.logarithmic and (peaks := [_peak(values) for values in panel.series.values() if _peak(values) > 0]):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        # A schedule that ends at 0 would stretch the axis down to its last step.
+        axes.set_ylim(bottom=min(peaks) / 1e4)
+    if _legend_rows(panel):
+        axes.legend(
+            loc="lower left",
+            bbox_to_anchor=(-0.02, 1.0),
+            borderaxespad=0.2,
+            ncols=_LEGEND_COLUMNS,
+            columnspacing=1.2,
+            handlelength=2.6,
+            fontsize=8,
+            frameon=False,
+            labelcolor=INK,
+        )
+    axes.set_xlabel("step", color=INK, fontsize=9)
+    axes.tick_params(colors=INK, labelsize=9, which="both")
+    axes.grid(color=GRID, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["bottom", "left"]].set_color(INK)
+
+
+def _peak(values: Sequence[float]) -> float:
+    return max(filter(math.isfinite, values), default=0.0)
+
+
+def _values(readings: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    found = [reading.get(name) for reading in readings]
+    return [float(x) if isinstance(x, int | float) and math.isfinite(x) else math.nan for x in found]

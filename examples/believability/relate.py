@@ -1,0 +1,175 @@
+"""How far agreement on generated samples tells real accuracy: reads what `make_students.py` wrote.
+
+    python examples/believability/relate.py believability/fashion_mnist believability/digits
+
+Each folder holds the students of one teacher. Half of them choose the source and fit its line; every figure is stated
+on the other half. The line is fitted on probit axes, where accuracies on two distributions often lie on one (Miller et
+al. 2021, arXiv 2107.04649), and goes from agreement to accuracy as a share of the teacher's.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib import pyplot as plt
+from scipy.stats import norm, spearmanr
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+COLUMNS = (
+    *("teacher", "source", "students", "rank correlation, choosing half", "the same, stating half"),
+    *("mean gap, points", "scatter, points", "worst over-estimate, points"),
+)
+
+
+class Student(NamedTuple):
+    """One student: real accuracy, the teacher's, and (agreement, number of samples) on each source."""
+
+    name: str
+    accuracy: float
+    teacher_accuracy: float
+    agreement: dict[str, tuple[float, int]]
+
+
+@dataclass(frozen=True)
+class Relation:
+    """How one source's agreement relates to real accuracy over some students.
+
+    Args:
+        source: of the samples.
+        rank_correlation: Spearman's, over the students the figures are stated on.
+        mean_gap: mean |predicted - real| accuracy on them, in [0, 1].
+        scatter: standard deviation of predicted - real.
+        worst_overestimate: largest predicted - real, and whose it is.
+        line: slope and offset on probit axes.
+    """
+
+    source: str
+    rank_correlation: float
+    mean_gap: float
+    scatter: float
+    worst_overestimate: tuple[float, str]
+    line: tuple[float, float]
+
+
+def read_students(folder: Path) -> list[Student]:
+    """Every student of a folder, in a fixed random order that knows nothing of their quality."""
+    students = []
+    for path in sorted(folder.glob("*.npz")):
+        with np.load(path, allow_pickle=False) as stored:
+            agreed = stored["teacher_logits"].argmax(axis=1) == stored["student_logits"].argmax(axis=1)
+            by_source = {
+                str(name): (float(agreed[stored["source"] == index].mean()), int((stored["source"] == index).sum()))
+                for index, name in enumerate(stored["sources"])
+            }
+            by_source["all"] = (float(agreed.mean()), len(agreed))
+            students.append(Student(path.stem, float(stored["accuracy"]), float(stored["teacher_accuracy"]), by_source))
+    return [students[index] for index in np.random.default_rng(0).permutation(len(students))]
+
+
+def relate(source: str, fitted: list[Student], stated: list[Student]) -> Relation:
+    """Fits the line on some students and states the figures on others."""
+    slope, offset = np.polyfit(_probit(_agreements(fitted, source)), _probit(_shares(fitted)), 1)
+    predicted = predict(_agreements(stated, source), (slope, offset)) * stated[0].teacher_accuracy
+    real = np.array([student.accuracy for student in stated])
+    gaps = predicted - real
+    worst = int(gaps.argmax())
+    return Relation(
+        source,
+        rank_correlation=float(spearmanr(_agreements(stated, source), real).statistic),
+        mean_gap=float(np.abs(gaps).mean()),
+        scatter=float(gaps.std()),
+        worst_overestimate=(float(gaps[worst]), stated[worst].name),
+        line=(float(slope), float(offset)),
+    )
+
+
+def predict(agreement: NDArray[np.float64], line: tuple[float, float]) -> NDArray[np.float64]:
+    """Accuracy as a share of the teacher's, in [0, 1], by the fitted line."""
+    return np.asarray(norm.cdf(line[0] * _probit(agreement) + line[1]))
+
+
+def _probit(rates: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(norm.ppf(np.clip(rates, 0.005, 0.995)))
+
+
+def _agreements(students: list[Student], source: str) -> NDArray[np.float64]:
+    return np.array([student.agreement[source][0] for student in students])
+
+
+def _shares(students: list[Student]) -> NDArray[np.float64]:
+    return np.array([min(1.0, student.accuracy / student.teacher_accuracy) for student in students])
+
+
+def draw(teachers: dict[str, list[Student]], chosen: str, path: Path) -> None:
+    """Real accuracy against agreement: a row a teacher, a column a source, the fitted line on the chosen one."""
+    sources = tuple(next(iter(teachers.values()))[0].agreement)
+    figure, axes = plt.subplots(
+        len(teachers),
+        len(sources),
+        figsize=(3 * len(sources), 3 * len(teachers)),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+    )
+    for row, (name, students) in zip(axes, teachers.items(), strict=True):
+        half = len(students) // 2
+        for axis, source in zip(row, sources, strict=True):
+            for part, marker, label in (
+                (students[:half], "o", "choosing half"),
+                (students[half:], "x", "stating half"),
+            ):
+                axis.scatter(_agreements(part, source), [s.accuracy for s in part], marker=marker, s=24, label=label)
+            grid = np.linspace(0.02, 0.99, 200)
+            line = relate(source, students[:half], students[half:]).line
+            axis.plot(grid, predict(grid, line) * students[0].teacher_accuracy, linewidth=1, color="grey")
+            axis.set_title(f"{name}: {source}" + (" (chosen)" if source == chosen else ""), fontsize=9)
+            axis.set_xlim(0, 1)
+            axis.set_ylim(0, 1)
+        row[0].set_ylabel("real accuracy")
+    for axis in axes[-1]:
+        axis.set_xlabel("agreement")
+    axes[0][0].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Prints the table of every source and the figures of the chosen one."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", type=Path, nargs="+", help="each the --out of make_students.py")
+    parser.add_argument("--plot", type=Path, help="write a picture here")
+    arguments = parser.parse_args()
+    mpl.use("Agg")
+    teachers = {folder.name: read_students(folder) for folder in arguments.folders}
+    halves = {name: (s[: len(s) // 2], s[len(s) // 2 :]) for name, s in teachers.items()}
+    print("| " + " | ".join(COLUMNS) + " |")
+    print("|---" * len(COLUMNS) + "|")
+    sources = tuple(next(iter(teachers.values()))[0].agreement)
+    chosen_by: dict[str, list[float]] = {source: [] for source in sources}
+    for name, (choosing, stating) in halves.items():
+        for source in sources:
+            inside = relate(source, choosing, choosing)
+            found = relate(source, choosing, stating)
+            chosen_by[source].append(inside.rank_correlation)
+            over, whose = found.worst_overestimate
+            print(
+                f"| {name} | {source} | {len(choosing)} + {len(stating)} | {inside.rank_correlation:.3f} "
+                f"| {found.rank_correlation:.3f} | {100 * found.mean_gap:.1f} | {100 * found.scatter:.1f} "
+                f"| {100 * over:+.1f} ({whose}) |"
+            )
+    chosen = max(sources, key=lambda source: min(chosen_by[source]))
+    print(f"\nchosen, by the lowest rank correlation over the teachers' choosing halves: {chosen}")
+    if arguments.plot is not None:
+        draw(teachers, chosen, arguments.plot)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""The believability example: students are made, damaged and measured, and the relation is found where there is one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import norm
+
+FOLDER = Path(__file__).resolve().parents[2] / "examples" / "believability"
+
+
+def run(script: str, *arguments: object) -> str:
+    command = [sys.executable, str(FOLDER / script), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)  # noqa: S603 -- our script
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_students_are_made_damaged_and_measured_once(digits_teacher: Path, digits_data: Path, tmp_path: Path) -> None:
+    given = (digits_teacher, "--student", "compact_resnet_4", "--data", digits_data, "--out", tmp_path)
+    quick = ("--scale", 0.02, "--examiner-steps", 1, "--only", "auto-200-seed0", "dfad-100")
+    lines = run("make_students.py", *given, *quick).splitlines()
+    assert [line.split()[0] for line in lines] == [
+        *("auto-200-seed0", "auto-200-seed0-noise0.1", "auto-200-seed0-noise0.2", "auto-200-seed0-noise0.3"),
+        *("auto-200-seed0-noise0.45", "auto-200-seed0-prune0.4", "auto-200-seed0-prune0.6", "auto-200-seed0-bits3"),
+        "dfad-100",
+    ]
+    with np.load(tmp_path / "auto-200-seed0-prune0.6.npz") as stored, np.load(tmp_path / "auto-200-seed0.npz") as whole:
+        assert stored["sources"].tolist() == ["generator", "snapshots", "prior", "adversary"]
+        assert stored["teacher_logits"].shape == stored["student_logits"].shape == (2048, 10)
+        # A run of four steps has four moments at which samples are set aside, not eight.
+        assert np.bincount(stored["source"]).tolist() == [768, 256, 512, 512]
+        asked_the_same = stored["source"] < 3
+        np.testing.assert_array_equal(
+            stored["teacher_logits"][asked_the_same], whole["teacher_logits"][whole["source"] < 3]
+        )
+        assert (stored["student_logits"][asked_the_same] != whole["student_logits"][whole["source"] < 3]).any()
+    assert run("make_students.py", *given, *quick) == ""  # nothing is made twice
+
+
+def test_a_relation_is_found_where_there_is_one(tmp_path: Path) -> None:
+    """Agreement of `prior` and accuracy lie on a line on probit axes; that of `generator` has nothing to do with it."""
+    dice = np.random.default_rng(0)
+    folder = tmp_path / "invented"
+    folder.mkdir()
+    for index, accuracy in enumerate(np.linspace(0.2, 0.85, 24)):
+        agreement = {"generator": dice.uniform(0.3, 0.9), "prior": norm.cdf(0.8 * norm.ppf(accuracy / 0.9) - 0.3)}
+        num = 4000
+        student = np.zeros((2 * num, 2), np.float32)
+        teacher = student + np.array([1, 0], np.float32)
+        for start, rate in zip((0, num), agreement.values(), strict=True):
+            right = round(rate * num)
+            student[start : start + right, 0] = 1
+            student[start + right : start + num, 1] = 1
+        np.savez(
+            folder / f"student{index:02}.npz",
+            source=np.repeat(np.array([0, 1], np.int8), num),
+            sources=np.array(list(agreement)),
+            teacher_logits=teacher,
+            student_logits=student,
+            accuracy=np.array(accuracy),
+            teacher_accuracy=np.array(0.9),
+        )
+    printed = run("relate.py", folder, "--plot", tmp_path / "plot.png")
+    rows = {
+        cells[2]: cells
+        for line in printed.splitlines()
+        if len(cells := [cell.strip() for cell in line.split("|")]) > 8 and cells[1] == "invented"
+    }
+    assert rows["prior"][3] == "12 + 12"
+    assert float(rows["prior"][5]) == 1.0
+    assert float(rows["prior"][6]) < 0.2  # points
+    assert float(rows["generator"][6]) > 5
+    assert printed.strip().endswith("choosing halves: prior")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
