@@ -262,3 +262,19 @@ def test_rounding_costs_the_student_something_to_learn_under() -> None:
             quantiser(images(), learns=True)
         difference = functional.l1_loss(quantiser(images(), learns=False), student(images()))
     assert 0 < float(difference) < 0.1
+
+
+def test_who_learns_rounded_answers_better_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With 3 bits, where rounding hurts: the float student learns well and loses it."""
+    monkeypatch.setattr("dfadc.distillation.fake_quantise.LARGEST", 3)
+    errors = {}
+    for quantise_from in (0.0, 1.0):
+        game = build_game("auto", f"student.quantise_from={quantise_from}", "steps=60", "batch_size=32")
+        play(game, 60)
+        student = game.players.student.average.eval()
+        quantiser = FakeQuantiser(student)
+        with torch.no_grad():
+            drawn = torch.cat([game.players.generator.average.eval()(game.players.draw_unseen_latents(256)), images()])
+            quantiser(drawn, learns=True)
+            errors[quantise_from] = float((quantiser(drawn, learns=False) - game.teacher(drawn)).abs().mean())
+    assert errors[0.0] < 0.9 * errors[1.0], errors
