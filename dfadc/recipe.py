@@ -74,16 +74,20 @@ class GeneratorSettings(Settings):
     """The generator's side of the game."""
 
     architecture: Literal["scalable", "paper", "paper_a", "paper_b", "free_pixels"] = Field(
-        "scalable", description="scalable: 1-8 M parameters at any size; paper: A up to 64 px, B above"
+        "scalable",
+        description="scalable: 1-8 M parameters at any size; paper: A up to 64 px, B above; free_pixels: no network",
     )
     output: Literal["standardised", "pixels"] = Field(
         "standardised", description="tanh + batch norm without affine, or bounded to [0, 1] and normalised"
     )
     latent_dim: int = Field(256, ge=0, le=8192, description="length Z of a latent; 0: that of free_pixels")
     latents: Literal["fresh", "shared", "optimised", "noisy"] = Field(
-        "fresh", description="fresh in every update; shared by a step; optimised with G; from class embeddings"
+        "fresh",
+        description="fresh in every update, shared by a step, optimised with the generator, or noisy class embeddings",
     )
-    latent_rate: float = Field(1.0, gt=0, le=1e4, description="rate of latents that move, as a multiple of G's")
+    latent_rate: float = Field(
+        1.0, gt=0, le=1e4, description="rate of latents that move, as a multiple of the generator's"
+    )
     reset_every: int = Field(0, ge=0, description="steps after which the generator begins anew; 0: never")
     meta: Literal["off", "fomaml", "reptile"] = Field("off", description="each step begins from meta-learned weights")
     on_collapse: Literal["reset", "warn"] = Field("reset", description="what is done where few classes are drawn")

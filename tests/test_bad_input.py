@@ -259,7 +259,7 @@ def test_a_student_that_cannot_take_the_images(digits_teacher: Path) -> None:
         (("--set", "student.optimizer.learning_rate=nan"), "student.optimizer.learning_rate"),
         (("--steps", 0), "steps = 0"),
         (("--precision", "fp8"), 'compute.precision = "fp8"'),
-        (("--recipe", "fast"), "unknown recipe 'fast'"),
+        (("--recipe", "quick"), "unknown recipe 'quick'"),
         (("--recipe", "nowhere.toml"), "nowhere.toml"),
         (("--minutes", 1), "--steps 1 and --minutes 1 contradict"),
         (("--input-size", "32"), "--input-size '32' is not CxHxW"),
@@ -433,7 +433,7 @@ def test_a_report_that_is_missing_or_damaged(finished_run: RunFolder) -> None:
 
 
 def test_an_unknown_recipe_to_show() -> None:
-    assert_refused(("recipe", "show", "fast"), "unknown recipe 'fast'", hint="auto")
+    assert_refused(("recipe", "show", "quick"), "unknown recipe 'quick'", hint="auto")
 
 
 def test_a_size_that_students_cannot_be_listed_for() -> None:

@@ -29,6 +29,7 @@ QUICK = {
     "log.interval": 1,
     "log.tensorboard": True,
     "verify.num_samples": 8,
+    "verify.gate_source": "generator",
     "verify.prior_steps": 0,
     "verify.adversary_steps": 0,
 }

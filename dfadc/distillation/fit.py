@@ -39,7 +39,26 @@ def fit_recipe(recipe: Recipe, contract: ImageContract, num_batch_norms: int) ->
     if conflicts:
         raise DfadcError("; ".join(problem for problem, _ in conflicts), "; ".join(way for _, way in conflicts))
     check_budget(recipe)
-    return recipe, tuple(notes)
+    return recipe, (describe_game(recipe), *notes) if recipe.adapt else tuple(notes)
+
+
+def describe_game(recipe: Recipe) -> str:
+    """What both players of a recipe are paid for, and what the student is shown, in one line."""
+    student, rules, prior, replay = recipe.student, recipe.generator, recipe.prior, recipe.replay
+    priors = ("batch_norm", "one_hot", "balance", "activation", "total_variation", "l2")
+    seeks = {rules.discrepancy: rules.adversarial, **{name: getattr(prior, name) for name in priors}}
+    learns = {"l1": student.l1, "scaled_l1": student.scaled_l1, "kl": student.kl}
+    fresh = 1 - replay.share - replay.average_share
+    images = {"fresh": fresh, "of the averaged generator": replay.average_share, "replayed": replay.share}
+    seen = ", ".join(f"{share:.0%} {source}" for source, share in images.items() if share > 0)
+    return (
+        f"recipe {recipe.name}: the generator seeks {_sum(seeks)}, the student learns {_sum(learns)} on images that "
+        f"are {seen}; {recipe.augmentation.mixup:.0%} of its batches are mixed up"
+    )
+
+
+def _sum(weights: dict[str, float]) -> str:
+    return " + ".join(f"{weight:g} {name}" for name, weight in weights.items() if weight > 0)
 
 
 def check_budget(recipe: Recipe) -> tuple[str, ...]:

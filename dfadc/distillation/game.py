@@ -131,13 +131,13 @@ class Game:
         return self.players.step >= self.recipe.student.start * self.recipe.steps
 
     def draw_student_batch(self) -> StudentBatch:
-        """Latents, replayed images and a mixup weight; nothing is replayed while the ring is empty."""
+        """Latents, replayed images and a mixup weight; where the ring gives a part, nothing until it holds any."""
         players, recipe = self.players, self.recipe
         num_replayed = num_averaged = 0
-        if len(players.ring):
-            num_replayed = round(recipe.batch_size * recipe.replay.share)
-            if recipe.replay.share < 1:
-                num_replayed = min(num_replayed, recipe.batch_size - 1)
+        if recipe.replay.share == 1:
+            num_replayed = recipe.batch_size
+        elif len(players.ring):
+            num_replayed = min(round(recipe.batch_size * recipe.replay.share), recipe.batch_size - 1)
         if recipe.replay.average_share > 0:
             most = recipe.batch_size - num_replayed
             num_averaged = min(round(recipe.batch_size * recipe.replay.average_share), most - 1)

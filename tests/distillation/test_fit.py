@@ -199,6 +199,19 @@ def test_auto_takes_l1_in_units_of_the_logits_where_no_batch_norm_holds_their_sc
     assert chosen.generator.discrepancy == "kl"
 
 
+def test_auto_says_what_it_plays() -> None:
+    _, (game, *_) = fit_recipe(load_recipe("auto"), CONTRACT, 20)
+    assert game == (
+        "recipe auto: the generator seeks 1 l1 + 1 batch_norm + 1 one_hot + 5 balance, the student learns 1 l1 + 1 kl "
+        "on images that are 50% fresh, 50% replayed; 50% of its batches are mixed up"
+    )
+    _, (game, *reasons) = fit_recipe(load_recipe("auto"), CONTRACT, 0)
+    assert "seeks 1 scaled_l1 + 1 one_hot + 5 balance, the student learns 1 scaled_l1 + 1 kl" in game
+    assert reasons
+    _, (game, *_) = fit_recipe(load_recipe("dfad+"), CONTRACT, 0)
+    assert "50% fresh, 25% of the averaged generator, 25% replayed" in game
+
+
 def test_auto_keeps_its_composition_where_batch_norms_guide_the_generator() -> None:
     fitted, _ = fit_recipe(load_recipe("auto"), CONTRACT, 9)
     assert fitted == load_recipe("auto")

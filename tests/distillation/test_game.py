@@ -304,7 +304,11 @@ def test_what_terms_remember_goes_with_the_players() -> None:
     whole, again = build_game("auto", *rules), build_game("auto", *rules)
     started(whole, 3)
     state = copy.deepcopy(whole.players.state_dict())
-    assert set(state["carried"]) == {"batch_norm", "balance"}
+    carried = state["carried"]
+    assert set(carried) == {"batch_norm", "balance"}
+    # It remembers indeed: the averages are those of activations, and the classes are not uniform any more.
+    assert all(float(average[1].min()) > 0 for average in carried["batch_norm"]["averages"])
+    assert float(carried["balance"]["log_mean"].std()) > 1e-3
     started(whole, 6)
     again.players.load_state_dict(state)
     started(again, 6)

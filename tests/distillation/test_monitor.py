@@ -27,6 +27,7 @@ from dfadc.distillation.monitor import (
     Monitor,
     ProbeReading,
 )
+from dfadc.distillation.player import Player, forget_
 from dfadc.errors import TrainingDiverged
 from dfadc.models.teacher import Teacher, load_teacher
 
@@ -270,7 +271,13 @@ def test_where_the_student_lives_from_the_ring_alone_the_probe_is_its_newest_ima
     newest = game.players.ring.images[:24].float()
     with torch.no_grad():
         answers = [network.eval()(newest).argmax(1) for network in (game.teacher, game.players.student.average)]
-    assert monitor.probe().agreement == pytest.approx(float((answers[0] == answers[1]).float().mean()))
+    reading = monitor.probe()
+    assert reading.agreement == pytest.approx(float((answers[0] == answers[1]).float().mean()))
+    # Whatever the generator would draw from other latents.
+    kill(game.players.generator)
+    assert monitor.probe() == reading
+    game.players.ring.push(torch.zeros(PROBE_SIZE, 1, 8, 8))
+    assert monitor.probe().class_entropy == 0
 
 
 # ----------------------------------------------------------------------------------------------------- collapse
@@ -301,11 +308,12 @@ def watch(game: Game, steps: int, monitor: Monitor | None = None) -> list[tuple[
     return seen
 
 
-def kill(module: nn.Module) -> None:
-    """No weight, no gradient: such a generator draws one image for ever."""
+def kill(player: Player) -> None:
+    """No weight, no gradient, no momentum: such a generator draws one image for ever."""
     with torch.no_grad():
-        for parameter in module.parameters():
+        for parameter in player.parameters:
             parameter.zero_()
+    forget_(player.optimizer)
 
 
 def test_a_game_of_many_classes_is_left_alone(digits: Teacher) -> None:
@@ -319,7 +327,7 @@ def test_a_game_of_many_classes_is_left_alone(digits: Teacher) -> None:
 def test_a_collapsed_generator_begins_anew_and_the_game_recovers(digits: Teacher) -> None:
     game = build_digits_game(digits)
     distill(game, 10, lambda _: None)
-    kill(game.players.generator.module)
+    kill(game.players.generator)
     seen = watch(game, 40)
     notes = [(index, note) for index, (_, note) in enumerate(seen) if note]
     # The 10 readings that it is given, and 5% of the run's 200 steps; then one reset is enough.
@@ -346,7 +354,7 @@ def test_resets_that_do_not_help_end_the_run_with_what_to_try(digits: Teacher) -
 
 def test_a_recipe_that_wants_no_resets_is_warned_and_left_alone(digits: Teacher) -> None:
     game = build_digits_game(digits, "generator.on_collapse=warn")
-    kill(game.players.generator.module)
+    kill(game.players.generator)
     seen = watch(game, 40)
     (note,) = [note for _, note in seen if note]
     assert "worth little" in note

@@ -53,6 +53,17 @@ def test_the_ring_draws_evenly_and_only_what_it_holds() -> None:
     assert stats.chisquare(counts).pvalue > 1e-3
 
 
+@settings(deadline=None, max_examples=50)
+@given(capacity=st.integers(1, 7), batches=st.lists(st.integers(1, 9), max_size=6), count=st.integers(1, 9))
+def test_the_newest_are_the_last_that_were_pushed(capacity: int, batches: list[int], count: int) -> None:
+    ring, seen = ReplayRing(capacity, SIZE, CPU), 0
+    for batch in batches:
+        ring.push(numbered(*range(seen, seen + batch)))
+        seen += batch
+    expected = list(range(max(0, seen - min(count, capacity)), seen))
+    assert ring.newest(count).flatten().tolist() == expected
+
+
 def test_what_the_ring_keeps_is_no_part_of_a_graph() -> None:
     ring = ReplayRing(4, SIZE, CPU)
     ring.push(numbered(1, 2).requires_grad_() * 2)
