@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import torch
 
+from dfadc.distillation.allocator import kept_memory
 from dfadc.distillation.checkpoint import load_checkpoint
 from dfadc.distillation.diagnosis import diagnose_teacher
 from dfadc.distillation.estimate import Estimate, estimate, steps_for_minutes
@@ -97,6 +99,8 @@ class Training:
         self.student_flops = count_flops(student.module, teacher.contract.input_size)
         self.policy = choose_policy(recipe.compute, device)
         self.game = self._build_game()
+        self._open = ExitStack()
+        self._open.callback(self.game.close)
 
     def plan(self, minutes: float | None = None) -> Plan:
         """Measures what a step costs, turns a time budget into steps, and says what will be done.
@@ -183,11 +187,12 @@ class Training:
         watch.save()
 
     def __enter__(self) -> Self:
+        self._open.enter_context(kept_memory(self.policy.device))
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leaves the teacher as it was found."""
-        self.game.close()
+        """Leaves the teacher as it was found, and the memory."""
+        self._open.close()
 
     def _build_game(self) -> Game:
         recipe, contract, policy = self.recipe, self.teacher.contract, self.policy

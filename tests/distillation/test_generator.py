@@ -7,9 +7,10 @@ from typing import Any, Literal
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from dfadc.contract import ImageContract
-from dfadc.distillation.generator import LARGEST_PAPER_A, Generator, Grid, build_generator
+from dfadc.distillation.generator import LARGEST_PAPER_A, Generator, Grid, UpsamplingConv2d, build_generator
 from dfadc.errors import DfadcError
 from dfadc.recipe import GeneratorSettings
 
@@ -107,18 +108,39 @@ def test_generator_a_is_the_papers() -> None:
     assert isinstance(body, nn.Sequential)
     assert [type(layer).__name__ for layer in body] == [
         *("Grid", "BatchNorm2d"),
-        *("Upsample", "Conv2d", "BatchNorm2d", "LeakyReLU"),
-        *("Upsample", "Conv2d", "BatchNorm2d", "LeakyReLU"),
+        *("UpsamplingConv2d", "BatchNorm2d", "LeakyReLU"),
+        *("UpsamplingConv2d", "BatchNorm2d", "LeakyReLU"),
         "Conv2d",
     ]
     assert isinstance(body[0], Grid)
     assert body[0].shape == (128, 8, 8)
-    assert [layer.mode for layer in body if isinstance(layer, nn.Upsample)] == ["nearest", "nearest"]
     assert [layer.negative_slope for layer in body if isinstance(layer, nn.LeakyReLU)] == [0.2, 0.2]
     linear = 100 * 128 * 64 + 128 * 64
     convolutions = (128 * 128 + 128 * 64 + 64 * 1) * 9 + 128 + 64 + 1
     norms = 2 * (128 + 128 + 64)
     assert count(body) == linear + convolutions + norms
+
+
+@pytest.mark.parametrize("size", [(4, 4), (7, 5), (1, 3)])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_upsampling_convolution_is_the_two_that_it_replaces(
+    size: tuple[int, int], memory_format: torch.memory_format
+) -> None:
+    """Values, gradients of features, weights and bias: those of nearest upsampling, then a 3x3 convolution."""
+    torch.manual_seed(0)
+    layer = UpsamplingConv2d(3, 5, 3, padding=1).double()
+    features = torch.randn(2, 3, *size, dtype=torch.float64).contiguous(memory_format=memory_format).requires_grad_()
+    upsampled = functional.interpolate(features, scale_factor=2, mode="nearest")
+    expected = functional.conv2d(upsampled, layer.weight, layer.bias, padding=1)
+    weights = torch.randn_like(expected)
+    inputs = (features, layer.weight, layer.bias)
+    torch.testing.assert_close(layer(features), expected)
+    for got, wanted in zip(
+        torch.autograd.grad((layer(features) * weights).sum(), inputs),
+        torch.autograd.grad((expected * weights).sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, wanted)
 
 
 def test_generator_b_is_the_papers() -> None:
