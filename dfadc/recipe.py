@@ -147,6 +147,9 @@ class ComputeSettings(Settings):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: what the device computes")
     compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile; auto measures")
     channels_last: bool = Field(default=True, description="NHWC memory format")
+    micro_batch: int = Field(
+        0, ge=0, le=65536, description="images of an update at once, gradients added up; 0: the whole batch"
+    )
 
 
 class CalibrationSettings(Settings):

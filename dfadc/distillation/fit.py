@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from dfadc.distillation.discrepancy import TEMPERED
+from dfadc.distillation.micro_batches import num_parts
 from dfadc.errors import DfadcError
 from dfadc.recipe import Recipe, change_recipe
 
@@ -35,6 +36,7 @@ def fit_recipe(recipe: Recipe, contract: ImageContract, num_batch_norms: int) ->
         *_generator_conflicts(recipe),
         *_term_conflicts(recipe),
         *_class_conflicts(recipe, contract),
+        *_batch_conflicts(recipe),
     ]
     if conflicts:
         raise DfadcError("; ".join(problem for problem, _ in conflicts), "; ".join(way for _, way in conflicts))
@@ -212,3 +214,11 @@ def _class_conflicts(recipe: Recipe, contract: ImageContract) -> Iterator[Confli
     for field, is_set in asked.items():
         if is_set:
             yield f"{field} needs one class an image, and this teacher has one for every pixel", "leave it away"
+
+
+def _batch_conflicts(recipe: Recipe) -> Iterator[Conflict]:
+    """About the parts that a batch is cut into."""
+    size = recipe.compute.micro_batch
+    if recipe.batch_size // num_parts(recipe.batch_size, size) < 2:
+        problem = f"compute.micro_batch = {size} leaves a single image of {recipe.batch_size}, and batch norm needs two"
+        yield problem, f"--set compute.micro_batch={max(4, size)}"

@@ -45,11 +45,13 @@ class GeneratorBatch(NamedTuple):
         latents: (N, Z); None where they move with the generator: then they are drawn within its loss.
         targets: (N,), the classes that the images are to be taken for; None: the teacher's own argmax.
         adversarial: scalar, the weight of the discrepancy now.
+        rows: those of the latents that are drawn within the loss.
     """
 
     latents: Tensor | None
     targets: Tensor | None
     adversarial: Tensor
+    rows: slice = slice(None)
 
 
 class Game:
@@ -245,7 +247,9 @@ class Game:
     def _generator_loss(self, batch: GeneratorBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The generator's loss, and its terms by name, detached and unweighted."""
         loss, terms = torch.zeros((), device=batch.adversarial.device), {}
-        latents = self.players.draw_latents(self.recipe.batch_size) if batch.latents is None else batch.latents
+        latents = batch.latents
+        if latents is None:
+            latents = self.players.draw_latents(self.recipe.batch_size)[batch.rows]
         with self.policy.autocast():
             images = self.players.generator.module(latents)
             images = images.contiguous(memory_format=self.policy.memory_format)

@@ -12,6 +12,8 @@ from dfadc.distillation.meta import MetaGenerator
 from dfadc.distillation.player import Player, forget_
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from dfadc.contract import ImageContract
     from dfadc.distillation.latents import FreshLatents
     from dfadc.distillation.precision import ComputePolicy
@@ -63,9 +65,9 @@ class GeneratorPlayer(Player):
         if self.latents.move or self.meta is not None:
             forget_(self.optimizer)
 
-    def move(self, loss: Tensor) -> None:
+    def move(self, losses: Tensor | Iterable[Tensor]) -> None:
         """One update, which a meta-generator learns from."""
-        super().move(loss)
+        super().move(losses)
         if self.meta is not None:
             self.meta.gather(self.skipped)
 

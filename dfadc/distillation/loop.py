@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from dfadc.distillation.micro_batches import split_generator_batch, split_student_batch
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
@@ -57,17 +59,36 @@ def update_student(game: Game) -> Tensor:
     players = game.players
     players.student.module.train()
     players.generator.module.train()
-    loss, fresh, answers = game.student_loss(game.draw_student_batch())
-    players.student.move(loss)
-    players.remember(fresh, answers)
-    return loss.detach()
+    shown: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def losses() -> Iterator[Tensor]:
+        for share, batch in split_student_batch(game.draw_student_batch(), game.recipe.compute.micro_batch):
+            loss, fresh, answers = game.student_loss(batch)
+            shown.append((share * loss.detach(), fresh, answers))
+            yield share * loss
+
+    players.student.move(losses())
+    paid, fresh, answers = zip(*shown, strict=True)
+    players.remember(torch.cat(fresh), torch.cat(answers))
+    return torch.stack(paid).sum()
 
 
 def update_generator(game: Game) -> tuple[Tensor, dict[str, Tensor]]:
     """The generator learns to disagree; the student does not move, nor, in eval mode, its batch-norm statistics."""
-    players = game.players
-    players.student.module.train(game.recipe.generator.student_mode == "train")
+    players, recipe = game.players, game.recipe
+    players.student.module.train(recipe.generator.student_mode == "train")
     players.generator.module.train()
-    loss, terms = game.generator_loss(game.draw_generator_batch())
-    players.generator.move(loss)
-    return loss.detach(), terms
+    paid: list[Tensor] = []
+    terms: dict[str, Tensor] = {}
+
+    def losses() -> Iterator[Tensor]:
+        batch = game.draw_generator_batch()
+        for share, part in split_generator_batch(batch, recipe.batch_size, recipe.compute.micro_batch):
+            loss, terms_of_part = game.generator_loss(part)
+            paid.append(share * loss.detach())
+            for name, term in terms_of_part.items():
+                terms[name] = terms.get(name, 0.0) + share * term
+            yield share * loss
+
+    players.generator.move(losses())
+    return torch.stack(paid).sum(), terms

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from dfadc.distillation.precision import ComputePolicy
     from dfadc.recipe import GeneratorSettings, OptimizerSettings, ScheduleSettings, StudentSettings
@@ -63,15 +63,19 @@ class Player:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
 
-    def move(self, loss: Tensor) -> None:
-        """One update down the gradient of ``loss`` (scalar), skipped as a whole where that is not finite.
+    def move(self, losses: Tensor | Iterable[Tensor]) -> None:
+        """One update down the gradient of a loss (scalar), skipped as a whole where that is not finite.
 
         Only this player's gradients are computed. Nothing waits for the device: fused optimizers read
         ``found_inf`` there.
+
+        Args:
+            losses: the loss, or summands of it, of which the next is asked for when the graph of the last is gone.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        # autograd prunes what does not lead to these parameters: no weight gradients for the other player.
-        torch.autograd.backward(self.scaler.scale(loss), inputs=self.parameters)
+        for loss in [losses] if isinstance(losses, Tensor) else losses:
+            # autograd prunes what does not lead to these parameters: no weight gradients for the other player.
+            torch.autograd.backward(self.scaler.scale(loss), inputs=self.parameters)
         self.scaler.unscale_(self.optimizer)
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)

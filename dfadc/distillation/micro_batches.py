@@ -1,0 +1,64 @@
+"""Micro-batches: an update whose graph never holds more than a part of its batch.
+
+Gradients add up, so an update is the whole batch's wherever its loss is a mean over images: L1, KL, cross-entropy,
+total variation. What is a property of a batch becomes one of each micro-batch, and the loss the mean over them: the
+statistics that batch norm normalises by (and moves its running ones by, once a micro-batch), the statistics and the
+mean prediction of the priors, the scale of ``scaled_l1``, the logarithm of ``log_l1``. A prior then asks more: every
+micro-batch is to match and to be balanced (negative entropy is convex, so the mean over parts is never less than that
+of the batch). ``prior.batch_norm_momentum`` and ``prior.balance_momentum`` are for parts too small for that.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from dfadc.distillation.game import GeneratorBatch, StudentBatch
+
+
+def num_parts(batch_size: int, micro_batch: int) -> int:
+    """Micro-batches of an update, each of ``micro_batch`` images at most; 0 is no bound."""
+    return -(-batch_size // micro_batch) if micro_batch else 1
+
+
+def split_student_batch(batch: StudentBatch, micro_batch: int) -> Iterator[tuple[float, StudentBatch]]:
+    """Micro-batches that hold fresh, averaged and replayed images in the batch's proportion, and their shares of it."""
+    num_fresh, num_drawn = len(batch.latents), len(batch.latents) + len(batch.average_latents)
+    total = num_drawn + len(batch.replayed)
+    parts = num_parts(total, micro_batch)
+    for part in range(parts):
+        rows = slice((part - num_drawn) % parts, None, parts)
+        average_latents = batch.average_latents[(part - num_fresh) % parts :: parts]
+        split = batch._replace(
+            latents=batch.latents[part::parts],
+            average_latents=average_latents,
+            replayed=batch.replayed[rows],
+            answers=batch.answers[rows],
+        )
+        yield _share(part, parts, total), split
+
+
+def split_generator_batch(
+    batch: GeneratorBatch, batch_size: int, micro_batch: int
+) -> Iterator[tuple[float, GeneratorBatch]]:
+    """Micro-batches, which hold every class that the batch asks for about as often as it does, and their shares."""
+    parts = num_parts(batch_size, micro_batch)
+    for part in range(parts):
+        rows = slice(part, None, parts)
+        yield (
+            _share(part, parts, batch_size),
+            batch._replace(latents=_take(batch.latents, rows), targets=_take(batch.targets, rows), rows=rows),
+        )
+
+
+def _share(part: int, parts: int, total: int) -> float:
+    """Share of ``total`` rows that are part, part + parts, part + 2 parts, ..."""
+    return len(range(part, total, parts)) / total
+
+
+def _take(values: Tensor | None, rows: slice) -> Tensor | None:
+    return None if values is None else values[rows]
