@@ -129,6 +129,9 @@ class ReplaySettings(Settings):
     average_share: float = Field(0.0, ge=0, lt=1, description="share drawn by the averaged generator")
     balanced: bool = Field(default=False, description="every class has the same chance of being replayed")
     capacity: int = Field(20_000, ge=1, description="images in the replay ring")
+    echoes: int = Field(
+        0, ge=0, le=1000, description="further student updates in each step, on images and answers of the last ones"
+    )
     max_mebibytes: int = Field(512, ge=1, description="bound on the ring's memory; capacity is cut to it")
     reservoir: int = Field(1024, ge=0, description="images kept over the whole run, for calibration")
 

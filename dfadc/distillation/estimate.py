@@ -115,10 +115,12 @@ def time_steps(game: Game) -> float:
         generator = _time(game, lambda: update_generator(game))
         # Before the student, who may live from what a turn leaves in the ring.
         turn = _time(game, game.end_turn)
-        student = _time(game, lambda: update_student(game))
+        student = _time(game, lambda: update_student(game, game.draw_student_batch()))
+        echo = _time(game, lambda: update_student(game, game.draw_echo_batch())) if rules.replay.echoes else 0.0
     finally:
         game.players.load_state_dict(before)
-    return rules.generator.steps * generator + turn + rules.student.steps * student * (1 - rules.student.start)
+    students = rules.student.steps * student + rules.replay.echoes * echo
+    return rules.generator.steps * generator + turn + students * (1 - rules.student.start)
 
 
 def _time(game: Game, work: Callable[[], object]) -> float:
@@ -190,5 +192,5 @@ def _resident_bytes(game: Game) -> int:
     moved = [parameter for player in (players.student, players.generator) for parameter in player.parameters]
     # A gradient and, for momentum or Adam's first moment, one more copy of every moving parameter.
     moving = 2 * sum(parameter.nbytes for parameter in moved)
-    ring = players.ring.images.nbytes + players.ring.answers.nbytes
+    ring = sum(store.images.nbytes + store.answers.nbytes for store in (players.ring, players.echo))
     return sum(tensor.nbytes for tensor in _resident_tensors(game)) + moving + ring

@@ -152,6 +152,11 @@ def _student_conflicts(recipe: Recipe, contract: ImageContract) -> Iterator[Conf
     if replay.average_share > 0 and recipe.generator.ema_decay == 0:
         way = "--set generator.ema_decay=0.99"
         yield "replay.average_share is drawn by the averaged generator, and none is kept", way
+    if replay.echoes and replay.share == 1:
+        problem = "replay.echoes repeats what the student was shown, and with replay.share = 1 it sees only repetitions"
+        yield problem, f"--set student.steps={student.steps + replay.echoes}, --set replay.echoes=0"
+    if replay.echoes and contract.task != "classification":
+        yield "replay.echoes keeps one answer an image, and this teacher has one for every pixel", "leave it away"
     if replay.share == 1 and student.start == 0:
         way = "--set student.start=0.1 fills it first"
         yield "with replay.share = 1 the student would begin on an empty ring", way

@@ -38,6 +38,24 @@ class StudentBatch(NamedTuple):
     mixup: Tensor
 
 
+class Lesson(NamedTuple):
+    """What a student update was paid for.
+
+    Args:
+        loss: scalar.
+        fresh: (F + A, C, H, W), what was drawn for it.
+        answers: the teacher's logits to them.
+        images: (N, C, H, W), as the student was shown them: mixed up, where the recipe does that.
+        teacher_logits: to these.
+    """
+
+    loss: Tensor
+    fresh: Tensor
+    answers: Tensor
+    images: Tensor
+    teacher_logits: Tensor
+
+
 class GeneratorBatch(NamedTuple):
     """What a generator update is drawn from.
 
@@ -90,7 +108,7 @@ class Game:
             players.carry("quantiser", self.quantiser)
         #: Whether the student plays rounded to INT8; fixed for a step, so that a compiled function knows it.
         self.quantises = False
-        self.student_loss: Callable[[StudentBatch], tuple[Tensor, Tensor, Tensor]] = self._student_loss
+        self.student_loss: Callable[[StudentBatch], Lesson] = self._student_loss
         self.generator_loss: Callable[[GeneratorBatch], tuple[Tensor, dict[str, Tensor]]] = self._generator_loss
 
     def compile(self, backend: str = "inductor") -> None:
@@ -173,8 +191,14 @@ class Game:
             answers = answers[:0]
         return images, answers
 
-    def _student_loss(self, batch: StudentBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """The student's loss on a batch, and what to remember of it: fresh images (F, C, H, W) and answers to them.
+    def draw_echo_batch(self) -> StudentBatch:
+        """Images that the student was shown before, as it was shown them, and what the teacher answered then."""
+        images, answers = self.players.echo.draw(self.recipe.batch_size, self.players.rng)
+        latents = self._draw_latents(0)
+        return StudentBatch(latents, latents, images, answers, mixup=torch.tensor(1.0, device=self.policy.device))
+
+    def _student_loss(self, batch: StudentBatch) -> Lesson:
+        """The student's loss on a batch, and what to remember of it.
 
         No graph leads to generator or teacher.
         """
@@ -196,7 +220,7 @@ class Game:
             loss = loss + settings.scaled_l1 * discrepancy.scaled_l1(student_logits, teacher_logits)
         if settings.kl > 0:
             loss = loss + settings.kl * discrepancy.kl(student_logits, teacher_logits, temperature=settings.temperature)
-        return loss, fresh, answers
+        return Lesson(loss, fresh, answers, images, teacher_logits)
 
     def _draw_fresh(self, batch: StudentBatch) -> Tensor:
         """What generator and averaged generator draw, (F + A, C, H, W); batch norm takes no empty batch."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from dfadc.distillation.game import Game
+    from dfadc.distillation.game import Game, Lesson, StudentBatch
 
 
 class StepLosses(NamedTuple):
@@ -45,7 +45,9 @@ def distill(game: Game, steps: int, on_step: Callable[[StepLosses], None]) -> No
         student_loss = torch.tensor(math.nan)
         if game.student_plays:
             for _ in range(recipe.student.steps):
-                student_loss = update_student(game)
+                student_loss = update_student(game, game.draw_student_batch())
+            for _ in range(recipe.replay.echoes):
+                update_student(game, game.draw_echo_batch())
         game.begin_turn()
         for _ in range(recipe.generator.steps):
             generator_loss, terms = update_generator(game)
@@ -54,23 +56,25 @@ def distill(game: Game, steps: int, on_step: Callable[[StepLosses], None]) -> No
         on_step(StepLosses(players.step, student_loss, generator_loss, terms))
 
 
-def update_student(game: Game) -> Tensor:
+def update_student(game: Game, batch: StudentBatch) -> Tensor:
     """The student learns to agree, on images that the generator draws for it; the generator does not move."""
     players = game.players
     players.student.module.train()
     players.generator.module.train()
-    shown: list[tuple[Tensor, Tensor, Tensor]] = []
+    lessons: list[Lesson] = []
 
     def losses() -> Iterator[Tensor]:
-        for share, batch in split_student_batch(game.draw_student_batch(), game.recipe.compute.micro_batch):
-            loss, fresh, answers = game.student_loss(batch)
-            shown.append((share * loss.detach(), fresh, answers))
-            yield share * loss
+        for share, part in split_student_batch(batch, game.recipe.compute.micro_batch):
+            lesson = game.student_loss(part)
+            lessons.append(lesson._replace(loss=share * lesson.loss.detach()))
+            yield share * lesson.loss
 
     players.student.move(losses())
-    paid, fresh, answers = zip(*shown, strict=True)
-    players.remember(torch.cat(fresh), torch.cat(answers))
-    return torch.stack(paid).sum()
+    players.remember(torch.cat([each.fresh for each in lessons]), torch.cat([each.answers for each in lessons]))
+    for lesson in lessons:
+        if len(lesson.fresh):  # else it is an echo itself
+            players.echo.push(lesson.images, lesson.teacher_logits)
+    return torch.stack([lesson.loss for lesson in lessons]).sum()
 
 
 def update_generator(game: Game) -> tuple[Tensor, dict[str, Tensor]]:

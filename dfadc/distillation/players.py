@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dfadc.distillation.generator_player import GeneratorPlayer
 from dfadc.distillation.latents import build_latents
 from dfadc.distillation.player import Player
-from dfadc.distillation.replay import STORED_DTYPE, Reservoir, build_ring
+from dfadc.distillation.replay import STORED_DTYPE, Reservoir, build_echo, build_ring
 
 if TYPE_CHECKING:
     from dfadc.contract import ImageContract
@@ -69,6 +69,7 @@ class Players:
         self.student = Player(student, recipe.student, policy)
         self.generator = GeneratorPlayer(generator, recipe.generator, policy, latents=latents, contract=contract)
         self.ring = build_ring(recipe, contract, policy.device)
+        self.echo = build_echo(recipe, contract, policy.device)
         self.reservoir = Reservoir(recipe.replay.reservoir, contract.input_size, policy.device)
         self.set_aside = torch.empty((0, *contract.input_size), dtype=STORED_DTYPE)
         self.step = 0
@@ -96,10 +97,7 @@ class Players:
             answers: the teacher's logits (N, K), where the ring keeps them.
             offer: images for the reservoir.
         """
-        # A value that is not finite would spoil every batch that replays it, long after the players were taken back.
-        images = images.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-        if len(self.ring.images) and len(images):
-            self.ring.push(images, answers)
+        self.ring.push(images, answers)
         if len(self.reservoir.images):
             self.reservoir.offer(images[:offer], self.rng)
 
@@ -118,6 +116,7 @@ class Players:
             "student": self.student.state_dict(),
             "generator": self.generator.state_dict(),
             "ring": self.ring.state_dict(),
+            "echo": self.echo.state_dict(),
             "reservoir": self.reservoir.state_dict(),
             "set_aside": self.set_aside,
             "step": self.step,
@@ -133,6 +132,7 @@ class Players:
         self.student.load_state_dict(state["student"])
         self.generator.load_state_dict(state["generator"])
         self.ring.load_state_dict(state["ring"])
+        self.echo.load_state_dict(state["echo"])
         self.reservoir.load_state_dict(state["reservoir"])
         self.set_aside = state["set_aside"].clone()
         self.step = state["step"]

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 #: Normalised images lie within a few units of 0, where half precision is finer than 8-bit pixels.
 STORED_DTYPE = torch.float16
+#: Steps of the game that an echo may come from.
+ECHO_STEPS = 10
 
 
 class ImageStore:
@@ -72,14 +74,17 @@ class ReplayRing(ImageStore):
 
     def push(self, images: Tensor, answers: Tensor | None = None) -> None:
         """Stores images (N, C, H, W), and logits (N, K) where it keeps them; the oldest give way."""
+        if not len(self.images) or not len(images):
+            return
         # Of more images than fit only the last ones stay; the same slot twice in one assignment would be undefined.
-        kept = images.detach()[-len(self.images) :]
+        # A value that is not finite would spoil every batch that replays it, long after the players were taken back.
+        kept = finite(images.detach()[-len(self.images) :])
         self.seen += len(images)
         slots = (torch.arange(self.seen - len(kept), self.seen) % len(self.images)).to(self.images.device)
         self.images[slots] = kept.to(STORED_DTYPE)
         if self.keeps_answers:
             assert answers is not None, "the ring keeps the teacher's answers"  # noqa: S101
-            self.answers[slots] = answers.detach()[-len(kept) :].float()
+            self.answers[slots] = finite(answers.detach()[-len(kept) :].float())
 
     def draw(self, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Stored images, with replacement, in fp32 (count, C, H, W), and their logits (count, K), K 0 if none."""
@@ -113,6 +118,15 @@ class ReplayRing(ImageStore):
         self.answers[: len(self)] = state["answers"]
 
 
+def build_echo(recipe: Recipe, contract: ImageContract, device: torch.device) -> ReplayRing:
+    """What the student's last new batches were, and the teacher's answers to them; of no capacity without echoes."""
+    capacity = ECHO_STEPS * recipe.student.steps * recipe.batch_size if recipe.replay.echoes else 0
+    bounded = ring_capacity(
+        capacity, contract.input_size, recipe.replay.max_mebibytes, num_classes=contract.num_classes
+    )
+    return ReplayRing(min(capacity, bounded), contract.input_size, device, num_classes=contract.num_classes)
+
+
 class Reservoir(ImageStore):
     """A uniform sample of everything offered over the run (Vitter 1985, algorithm R)."""
 
@@ -124,8 +138,13 @@ class Reservoir(ImageStore):
         kept = (slots < len(self.images)).nonzero().squeeze(1)
         # One at a time where two fall on one slot: the later must win, as it would have, one by one.
         for position in kept.tolist():
-            self.images[slots[position]] = images[position].detach().to(STORED_DTYPE)
+            self.images[slots[position]] = finite(images[position].detach()).to(STORED_DTYPE)
         self.seen += len(images)
+
+
+def finite(values: Tensor) -> Tensor:
+    """The values, with 0 for those that are not finite."""
+    return values.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def build_ring(recipe: Recipe, contract: ImageContract, device: torch.device) -> ReplayRing:

@@ -170,7 +170,7 @@ def test_both_players_see_the_rounded_student_from_its_share_on() -> None:
 def test_gradients_reach_both_players_through_the_rounding() -> None:
     game = build_game("auto", "student.quantise_from=0", "prior.batch_norm=0", "prior.one_hot=0", "prior.balance=0")
     game.begin_step()
-    loss, _, _ = game.student_loss(game.draw_student_batch())
+    loss, *_ = game.student_loss(game.draw_student_batch())
     for gradient in torch.autograd.grad(loss, game.players.student.parameters):
         assert gradient.isfinite().all()
         assert gradient.any()

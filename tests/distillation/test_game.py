@@ -56,7 +56,7 @@ def test_the_averaged_generator_draws_its_share() -> None:
     assert (len(batch.latents), len(batch.average_latents), len(batch.replayed)) == (8, 2, 0)
     batch = started(game, 3).draw_student_batch()
     assert (len(batch.latents), len(batch.average_latents), len(batch.replayed)) == (5, 2, 3)
-    _, fresh, _ = game.student_loss(batch)
+    _, fresh, _, *_ = game.student_loss(batch)
     generator = game.players.generator
     assert generator.average is not generator.module
     assert not generator.average.training
@@ -71,7 +71,7 @@ def test_a_student_that_lives_from_the_ring_alone_is_shown_nothing_else() -> Non
     batch = game.draw_student_batch()
     assert (len(batch.latents), len(batch.replayed)) == (0, 8)
     generator = copy.deepcopy(game.players.generator.module.state_dict())
-    _, fresh, _ = game.student_loss(batch)
+    _, fresh, _, *_ = game.student_loss(batch)
     assert len(fresh) == 0
     # The generator was not even asked: its statistics saw nothing.
     assert_same_state(game.players.generator.module.state_dict(), generator)
@@ -87,10 +87,10 @@ def test_a_known_answer_is_not_asked_for_again() -> None:
     asked: list[int] = []
     handle = game.teacher.register_forward_pre_hook(lambda _, inputs: asked.append(len(inputs[0])))
     game.players.student.module.eval()
-    loss, fresh, answers = game.student_loss(batch)
+    loss, fresh, answers, *_ = game.student_loss(batch)
     handle.remove()
     assert asked == [4]
-    plain, _, _ = game.student_loss(batch._replace(answers=batch.answers[:0]))
+    plain, *_ = game.student_loss(batch._replace(answers=batch.answers[:0]))
     assert loss.item() == pytest.approx(plain.item(), rel=1e-2)
     torch.testing.assert_close(answers, game.teacher(fresh))
 
@@ -106,7 +106,7 @@ def test_the_ring_learns_the_classes_of_the_images_before_they_are_mixed() -> No
     game = started(build_game("auto", "replay.balanced=true", "augmentation.mixup=1"))
     batch = game.draw_student_batch()
     assert float(batch.mixup) < 1
-    _, fresh, answers = game.student_loss(batch)
+    _, fresh, answers, *_ = game.student_loss(batch)
     torch.testing.assert_close(answers, game.teacher(fresh))
 
 
@@ -144,7 +144,7 @@ def test_the_students_loss_is_the_weighted_sum_of_l1_and_kl() -> None:
     game = started(build_game("auto", *weights))
     game.players.student.module.train()
     batch = game.draw_student_batch()
-    loss, fresh, _ = game.student_loss(batch)
+    loss, fresh, _, *_ = game.student_loss(batch)
     images = torch.cat([fresh, batch.replayed])
     student, teacher = array(game.players.student.module(images)), array(game.teacher(images))
 
@@ -159,7 +159,7 @@ def test_the_students_loss_is_the_weighted_sum_of_l1_and_kl() -> None:
 def test_the_scaled_l1_is_the_l1_in_units_of_the_teacher() -> None:
     game = build_game("auto", "student.l1=0", "student.kl=0", "student.scaled_l1=2", "augmentation.mixup=0")
     game.players.student.module.eval()
-    loss, fresh, _ = game.student_loss(game.draw_student_batch())
+    loss, fresh, _, *_ = game.student_loss(game.draw_student_batch())
     student, teacher = array(game.players.student.module(fresh)), array(game.teacher(fresh))
     scale = np.abs(teacher - teacher.mean(axis=1, keepdims=True)).mean()
     assert loss.item() == pytest.approx(2 * np.abs(student - teacher).mean() / scale, rel=1e-4)
@@ -170,7 +170,7 @@ def test_a_mixed_batch_is_what_both_networks_see() -> None:
     game.players.student.module.train()
     batch = game.draw_student_batch()
     assert 0 <= float(batch.mixup) < 1
-    loss, fresh, _ = game.student_loss(batch)
+    loss, fresh, _, *_ = game.student_loss(batch)
     images = torch.cat([fresh, batch.replayed])
     images = batch.mixup * images + (1 - batch.mixup) * images.roll(4, dims=0)
     student, teacher = array(game.players.student.module(images)), array(game.teacher(images))
@@ -181,7 +181,7 @@ def test_a_mixed_batch_is_what_both_networks_see() -> None:
 def test_no_graph_leads_from_the_students_loss_to_generator_or_teacher(recipe: str) -> None:
     game = started(build_game(recipe))
     game.teacher.requires_grad_()
-    loss, fresh, _ = game.student_loss(game.draw_student_batch())
+    loss, fresh, _, *_ = game.student_loss(game.draw_student_batch())
     assert fresh.grad_fn is None
     assert not fresh.requires_grad
     assert all(gradient is None for gradient in gradients(loss, game.players.generator.module))
@@ -356,7 +356,7 @@ def test_under_bf16_networks_compute_in_bf16_and_losses_in_fp32(recipe: str) -> 
     seen: list[torch.dtype] = []
     game.players.student.module.register_forward_hook(lambda *arguments: seen.append(arguments[2].dtype))
     game.teacher.register_forward_hook(lambda *arguments: seen.append(arguments[2].dtype))
-    student_loss, fresh, _ = game.student_loss(game.draw_student_batch())
+    student_loss, fresh, _, *_ = game.student_loss(game.draw_student_batch())
     generator_loss, terms = game.generator_loss(game.draw_generator_batch())
     assert seen == [torch.bfloat16] * 4
     assert fresh.dtype == torch.float32

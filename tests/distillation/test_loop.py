@@ -91,9 +91,9 @@ def test_recipe_dfad_is_the_papers_algorithm(networks: str) -> None:
 def test_a_student_update_moves_the_student_alone(recipe: str) -> None:
     game = build_game(recipe)
     # From the second update on images are replayed too.
-    update_student(game)
+    update_student(game, game.draw_student_batch())
     teacher, student, generator = clone(game)
-    update_student(game)
+    update_student(game, game.draw_student_batch())
     assert_same_state(game.teacher.state_dict(), teacher.state_dict())
     for parameter, before in zip(game.players.generator.module.parameters(), generator.parameters(), strict=True):
         assert torch.equal(parameter, before)
@@ -266,7 +266,7 @@ def test_what_on_step_raises_stops_between_two_steps() -> None:
 def test_the_student_learns_to_agree() -> None:
     """Against a generator that stands still the student's loss falls: signs and wiring are right."""
     game = build_game("dfad", "generator.optimizer.learning_rate=1e-12", "student.steps=30", "batch_size=16")
-    first = update_student(game)
+    first = update_student(game, game.draw_student_batch())
     losses: list[Tensor] = []
     distill(game, 2, lambda each: losses.append(each.student_loss))
     assert float(losses[-1]) < 0.5 * float(first)

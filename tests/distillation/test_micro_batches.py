@@ -115,7 +115,7 @@ def test_a_micro_batch_of_a_whole_batch_is_no_micro_batch(recipe: str) -> None:
 def test_the_students_gradient_is_that_of_the_whole_batch(micro_batch: int) -> None:
     whole, cut = (play(*LINEAR, f"compute.micro_batch={size}", steps=1) for size in (0, micro_batch))
     cut.players.load_state_dict(copy.deepcopy(whole.players.state_dict()))
-    losses = [update_student(game) for game in (whole, cut)]
+    losses = [update_student(game, game.draw_student_batch()) for game in (whole, cut)]
     torch.testing.assert_close(losses[1], losses[0])
     expected, found = (gradients(game.players.student.module) for game in (whole, cut))
     assert len(expected) == 4
