@@ -247,7 +247,8 @@ class LogSettings(Settings):
 class Recipe(Settings):
     """Every setting of a run.
 
-    One *step* of the game is ``student.steps`` student updates followed by ``generator.steps`` generator updates.
+    One *step* of the game is ``student.steps`` student updates, ``replay.echoes`` more on images that are not new, and
+    ``generator.steps`` generator updates.
     """
 
     name: str = Field("custom", description="recipe that the run started from")
@@ -265,6 +266,11 @@ class Recipe(Settings):
     calibration: CalibrationSettings = Field(CalibrationSettings(), description="images for INT8")
     verify: VerifySettings = Field(VerifySettings(), description="samples and gates")
     log: LogSettings = Field(LogSettings(), description="logging and checkpoints")
+
+    @property
+    def student_updates(self) -> int:
+        """Student updates in each step of the game."""
+        return self.student.steps + self.replay.echoes
 
 
 def recipe_names() -> tuple[str, ...]:

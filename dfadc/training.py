@@ -60,7 +60,9 @@ class Plan:
         """Images that the players will be updated on in all."""
         student, generator = self.recipe.student, self.recipe.generator
         student_steps = self.recipe.steps - math.ceil(student.start * self.recipe.steps)
-        return self.recipe.batch_size * (student_steps * student.steps + self.recipe.steps * generator.steps)
+        return self.recipe.batch_size * (
+            student_steps * self.recipe.student_updates + self.recipe.steps * generator.steps
+        )
 
     @property
     def seconds(self) -> float:

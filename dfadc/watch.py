@@ -136,7 +136,7 @@ class Watch:
             agreement=probe.agreement,
             student_rate=players.student.optimizer.param_groups[0]["lr"],
             generator_rate=players.generator.optimizer.param_groups[0]["lr"],
-            images_per_second=recipe.batch_size * (recipe.student.steps + recipe.generator.steps) / max(pace, 1e-9),
+            images_per_second=recipe.batch_size * (recipe.student_updates + recipe.generator.steps) / max(pace, 1e-9),
             seconds_left=pace * (recipe.steps - losses.step),
             note=note,
         )

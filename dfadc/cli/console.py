@@ -82,7 +82,7 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     recipe, cost = plan.recipe, plan.estimate
     minutes, seconds = divmod(round(plan.seconds), 60)
     yield (
-        f"plan: recipe {recipe.name}, {recipe.steps:,} steps of {recipe.student.steps} student and "
+        f"plan: recipe {recipe.name}, {recipe.steps:,} steps of {recipe.student_updates} student and "
         f"{recipe.generator.steps} generator updates on {recipe.batch_size} images: {plan.images:,} images"
     )
     compiled = "compiled" if cost.compiled else "not compiled"

@@ -24,9 +24,9 @@ def kept_memory(device: torch.device) -> Iterator[None]:
     """Within it, the memory of CPU tensors stays with the process; after it, what is free goes back to the system.
 
     By default glibc asks the kernel for each large tensor and gives it back when that dies, so that every page of every
-    activation is mapped and zeroed anew. On a virtual machine of 2 Zen 3 cores the sum of (512, 64, 32, 32) in fp32 and 1
-    took 118 ms that way, 105 of them in the kernel, and 12 ms with memory that was kept. Where the C library is another
-    one, and on GPUs, whose allocator keeps memory anyway, this does nothing. It holds for the whole process.
+    activation is mapped and zeroed anew. On a virtual machine of 2 Zen 3 cores the sum of 1 and (512, 64, 32, 32) in
+    fp32 took 118 ms that way, 105 of them in the kernel, and 12 ms with memory that was kept. Where the C library is
+    another one, and on GPUs, whose allocator keeps memory anyway, this does nothing. It holds for the whole process.
     """
     if device.type != "cpu" or platform.libc_ver()[0] != "glibc":
         yield

@@ -33,6 +33,7 @@ def fit_recipe(recipe: Recipe, contract: ImageContract, num_batch_norms: int) ->
     recipe, notes = _adapt(recipe, contract, num_batch_norms)
     conflicts = [
         *_student_conflicts(recipe, contract),
+        *_echo_conflicts(recipe, contract),
         *_generator_conflicts(recipe),
         *_term_conflicts(recipe),
         *_class_conflicts(recipe, contract),
@@ -53,9 +54,10 @@ def describe_game(recipe: Recipe) -> str:
     fresh = 1 - replay.share - replay.average_share
     images = {"fresh": fresh, "of the averaged generator": replay.average_share, "replayed": replay.share}
     seen = ", ".join(f"{share:.0%} {source}" for source, share in images.items() if share > 0)
+    echoes = f"; {replay.echoes} of {recipe.student_updates} updates repeat what it was shown" if replay.echoes else ""
     return (
         f"recipe {recipe.name}: the generator seeks {_sum(seeks)}, the student learns {_sum(learns)} on images that "
-        f"are {seen}; {recipe.augmentation.mixup:.0%} of its batches are mixed up"
+        f"are {seen}; {recipe.augmentation.mixup:.0%} of its batches are mixed up{echoes}"
     )
 
 
@@ -152,14 +154,19 @@ def _student_conflicts(recipe: Recipe, contract: ImageContract) -> Iterator[Conf
     if replay.average_share > 0 and recipe.generator.ema_decay == 0:
         way = "--set generator.ema_decay=0.99"
         yield "replay.average_share is drawn by the averaged generator, and none is kept", way
+    if replay.share == 1 and student.start == 0:
+        way = "--set student.start=0.1 fills it first"
+        yield "with replay.share = 1 the student would begin on an empty ring", way
+
+
+def _echo_conflicts(recipe: Recipe, contract: ImageContract) -> Iterator[Conflict]:
+    """About what the student is shown again as it was."""
+    replay, student = recipe.replay, recipe.student
     if replay.echoes and replay.share == 1:
         problem = "replay.echoes repeats what the student was shown, and with replay.share = 1 it sees only repetitions"
         yield problem, f"--set student.steps={student.steps + replay.echoes}, --set replay.echoes=0"
     if replay.echoes and contract.task != "classification":
         yield "replay.echoes keeps one answer an image, and this teacher has one for every pixel", "leave it away"
-    if replay.share == 1 and student.start == 0:
-        way = "--set student.start=0.1 fills it first"
-        yield "with replay.share = 1 the student would begin on an empty ring", way
 
 
 def _generator_conflicts(recipe: Recipe) -> Iterator[Conflict]:

@@ -74,6 +74,7 @@ FREE_PIXELS = ["generator.architecture=free_pixels", "generator.latent_dim=0", "
         (["replay.share=0.7", "replay.average_share=0.5"], r"replay.average_share = 1.2 is more than a whole batch"),
         (["replay.average_share=0.5", "generator.ema_decay=0"], "drawn by the averaged generator"),
         (["replay.share=1"], "begin on an empty ring"),
+        ([*POOL, "replay.echoes=3"], "it sees only repetitions"),
         (["generator.latents=optimised"], "latents that are optimised belong to one batch.* replay.share is 0.5"),
         (["generator.latents=noisy"], "latents that are noisy belong to one batch"),
         (["generator.latent_rate=2"], "fresh ones stay"),

@@ -279,3 +279,62 @@ def test_the_generator_learns_to_disagree() -> None:
     terms: list[dict[str, Tensor]] = []
     distill(game, 2, lambda each: terms.append(each.terms))
     assert float(terms[-1]["discrepancy"]) > 1.2 * float(before["discrepancy"])
+
+
+# -------------------------------------------------------------------------------------------------------- echoes
+
+
+def test_an_echo_asks_neither_teacher_nor_generator() -> None:
+    game = build_game("auto", "replay.echoes=3")
+    update_student(game, game.draw_student_batch())
+    asked: list[int] = []
+    handles = [
+        network.register_forward_pre_hook(lambda *_: asked.append(1))
+        for network in (game.teacher, game.players.generator.module, game.players.generator.average)
+    ]
+    student = copy.deepcopy(game.players.student.module.state_dict())
+    update_student(game, game.draw_echo_batch())
+    for handle in handles:
+        handle.remove()
+    assert not asked
+    assert any(
+        not torch.equal(value, student[name]) for name, value in game.players.student.module.state_dict().items()
+    )
+
+
+def test_an_echo_is_what_was_shown_with_the_answers_to_it() -> None:
+    """Mixed images included: the teacher answers an echo's images now as it is remembered to have answered them."""
+    game = build_game("auto", "replay.echoes=3", "augmentation.mixup=1")
+    distill(game, 3, lambda _: None)
+    batch = game.draw_echo_batch()
+    assert batch.replayed.shape == (8, 1, 8, 8)
+    assert len(batch.latents) == 0
+    torch.testing.assert_close(batch.answers, game.teacher(batch.replayed), rtol=1e-2, atol=1e-2)
+
+
+def test_echoes_are_no_new_images() -> None:
+    """Neither ring nor echo store nor reservoir takes what an echo repeats."""
+    game = build_game("auto", "replay.echoes=3")
+    distill(game, 2, lambda _: None)
+    players, recipe = game.players, game.recipe
+    new = 2 * recipe.student.steps * recipe.batch_size
+    assert players.echo.seen == new
+    before = players.ring.seen, players.reservoir.seen
+    update_student(game, game.draw_echo_batch())
+    assert (players.ring.seen, players.reservoir.seen, players.echo.seen) == (*before, new)
+
+
+def test_without_echoes_nothing_is_kept_for_them() -> None:
+    assert len(build_game("auto", "replay.echoes=0").players.echo.images) == 0
+    assert len(build_game("dfad").players.echo.images) == 0
+
+
+def test_a_run_with_echoes_resumes_bit_by_bit() -> None:
+    rules = ("replay.echoes=2", "augmentation.mixup=0.5")
+    whole, first = build_game("auto", *rules), build_game("auto", *rules)
+    distill(whole, 6, lambda _: None)
+    distill(first, 3, lambda _: None)
+    rest = build_game("auto", *rules)
+    rest.players.load_state_dict(copy.deepcopy(first.players.state_dict()))
+    distill(rest, 6, lambda _: None)
+    assert_same_state(rest.players.state_dict(), whole.players.state_dict())
