@@ -20,7 +20,7 @@ from dfadc.distillation.game import Game
 from dfadc.distillation.generator import build_generator
 from dfadc.distillation.loop import distill
 from dfadc.distillation.players import Players
-from dfadc.distillation.precision import choose_device, choose_policy
+from dfadc.distillation.precision import choose_device, choose_policy, fit_policy
 from dfadc.errors import DfadcError
 from dfadc.event_files import require_tensorboard
 from dfadc.models.flops import count_flops
@@ -99,7 +99,8 @@ class Training:
         # Counted before the game hangs its hooks on the teacher.
         self.teacher_flops = count_flops(teacher.module, teacher.contract.input_size)
         self.student_flops = count_flops(student.module, teacher.contract.input_size)
-        self.policy = choose_policy(recipe.compute, device)
+        self.policy, changed = fit_policy(choose_policy(recipe.compute, device), student.module)
+        self.notes = (*self.notes, *changed)
         self.game = self._build_game()
         self._open = ExitStack()
         self._open.callback(self.game.close)

@@ -153,6 +153,8 @@ class OnnxRuntimeSession(ChunkedSession):
                 f"ONNX Runtime has no {provider} here", f"available: {', '.join(onnxruntime.get_available_providers())}"
             )
         options = onnxruntime.SessionOptions()
+        # Without VNNI, integer kernels add pairs of products in 16 bits and saturate; with this they do not.
+        options.add_session_config_entry("session.x64quantprecision", "1")
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
         with _onnxruntime_errors(f"ONNX Runtime cannot load {name}"):

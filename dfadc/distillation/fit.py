@@ -121,6 +121,9 @@ def _adapt(recipe: Recipe, contract: ImageContract, num_batch_norms: int) -> tup
     if recipe.generator.output == "pixels" and not contract.has_pixels and recipe.adapt:
         changes["generator.output"] = "standardised"
         notes.append("mean and std are unknown: the generator's images are standardised instead of bounded to pixels")
+    if recipe.adapt and any(_echo_conflicts(recipe, contract)):
+        changes["replay.echoes"] = 0
+        notes.extend(f"{problem}: it is 0" for problem, _ in _echo_conflicts(recipe, contract))
     return (change_recipe(recipe, changes) if changes else recipe), notes
 
 

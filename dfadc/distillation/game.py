@@ -114,8 +114,8 @@ class Game:
     def compile(self, backend: str = "inductor") -> None:
         """Compiles both forward-and-loss functions, each as one graph for each shape.
 
-        With replay the student's very first batch, all fresh, has a shape of its own; ``dynamic=False`` keeps the
-        graph of all others static. ``backward`` and ``optimizer.step`` stay outside: they break a full graph
+        With replay the student's very first batch, all fresh, has a shape of its own, and echoes have theirs;
+        ``dynamic=False`` keeps the graph of all others static. ``backward`` and ``optimizer.step`` stay outside: they break a full graph
         (torch 2.14).
         """
         self.student_loss = torch.compile(self._student_loss, fullgraph=True, dynamic=False, backend=backend)

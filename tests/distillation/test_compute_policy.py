@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from dfadc.distillation.precision import choose_device, choose_policy
+from dfadc.distillation.precision import choose_device, choose_policy, fit_policy
 from dfadc.errors import DfadcError
 from dfadc.recipe import ComputeSettings
 
@@ -78,3 +80,22 @@ def test_an_unknown_accelerator_computes_in_fp32() -> None:
     policy = choose_policy(ComputeSettings(), torch.device("mps"))
     assert policy.precision == "fp32"
     assert "mps" in policy.reason
+
+
+@pytest.mark.parametrize(
+    ("layer", "is_fragile"),
+    [
+        (nn.Conv2d(4, 8, 1, stride=2), True),
+        (nn.Conv2d(16, 16, 1, stride=2, groups=4), True),
+        (nn.Conv2d(8, 8, 1, stride=2), False),
+        (nn.Conv2d(4, 8, 1), False),
+        (nn.Conv2d(4, 8, 3, stride=2), False),
+    ],
+)
+def test_what_nhwc_breaks_on_a_cpu_is_nchw_there(layer: nn.Module, is_fragile: bool) -> None:
+    cpu = choose_policy(ComputeSettings(), torch.device("cpu"))
+    fitted, notes = fit_policy(cpu, nn.Sequential(nn.ReLU(), layer))
+    assert fitted.channels_last is not is_fragile
+    assert len(notes) == is_fragile
+    cuda = replace(cpu, device=torch.device("cuda"))
+    assert fit_policy(cuda, layer) == (cuda, ())

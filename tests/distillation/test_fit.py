@@ -74,7 +74,7 @@ FREE_PIXELS = ["generator.architecture=free_pixels", "generator.latent_dim=0", "
         (["replay.share=0.7", "replay.average_share=0.5"], r"replay.average_share = 1.2 is more than a whole batch"),
         (["replay.average_share=0.5", "generator.ema_decay=0"], "drawn by the averaged generator"),
         (["replay.share=1"], "begin on an empty ring"),
-        ([*POOL, "replay.echoes=3"], "it sees only repetitions"),
+        ([*POOL, "replay.echoes=3", "adapt=false"], "it sees only repetitions"),
         (["generator.latents=optimised"], "latents that are optimised belong to one batch.* replay.share is 0.5"),
         (["generator.latents=noisy"], "latents that are noisy belong to one batch"),
         (["generator.latent_rate=2"], "fresh ones stay"),
@@ -138,7 +138,7 @@ def test_what_can_be_combined_is_taken(overrides: list[str]) -> None:
     ],
 )
 def test_classes_of_images_are_nothing_for_dense_outputs(overrides: list[str], field: str) -> None:
-    recipe = load_recipe("auto", overrides)
+    recipe = load_recipe("auto", [*overrides, "replay.echoes=0"])
     dense = ImageContract((3, 32, 24), 10, mean=(0.5,) * 3, std=(0.2,) * 3, task="segmentation")
     with pytest.raises(DfadcError, match=f"{field} needs one class an image, and this teacher has one for every pixel"):
         fit_recipe(recipe, dense, 4)
@@ -204,7 +204,8 @@ def test_auto_says_what_it_plays() -> None:
     _, (game, *_) = fit_recipe(load_recipe("auto"), CONTRACT, 20)
     assert game == (
         "recipe auto: the generator seeks 1 l1 + 1 batch_norm + 1 one_hot + 5 balance, the student learns 1 l1 + 1 kl "
-        "on images that are 50% fresh, 50% replayed; 50% of its batches are mixed up"
+        "on images that are 50% fresh, 50% replayed; 50% of its batches are mixed up; 10 of 15 updates repeat what "
+        "it was shown"
     )
     _, (game, *reasons) = fit_recipe(load_recipe("auto"), CONTRACT, 0)
     assert "seeks 1 scaled_l1 + 1 one_hot + 5 balance, the student learns 1 scaled_l1 + 1 kl" in game

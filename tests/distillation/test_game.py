@@ -391,9 +391,9 @@ class TracedNetwork(nn.Module):
         return logits
 
 
-@pytest.mark.parametrize(("recipe", "graphs"), [("auto", 3), ("dfad", 2)])
+@pytest.mark.parametrize(("recipe", "graphs"), [("auto", 4), ("dfad", 2)])
 def test_compiled_functions_are_whole_graphs_with_the_same_losses(recipe: str, graphs: int) -> None:
-    """One graph a player; a second one of the student's for its very first batch where later ones replay."""
+    """One graph a player; others of the student's for its very first batch where later ones replay, and for echoes."""
     torch.manual_seed(0)
     teacher, student = TracedNetwork().eval().requires_grad_(requires_grad=False), TracedNetwork()
     eager, compiled = (build_game(recipe, teacher=teacher, student=copy.deepcopy(student)) for _ in range(2))

@@ -144,11 +144,13 @@ def test_the_teacher_never_changes_nor_holds_a_gradient(recipe: str) -> None:
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in game.teacher.parameters())
 
 
-@pytest.mark.parametrize(("student_steps", "generator_steps"), [(1, 1), (3, 2)])
-def test_a_step_has_the_updates_that_the_recipe_says(student_steps: int, generator_steps: int) -> None:
-    game = build_game("auto", f"student.steps={student_steps}", f"generator.steps={generator_steps}")
+@pytest.mark.parametrize(("student_steps", "echoes", "generator_steps"), [(1, 0, 1), (3, 4, 2)])
+def test_a_step_has_the_updates_that_the_recipe_says(student_steps: int, echoes: int, generator_steps: int) -> None:
+    rules = (f"student.steps={student_steps}", f"replay.echoes={echoes}", f"generator.steps={generator_steps}")
+    game = build_game("auto", *rules)
     distill(game, 3, lambda _: None)
-    for player, updates in ((game.players.student, student_steps), (game.players.generator, generator_steps)):
+    student_updates = student_steps + echoes
+    for player, updates in ((game.players.student, student_updates), (game.players.generator, generator_steps)):
         assert player.ema is not None
         assert int(player.ema.n_averaged) == 3 * updates
 

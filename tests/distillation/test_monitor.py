@@ -290,7 +290,7 @@ def digits(digits_teacher: Path) -> Teacher:
 
 
 def build_digits_game(teacher: Teacher, *overrides: str) -> Game:
-    rules = ("steps=200", "batch_size=16", "student.steps=1", "generator.ema_decay=0")
+    rules = ("steps=200", "batch_size=16", "student.steps=1", "replay.echoes=0", "generator.ema_decay=0")
     student = SmallNetwork(teacher.contract)
     return build_game("auto", *rules, *overrides, teacher=teacher.module, student=student, contract=teacher.contract)
 
@@ -317,9 +317,9 @@ def kill(player: Player) -> None:
 
 
 def test_a_game_of_many_classes_is_left_alone(digits: Teacher) -> None:
-    """An untrained generator draws one class: that is a beginning, not a collapse."""
+    """An untrained generator draws one class or two: that is a beginning, not a collapse."""
     seen = watch(build_digits_game(digits), 25)
-    assert seen[0][0] < COLLAPSED
+    assert seen[0][0] < NARROW
     assert seen[-1][0] > NARROW
     assert all(note == "" for _, note in seen)
 

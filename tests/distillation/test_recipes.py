@@ -121,9 +121,9 @@ def test_a_recipe_compiles_as_whole_graphs_that_compute_the_same(name: str, over
         moved = [*game.players.student.parameters, *game.players.generator.parameters]
         results[how] = losses, torch.cat([parameter.detach().flatten() for parameter in moved])
         game.close()
-    # One for each player, and one more of the student's before there is anything to replay.
-    replays_a_part = 0 < load_recipe(name).replay.share < 1
-    assert counters["stats"]["unique_graphs"] == (3 if replays_a_part else 2)
+    # One for each player, one more of the student's before there is anything to replay, and one for echoes.
+    replay = load_recipe(name).replay
+    assert counters["stats"]["unique_graphs"] == 2 + (0 < replay.share < 1) + (replay.echoes > 0)
     assert not counters["graph_break"]
     for plain, traced in zip(results["eager"][0], results["compiled"][0], strict=True):
         assert float(traced.student_loss) == pytest.approx(float(plain.student_loss), rel=1e-4, nan_ok=True)
