@@ -115,8 +115,8 @@ class Game:
         """Compiles both forward-and-loss functions, each as one graph for each shape.
 
         With replay the student's very first batch, all fresh, has a shape of its own, and echoes have theirs;
-        ``dynamic=False`` keeps the graph of all others static. ``backward`` and ``optimizer.step`` stay outside: they break a full graph
-        (torch 2.14).
+        ``dynamic=False`` keeps the graph of all others static. ``backward`` and ``optimizer.step`` stay outside: they
+        break a full graph (torch 2.14).
         """
         self.student_loss = torch.compile(self._student_loss, fullgraph=True, dynamic=False, backend=backend)
         self.generator_loss = torch.compile(self._generator_loss, fullgraph=True, dynamic=False, backend=backend)

@@ -23,8 +23,8 @@ from dfadc.models.network_file import save_network
 
 NUM_TEST = 500
 #: The paper's MNIST settings (latents of 100), but for four things: an eighth of its batch, a generator with less than
-#: half of the arithmetic of its generator A, a student that moves by Adam, without which LeNet5-half, which has no batch
-#: norm, learns more slowly, and both rates falling to 0 where the paper's stay.
+#: half of the arithmetic of its generator A, a student that moves by Adam, without which LeNet5-half, which has no
+#: batch norm, learns more slowly, and both rates falling to 0 where the paper's stay.
 SETTINGS = (
     "batch_size=64",
     "student.optimizer.kind=adam",
