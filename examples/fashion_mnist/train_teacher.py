@@ -1,10 +1,11 @@
-"""Trains the Fashion-MNIST teacher that ``make demo`` distils; the one place in this example that sees training data.
+"""Trains the Fashion-MNIST teachers; the one place in this example that sees training data.
 
     python examples/fashion_mnist/train_teacher.py --write-evaluation examples/fashion_mnist/test_2000.npz
 
 downloads Fashion-MNIST through torchvision, trains, prints the accuracy on all 10,000 test images and writes a dfadc
 teacher file. The weights of the last step are saved: no image of the test set chooses anything. ``--data FOLDER`` reads
 a local copy of the four idx files instead (on Debian the package ``dataset-fashion-mnist`` brings one).
+``--architecture lenet5`` trains the teacher without batch norm.
 """
 
 from __future__ import annotations
@@ -53,33 +54,63 @@ CONTRACT = ImageContract(
         "Ankle boot",
     ),
 )
-TEACHER_FILE = Path(__file__).with_name("teacher.safetensors")
 FILE_PREFIXES = {"train": "train", "test": "t10k"}
-SHIFT = 2  # pixels an image may move in training
-ERASED_SHARE = 0.5  # of the training images lose a square
-ERASED_SIDES = (6, 12)  # in pixels
-PEAK_LEARNING_RATE = 0.2  # for a batch of 128; scaled linearly
+ERASED_SIDES = (6, 12)  # of the square that a training image may lose, in pixels
 WEIGHT_DECAY = 5e-4
 WARM_UP_SHARE = 0.2
 NUM_EVALUATION_IMAGES = 2000
 
 
 class Split(NamedTuple):
-    """Images (N, 28, 28) uint8 and labels (N,) int64."""
+    """Images (N, C, H, W) uint8 and labels (N,) int64."""
 
     images: Tensor
     labels: Tensor
 
 
+class Training(NamedTuple):
+    """How a teacher is trained.
+
+    Args:
+        epochs: passes over the training images.
+        batch_size: images of an update.
+        peak_rate: the highest learning rate of the cycle.
+        shift: pixels by which an image may move.
+        flips: whether half of the images are mirrored.
+        erased_share: of the images that lose a square, in [0, 1].
+    """
+
+    epochs: int
+    batch_size: int
+    peak_rate: float
+    shift: int = 2
+    flips: bool = True
+    erased_share: float = 0.0
+
+    def __str__(self) -> str:
+        flips = ", flips" if self.flips else ""
+        augmentation = f"shift {self.shift}{flips}, {self.erased_share:.0%} erased"
+        return f"{self.epochs} epochs, batch {self.batch_size}, rate {self.peak_rate:g}, {augmentation}"
+
+
+#: Architecture -> how it is trained; any other as the first.
+TRAININGS = {
+    "compact_resnet_48": Training(epochs=14, batch_size=128, peak_rate=0.2, erased_share=0.5),
+    # Without batch norm the rate must be lower, and so small a network learns nothing from images with holes.
+    "lenet5": Training(epochs=50, batch_size=128, peak_rate=0.05),
+}
+DEFAULT_ARCHITECTURE = "compact_resnet_48"
+
+
 def main(
     *,
     data: Annotated[Path | None, typer.Option(help="Folder of the four idx files, .gz or not; else downloads.")] = None,
-    architecture: Annotated[str, typer.Option(help="Any architecture that dfadc knows.")] = "compact_resnet_48",
-    epochs: Annotated[int, typer.Option(min=1)] = 14,
-    batch_size: Annotated[int, typer.Option(min=2)] = 128,
+    architecture: Annotated[str, typer.Option(help="Any that dfadc knows.")] = DEFAULT_ARCHITECTURE,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the architecture's own.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=2, help="Likewise; the rate follows linearly.")] = None,
     seed: Annotated[int, typer.Option()] = 0,
     precision: Annotated[Literal["auto", "fp32", "bf16"], typer.Option(help="auto: bf16 where native.")] = "auto",
-    out: Annotated[Path, typer.Option(help="The dfadc teacher file to write.")] = TEACHER_FILE,
+    out: Annotated[Path | None, typer.Option(help="The dfadc teacher file to write.")] = None,
     write_evaluation: Annotated[Path | None, typer.Option(help="Also write 2,000 test images as .npz.")] = None,
 ) -> None:
     """Trains a Fashion-MNIST teacher and writes it as a dfadc teacher file."""
@@ -91,18 +122,34 @@ def main(
     parameters, flops = count_parameters(teacher.module), count_flops(teacher.module, CONTRACT.input_size)
     policy = choose_policy(ComputeSettings(precision=precision), torch.device("cpu"))
     print(f"{teacher.name}: {parameters:,} parameters, {flops:,} FLOPs an image, {policy.precision}", flush=True)
-    fit(teacher.module, train, policy, epochs=epochs, batch_size=batch_size)
-    accuracy = measure_accuracy(teacher.module, test)
-    training = f"{epochs} epochs, batch {batch_size}, seed {seed}, {policy.precision}: {accuracy:.2%} of 10,000 images"
+    training = choose_training(architecture, epochs, batch_size)
+    fit(teacher.module, train, training, contract=CONTRACT, policy=policy)
+    accuracy = measure_accuracy(teacher.module, test, CONTRACT)
+    said = f"{training}, seed {seed}, {policy.precision}: {accuracy:.2%} of {len(test.labels):,} images"
+    out = out or teacher_file(architecture)
     save_network(
         out,
         teacher.module.to(memory_format=torch.contiguous_format),
         architecture=teacher.name,
         stem=teacher.stem,
         contract=CONTRACT,
-        extra={"dfadc.training": training},
+        extra={"dfadc.training": said},
     )
     print(f"test accuracy {accuracy:.2%} on {len(test.labels):,} images; wrote {out}")
+
+
+def choose_training(architecture: str, epochs: int | None, batch_size: int | None) -> Training:
+    """How an architecture is trained, with other epochs and batches where they are given."""
+    training = TRAININGS.get(architecture, TRAININGS[DEFAULT_ARCHITECTURE])
+    size = batch_size or training.batch_size
+    rate = training.peak_rate * size / training.batch_size
+    return training._replace(epochs=epochs or training.epochs, batch_size=size, peak_rate=rate)
+
+
+def teacher_file(architecture: str) -> Path:
+    """Where the teacher of an architecture lies, beside this script."""
+    suffix = "" if architecture == DEFAULT_ARCHITECTURE else f"_{architecture.replace(':', '_')}"
+    return Path(__file__).with_name(f"teacher{suffix}.safetensors")
 
 
 def load_fashion_mnist(folder: Path | None, *, split: Literal["train", "test"]) -> Split:
@@ -114,10 +161,10 @@ def load_fashion_mnist(folder: Path | None, *, split: Literal["train", "test"]) 
     if folder is None:
         cache = Path(tempfile.gettempdir()) / "fashion-mnist"
         downloaded = FashionMNIST(str(cache), train=split == "train", download=True)
-        return Split(downloaded.data, downloaded.targets)
+        return Split(downloaded.data[:, None], downloaded.targets)
     images = read_idx(folder, f"{FILE_PREFIXES[split]}-images-idx3-ubyte")
     labels = read_idx(folder, f"{FILE_PREFIXES[split]}-labels-idx1-ubyte")
-    return Split(torch.from_numpy(images), torch.from_numpy(labels).long())
+    return Split(torch.from_numpy(images)[:, None], torch.from_numpy(labels).long())
 
 
 def read_idx(folder: Path, name: str) -> NDArray[np.uint8]:
@@ -134,58 +181,59 @@ def read_idx(folder: Path, name: str) -> NDArray[np.uint8]:
     return values.reshape(shape.tolist()).copy()
 
 
-def normalise(images: Tensor) -> Tensor:
-    """(N, 28, 28) uint8 -> (N, 1, 28, 28) float32 as the contract says."""
-    assert CONTRACT.mean is not None
-    assert CONTRACT.std is not None
-    return images[:, None].float().div_(255).sub_(CONTRACT.mean[0]).div_(CONTRACT.std[0])
+def normalise(images: Tensor, contract: ImageContract) -> Tensor:
+    """(N, C, H, W) uint8 -> float32 as the contract says."""
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (contract.mean, contract.std))
+    return images.float().div_(255).sub_(mean).div_(std)
 
 
-def augment(images: Tensor) -> Tensor:
-    """Shifts, mirrors and partly erases a batch, each image by its own draw: (N, 28, 28) uint8 -> the same."""
-    num, side = images.shape[0], images.shape[-1]
-    padded = functional.pad(images, (SHIFT,) * 4)
-    pixel = torch.arange(side)
-    rows = pixel + torch.randint(0, 2 * SHIFT + 1, (num, 1))
-    columns = torch.where(torch.rand(num, 1) < 0.5, side - 1 - pixel, pixel) + torch.randint(0, 2 * SHIFT + 1, (num, 1))
-    shifted = padded[torch.arange(num)[:, None, None], rows[:, :, None], columns[:, None, :]]
-    sides = torch.randint(ERASED_SIDES[0], ERASED_SIDES[1] + 1, (num, 1)) * (torch.rand(num, 1) < ERASED_SHARE)
-    top, left = torch.randint(0, side, (2, num, 1)) - sides // 2
-    in_rows = (pixel >= top) & (pixel < top + sides)
-    in_columns = (pixel >= left) & (pixel < left + sides)
-    return shifted.masked_fill(in_rows[:, :, None] & in_columns[:, None, :], 0)
+def augment(images: Tensor, training: Training) -> Tensor:
+    """Shifts, mirrors and partly erases a batch, each image by its own draw: (N, C, H, W) uint8 -> the same."""
+    num, channels, height, width = images.shape
+    padded = functional.pad(images, (training.shift,) * 4)
+    y, x = torch.arange(height), torch.arange(width)
+    rows = y + torch.randint(0, 2 * training.shift + 1, (num, 1))
+    mirrored = (torch.rand(num, 1) < 0.5) & training.flips
+    columns = torch.where(mirrored, width - 1 - x, x) + torch.randint(0, 2 * training.shift + 1, (num, 1))
+    sample, channel = torch.arange(num).view(-1, 1, 1, 1), torch.arange(channels).view(1, -1, 1, 1)
+    shifted = padded[sample, channel, rows[:, None, :, None], columns[:, None, None, :]]
+    sides = torch.randint(ERASED_SIDES[0], ERASED_SIDES[1] + 1, (num, 1))
+    sides = sides * (torch.rand(num, 1) < training.erased_share)
+    top, left = (torch.randint(0, side, (num, 1)) - sides // 2 for side in (height, width))
+    in_rows, in_columns = (y >= top) & (y < top + sides), (x >= left) & (x < left + sides)
+    return shifted.masked_fill((in_rows[:, :, None] & in_columns[:, None, :])[:, None], 0)
 
 
-def fit(module: nn.Module, train: Split, policy: ComputePolicy, *, epochs: int, batch_size: int) -> None:
+def fit(module: nn.Module, train: Split, training: Training, *, contract: ImageContract, policy: ComputePolicy) -> None:
     """Trains ``module`` in place: SGD with Nesterov momentum under a one-cycle learning rate."""
     module.train().to(memory_format=policy.memory_format)
+    epochs, batch_size, peak = training.epochs, training.batch_size, training.peak_rate
     steps_per_epoch = len(train.labels) // batch_size
-    peak = PEAK_LEARNING_RATE * batch_size / 128
     optimizer = torch.optim.SGD(module.parameters(), lr=peak, momentum=0.9, weight_decay=WEIGHT_DECAY, nesterov=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
+    cycle = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=peak, total_steps=epochs * steps_per_epoch, pct_start=WARM_UP_SHARE, cycle_momentum=False
     )
     for epoch in range(1, epochs + 1):
         start, total_loss = time.perf_counter(), torch.zeros(())
         for chosen in torch.randperm(len(train.labels)).split(batch_size)[:steps_per_epoch]:
-            images = normalise(augment(train.images[chosen])).contiguous(memory_format=policy.memory_format)
+            images = normalise(augment(train.images[chosen], training), contract)
             with policy.autocast():
-                logits = module(images)
+                logits = module(images.contiguous(memory_format=policy.memory_format))
             loss = functional.cross_entropy(logits.float(), train.labels[chosen])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-            schedule.step()
+            cycle.step()
             total_loss += loss.detach()
         seconds = time.perf_counter() - start
         print(f"epoch {epoch}/{epochs}: loss {total_loss.item() / steps_per_epoch:.4f}, {seconds:.1f} s", flush=True)
 
 
 @torch.no_grad()
-def measure_accuracy(module: nn.Module, test: Split) -> float:
+def measure_accuracy(module: nn.Module, test: Split, contract: ImageContract) -> float:
     """Share of ``test`` that ``module`` gets right, in fp32."""
     module.eval()
-    predictions = [module(normalise(images)).argmax(1) for images in test.images.split(500)]
+    predictions = [module(normalise(images, contract)).argmax(1) for images in test.images.split(500)]
     return (torch.cat(predictions) == test.labels).double().mean().item()
 
 
@@ -194,7 +242,7 @@ def write_evaluation_images(test: Split, path: Path, *, count: int = NUM_EVALUAT
     with atomic_write(path) as temporary:
         np.savez_compressed(
             temporary,
-            images=test.images[:count, None].numpy(),
+            images=test.images[:count].numpy(),
             labels=test.labels[:count].numpy(),
         )
 

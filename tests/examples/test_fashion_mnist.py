@@ -71,14 +71,20 @@ def test_a_missing_idx_file_is_named(idx_folder: Path, tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_the_committed_teacher_is_what_it_says() -> None:
-    module, metadata = load_network(EXAMPLE / "teacher.safetensors")
+@pytest.mark.parametrize(
+    ("name", "num_parameters", "has_batch_norm", "least"),
+    [("teacher", 693_370, True, 0.92), ("teacher_lenet5", 61_706, False, 0.9)],
+)
+def test_the_committed_teachers_are_what_they_say(
+    name: str, num_parameters: int, has_batch_norm: bool, least: float
+) -> None:
+    module, metadata = load_network(EXAMPLE / f"{name}.safetensors")
     contract = metadata.contract
     assert contract.input_size == (1, 28, 28)
     assert contract.class_names is not None
     assert contract.class_names[9] == "Ankle boot"
-    assert any(isinstance(layer, torch.nn.BatchNorm2d) for layer in module.modules())
-    assert count_parameters(module) == 693_370
+    assert any(isinstance(layer, torch.nn.BatchNorm2d) for layer in module.modules()) is has_batch_norm
+    assert count_parameters(module) == num_parameters
     with np.load(EXAMPLE / "test_2000.npz") as data:
         images, labels = torch.from_numpy(data["images"]), torch.from_numpy(data["labels"])
     assert len(images) == len(labels) == 2000
@@ -86,7 +92,15 @@ def test_the_committed_teacher_is_what_it_says() -> None:
     assert contract.std is not None
     with torch.no_grad():
         logits = module((images[:500].float() / 255 - contract.mean[0]) / contract.std[0])
-    assert (logits.argmax(1) == labels[:500]).double().mean() >= 0.92  # 93% and more on all 10,000
+    assert (logits.argmax(1) == labels[:500]).double().mean() >= least  # a point or more above it on all 10,000
+
+
+def test_each_architecture_has_a_training_and_a_file_of_its_own(idx_folder: Path, tmp_path: Path) -> None:
+    teacher = tmp_path / "lenet5.safetensors"
+    done = train("--data", idx_folder, "--architecture", "lenet5", "--epochs", "1", "--out", teacher)
+    assert done.returncode == 0, done.stderr
+    said = load_network(teacher)[1].extra["dfadc.training"]
+    assert "1 epochs, batch 128, rate 0.05, shift 2, flips, 0% erased, seed 0" in said
 
 
 def test_the_test_images_are_written_for_evaluation(idx_folder: Path, tmp_path: Path) -> None:
