@@ -1,0 +1,171 @@
+"""Two ways to make a student: a recipe plays its game, or the student learns from images that are there."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from measure import Track, synchronise
+from methods import LEARNING, LEARNING_BATCH
+from shares import add_up, measure
+
+from dfadc.distillation import discrepancy
+from dfadc.distillation.loop import distill, update_generator, update_student
+from dfadc.distillation.player import Player
+from dfadc.distillation.precision import choose_policy
+from dfadc.errors import DfadcError
+from dfadc.models.students import build_student
+from dfadc.recipe import ComputeSettings, change_recipe
+from dfadc.run import claim_folder
+from dfadc.training import prepare
+from dfadc.watch import Watch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from measure import Budget, Judge
+    from shares import Spent
+    from torch import Tensor
+
+    from dfadc.distillation.game import Game
+    from dfadc.distillation.loop import StepLosses
+    from dfadc.models.teacher import Teacher
+    from dfadc.recipe import Recipe
+    from dfadc.watch import Reading
+
+#: A run expected to take this much of its budget was rounded up to a step that is too long for it.
+TOLERANCE = 1.25
+
+
+@dataclass(frozen=True)
+class Played:
+    """A run that came to its end, and what it took.
+
+    Args:
+        track: of the run, with its student.
+        images_generated: drawn for the updates by generators; 0 where there is none.
+        shares: part -> share of a step's host time, measured beforehand on updates that were undone.
+        notes: what the run's own monitor found and did.
+    """
+
+    track: Track
+    images_generated: int
+    shares: dict[str, float]
+    notes: tuple[str, ...] = ()
+
+
+def play_recipe(recipe: Recipe, *, teacher: Teacher, student: str, budget: Budget, judge: Judge) -> Played:
+    """Plays a recipe as ``dfadc distill`` does, up to its last step.
+
+    Raises:
+        DfadcError: the recipe does not fit the teacher or the budget.
+        TrainingDiverged: the game could not be kept finite.
+    """
+    if budget.images is not None:
+        steps = budget.steps(seconds_per_step=1, images_per_step=_images_per_step(recipe))
+        recipe = change_recipe(recipe, {"steps": steps})
+    with prepare(teacher, student, recipe=recipe, device="auto") as training, tempfile.TemporaryDirectory() as folder:
+        game = training.game
+        spent = measure_step(game)  # before the plan, which may compile the game
+        plan = training.plan(None if budget.images is not None else budget.seconds / 60)
+        if budget.images is None and plan.seconds > TOLERANCE * budget.seconds:
+            raise DfadcError(f"the budget is too small: one step takes {plan.estimate.seconds_per_step:.1f} s")
+        notes: list[str] = []
+
+        def on_reading(reading: Reading) -> None:
+            if reading.note:
+                notes.append(f"step {reading.step}: {reading.note}")
+
+        watch = Watch(game, claim_folder(Path(folder) / "run", force=False), on_reading)
+        track = Track(judge, game.players.student.average, plan.recipe.steps)
+
+        def on_step(losses: StepLosses) -> None:
+            watch.on_step(losses)
+            track.on_step(losses.step)
+
+        distill(game, plan.recipe.steps, on_step)
+        return Played(track, round(plan.recipe.steps * spent.images["generator"]), spent.shares(), tuple(notes))
+
+
+def learn_from_images(
+    draw: Callable[[int], Tensor], *, teacher: Teacher, student: str, seed: int, budget: Budget, judge: Judge
+) -> Played:
+    """A student learns the teacher's answers to images that nobody generates.
+
+    Args:
+        draw: count -> normalised images (count, C, H, W) on the judge's device.
+        teacher: whom it asks.
+        student: architecture.
+        seed: of its initial weights.
+        budget: of the run.
+        judge: of the student.
+    """
+    torch.manual_seed(seed)
+    policy = choose_policy(ComputeSettings(), judge.device)
+    network = teacher.module.to(policy.device, memory_format=policy.memory_format)  # type: ignore[call-overload]
+    player = Player(build_student(student, teacher.contract).module, LEARNING, policy)
+
+    def update() -> None:
+        player.module.train()
+        images = draw(LEARNING_BATCH).contiguous(memory_format=policy.memory_format)
+        with policy.autocast():
+            with torch.no_grad():
+                teacher_logits = network(images)
+            student_logits = player.module(images)
+        player.move(discrepancy.kl(student_logits, teacher_logits, temperature=LEARNING.temperature))
+
+    before = copy.deepcopy(player.state_dict())
+    seconds = min(_seconds(update, judge.device) for _ in range(4))
+    spent = measure(update, {"teacher": [network], "student": [player.module]})
+    player.load_state_dict(before)
+    steps = budget.steps(seconds_per_step=seconds, images_per_step=LEARNING_BATCH)
+    track = Track(judge, player.average, steps)
+    for step in range(steps):
+        player.set_learning_rate(step / steps)
+        update()
+        track.on_step(step + 1)
+    return Played(track, 0, spent.shares())
+
+
+def measure_step(game: Game) -> Spent:
+    """What an average step of a game takes, from one update of each player that is then undone.
+
+    Source of the order and the weights: :func:`dfadc.distillation.estimate.time_steps`.
+    """
+    players, rules = game.players, game.recipe
+    networks = {
+        "generator": [players.generator.module, players.generator.average],
+        "teacher": [game.teacher],
+        "student": [players.student.module],
+    }
+    before = copy.deepcopy(players.state_dict())
+    try:
+        game.begin_step()
+        game.begin_turn()
+        update_generator(game)  # the first of either fills caches
+        generator = measure(lambda: update_generator(game), networks)
+        turn = measure(game.end_turn, networks)
+        update_student(game)
+        student = measure(lambda: update_student(game), networks)
+    finally:
+        players.load_state_dict(before)
+    student_steps = rules.student.steps * (1 - rules.student.start)
+    return add_up([(rules.generator.steps, generator), (1, turn), (student_steps, student)])
+
+
+def _images_per_step(recipe: Recipe) -> float:
+    """Images that the players of a recipe are updated on in an average step."""
+    student, generator = recipe.student, recipe.generator
+    return recipe.batch_size * (student.steps * (1 - student.start) + generator.steps)
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    started = time.perf_counter()
+    work()
+    synchronise(device)
+    return time.perf_counter() - started
