@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from torch.autograd.profiler import profile, record_function
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from torch import Tensor, nn
-    from torch.autograd.profiler_util import FunctionEvent
 
 #: Losses, optimizers, averages, replay, augmentation.
 REST = "rest"
@@ -23,7 +24,7 @@ class Spent(NamedTuple):
     """What some work took, by part.
 
     Args:
-        seconds: of host time, the profiler's own cost included.
+        seconds: in tensor operations, on the host.
         images: that passed forward: drawn by the generator, seen by the others.
     """
 
@@ -48,69 +49,67 @@ def add_up(parts: Iterable[tuple[float, Spent]]) -> Spent:
 
 
 def measure(work: Callable[[], object], networks: Mapping[str, Sequence[nn.Module]]) -> Spent:
-    """Does ``work`` once and finds out what each network took of it.
+    """Does ``work`` once and finds out what each network takes of it.
 
-    A backward operation belongs to the network whose forward operation made its node: autograd numbers both alike. On
-    a GPU host time says how long launching took, not computing.
+    On a GPU an operation's host time says how long launching it took, not computing.
 
     Args:
         work: computes in this thread, eagerly.
         networks: part -> what belongs to it.
     """
-    with _marked(networks) as marks, profile(use_kineto=False) as profiler:
-        work()
-    images: defaultdict[str, float] = defaultdict(float)
-    for mark in marks:
-        images[mark.part] += mark.images
-    seconds: defaultdict[str, float] = defaultdict(float)
-    owners: dict[int, str] = {}
-    for event in sorted(profiler.function_events or (), key=lambda event: event.time_range.start):
-        part = _part_of(event, networks, owners)
-        seconds[part] += event.self_cpu_time_total / 1e6
-        if event.sequence_nr >= 0 and not event.name.startswith("autograd::"):
-            # Of several operations with one number the last made the node; those of a backward pass keep its owner.
-            owners[event.sequence_nr] = part
-    return Spent(dict(seconds), dict(images))
+    clock = _Clock()
+    with ExitStack() as hooks:
+        for part, modules in networks.items():
+            for module in dict.fromkeys(modules):
+                enter = module.register_forward_pre_hook(lambda *_, part=part: clock.enter(part))
+                leave = module.register_forward_hook(lambda _, __, output: clock.leave(output))
+                hooks.callback(enter.remove)
+                hooks.callback(leave.remove)
+        with clock:
+            work()
+    return Spent(dict(clock.seconds), dict(clock.images))
 
 
-def _part_of(event: FunctionEvent, networks: Mapping[str, object], owners: Mapping[int, str]) -> str:
-    around: FunctionEvent | None = event
-    while around is not None:
-        if around.name in networks:
-            return around.name
-        if around.name.startswith("autograd::engine::evaluate_function") and around.sequence_nr in owners:
-            return owners[around.sequence_nr]
-        around = around.cpu_parent
-    return REST
+class _Clock(TorchDispatchMode):
+    """Times every tensor operation and books it on the network that it is computed for.
+
+    autograd numbers the nodes of its graph in the order of the forward pass, so the numbers that were given out while a
+    network ran tell in the backward pass, which no module sees, whose node is at work.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.images: defaultdict[str, float] = defaultdict(float)
+        self._open: list[tuple[str, int]] = []
+        self._nodes: list[tuple[range, str]] = []
+
+    def enter(self, part: str) -> None:
+        """A network's forward pass begins."""
+        self._open.append((part, _next_node()))
+
+    def leave(self, output: Tensor) -> None:
+        """It ends, with ``output`` (N, ...)."""
+        part, first = self._open.pop()
+        self._nodes.append((range(first, _next_node()), part))
+        self.images[part] += len(output)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Computes an operation as it would have been."""
+        started = time.perf_counter()
+        result = func(*args, **(kwargs or {}))
+        self.seconds[self._owner()] += time.perf_counter() - started
+        return result
+
+    def _owner(self) -> str:
+        node = torch._C._current_autograd_node()  # noqa: SLF001 - as torch.utils.module_tracker does
+        if node is None:
+            return self._open[-1][0] if self._open else REST
+        number = node._sequence_nr()  # noqa: SLF001
+        return next((part for numbers, part in self._nodes if number in numbers), REST)
 
 
-@contextmanager
-def _marked(networks: Mapping[str, Sequence[nn.Module]]) -> Iterator[list[_Mark]]:
-    marks = [_Mark(part, module) for part, modules in networks.items() for module in dict.fromkeys(modules)]
-    try:
-        yield marks
-    finally:
-        for mark in marks:
-            mark.remove()
-
-
-class _Mark:
-    """Puts a range of the profiler around every forward pass of a module, and counts what comes out of it."""
-
-    def __init__(self, part: str, module: nn.Module) -> None:
-        self.part = part
-        self.images = 0
-        self._open: list[record_function] = []
-        self._handles = [module.register_forward_pre_hook(self._enter), module.register_forward_hook(self._leave)]
-
-    def remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def _enter(self, *_: object) -> None:
-        self._open.append(record_function(self.part))
-        self._open[-1].__enter__()
-
-    def _leave(self, _: nn.Module, __: object, output: Tensor) -> None:
-        self._open.pop().__exit__(None, None, None)
-        self.images += len(output)
+def _next_node() -> int:
+    """The number that autograd gives to the next node."""
+    number: int = torch._C._autograd._get_sequence_nr()  # noqa: SLF001 - as AOTAutograd does
+    return number

@@ -123,12 +123,10 @@ def write_plot(path: Path, groups: dict[str, list[Line]]) -> None:
     columns = min(2, len(groups))
     rows = -(-len(groups) // columns)
     figure = Figure(figsize=(6.5 * columns, 4 * rows + 0.8), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).flat
-    for axes, (title, lines) in zip(panels, groups.items(), strict=False):
+    panels = [figure.add_subplot(rows, columns, number + 1) for number in range(len(groups))]
+    for axes, (title, lines) in zip(panels, groups.items(), strict=True):
         _draw(axes, lines)
-        axes.set_title(title, loc="left", fontsize=11)
-    for axes in list(panels)[len(groups) :]:
-        axes.set_axis_off()
+        axes.set_title(title.replace(" (", "\n("), loc="left", fontsize=9)
     handles = {
         label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }

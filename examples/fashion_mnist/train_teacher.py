@@ -156,11 +156,14 @@ def load_fashion_mnist(folder: Path | None, *, split: Literal["train", "test"]) 
     """Reads a split from ``folder``, or downloads it through torchvision into the temporary folder.
 
     Raises:
-        DfadcError: the folder lacks a file of the split, or the file is not idx.
+        DfadcError: the folder lacks a file of the split, or the file is not idx; or the download fails.
     """
     if folder is None:
         cache = Path(tempfile.gettempdir()) / "fashion-mnist"
-        downloaded = FashionMNIST(str(cache), train=split == "train", download=True)
+        try:
+            downloaded = FashionMNIST(str(cache), train=split == "train", download=True)
+        except (OSError, RuntimeError) as exc:
+            raise DfadcError(f"cannot download Fashion-MNIST: {exc}", "--data FOLDER reads a local copy") from exc
         return Split(downloaded.data[:, None], downloaded.targets)
     images = read_idx(folder, f"{FILE_PREFIXES[split]}-images-idx3-ubyte")
     labels = read_idx(folder, f"{FILE_PREFIXES[split]}-labels-idx1-ubyte")

@@ -27,6 +27,7 @@ import play
 import run
 import shares
 import table
+import train_teachers
 from tasks import TASKS
 from train_teacher import measure_accuracy
 
@@ -134,7 +135,7 @@ def test_looking_changes_nothing(judge: measure.Judge, monkeypatch: pytest.Monke
         return play.play_recipe(
             load_recipe("auto", ["batch_size=16", "student.ema_decay=0"]),
             teacher=teacher,
-            student="compact_resnet_4",
+            student="compact_resnet_8",
             budget=measure.Budget(images=96 * 6),
             judge=judge,
         )
@@ -203,6 +204,15 @@ def test_the_committed_teachers_are_what_they_say() -> None:
         assert accuracy >= least
         assert f"{accuracy:.2%} of {len(test.labels):,} images" in metadata.extra["dfadc.training"]
         assert any(isinstance(layer, nn.BatchNorm2d) for layer in module.modules())
+
+
+def test_a_teacher_is_trained_by_its_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "digits.safetensors"
+    train_teachers.main("digits", epochs=2, out=out)
+    assert float(capsys.readouterr().out.partition("test accuracy ")[2].partition("%")[0]) > 40
+    assert load_network(out)[1].contract == load_network(TASKS["digits"].teacher)[1].contract
+    with pytest.raises(DfadcError, match="no teacher of a task 'mnist'"):
+        train_teachers.main("mnist")
 
 
 def test_no_test_image_was_trained_on() -> None:
