@@ -70,13 +70,22 @@ def append_result(path: Path, line: dict[str, Any]) -> None:
 
 def _run_apart(cell: Cell, data: Path | None) -> dict[str, Any]:
     """A process for each cell: its memory is its own, and nothing of one reaches another."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
+    with ProcessPoolExecutor(1, mp_context=_context()) as executor:
         try:
             return executor.submit(run_cell, cell, data).result()
         except BrokenProcessPool as exc:
             raise DfadcError(
                 f"the process of {cell.task}, {cell.method}, seed {cell.seed} was killed", "is there enough memory?"
             ) from exc
+
+
+def _context() -> multiprocessing.context.BaseContext:
+    """Processes are forked off one that has imported everything and computed nothing; on Windows they start anew."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["dfadc.training", "sklearn.datasets"])
+    return context
 
 
 def _choose(wanted: list[str] | None, known: dict[str, Any], kind: str) -> list[str]:
