@@ -150,18 +150,21 @@ def measure_step(game: Game) -> Spent:
         update_generator(game)  # the first of either fills caches
         generator = measure(lambda: update_generator(game), networks)
         turn = measure(game.end_turn, networks)
-        update_student(game)
-        student = measure(lambda: update_student(game), networks)
+        update_student(game, game.draw_student_batch())
+        student = measure(lambda: update_student(game, game.draw_student_batch()), networks)
+        echo = student
+        if rules.replay.echoes:
+            echo = measure(lambda: update_student(game, game.draw_echo_batch()), networks)
     finally:
         players.load_state_dict(before)
-    student_steps = rules.student.steps * (1 - rules.student.start)
-    return add_up([(rules.generator.steps, generator), (1, turn), (student_steps, student)])
+    plays = 1 - rules.student.start
+    counts = (rules.generator.steps, 1, rules.student.steps * plays, rules.replay.echoes * plays)
+    return add_up(zip(counts, (generator, turn, student, echo), strict=True))
 
 
 def _images_per_step(recipe: Recipe) -> float:
     """Images that the players of a recipe are updated on in an average step."""
-    student, generator = recipe.student, recipe.generator
-    return recipe.batch_size * (student.steps * (1 - student.start) + generator.steps)
+    return recipe.batch_size * (recipe.student_updates * (1 - recipe.student.start) + recipe.generator.steps)
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
