@@ -144,7 +144,9 @@ def _draw(axes: Axes, lines: Sequence[Line]) -> None:
         points = [[statistics.mean(axis) for axis in zip(*looks, strict=True)] for looks in zip(*curves, strict=False)]
         colour, style = LOOKS[method]
         seconds, accuracies = zip(*points, strict=True)
-        axes.plot(seconds, [100 * a for a in accuracies], color=colour, linestyle=style, linewidth=1.5, label=method)
+        marker = "o" if len(points) == 1 else None
+        percent = [100 * accuracy for accuracy in accuracies]
+        axes.plot(seconds, percent, color=colour, linestyle=style, linewidth=1.5, marker=marker, label=method)
     axes.set_xlabel("seconds of distillation", fontsize=9)
     axes.set_ylabel("accuracy on real images (%)", fontsize=9)
     axes.grid(color="#d0d7de", linewidth=0.6)
