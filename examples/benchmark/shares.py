@@ -102,7 +102,7 @@ class _Clock(TorchDispatchMode):
         return result
 
     def _owner(self) -> str:
-        node = torch._C._current_autograd_node()  # noqa: SLF001 - as torch.utils.module_tracker does
+        node: Any = torch._C._current_autograd_node()  # noqa: SLF001 - as torch.utils.module_tracker does
         if node is None:
             return self._open[-1][0] if self._open else REST
         number = node._sequence_nr()  # noqa: SLF001

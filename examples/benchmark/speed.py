@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
 from dfadc import ImageContract, load_recipe
 from dfadc.distillation.allocator import kept_memory
@@ -121,7 +122,9 @@ def time_recipe(pair: Pair, overrides: list[str]) -> float:
 
 def arithmetic_floor(pair: Pair) -> tuple[float, float]:
     """FLOPs of a step as the plain loop computes it, and the measured matmul rate of this machine in FLOP/s."""
-    generator = count_flops(plain_generator(pair.latent_dim, pair.contract.channels), (pair.latent_dim,))
+    with FlopCounterMode(display=False) as counter:
+        plain_generator(pair.latent_dim, pair.contract.channels).eval()(torch.zeros(1, pair.latent_dim))
+    generator = counter.get_total_flops()
     teacher, student = (
         count_flops(build_architecture(name, pair.contract).module, pair.contract.input_size)
         for name in (pair.teacher, pair.student)

@@ -133,7 +133,7 @@ def test_upsampling_convolution_is_the_two_that_it_replaces(
     upsampled = functional.interpolate(features, scale_factor=2, mode="nearest")
     expected = functional.conv2d(upsampled, layer.weight, layer.bias, padding=1)
     weights = torch.randn_like(expected)
-    inputs = (features, layer.weight, layer.bias)
+    inputs = (features, *layer.parameters())
     torch.testing.assert_close(layer(features), expected)
     for got, wanted in zip(
         torch.autograd.grad((layer(features) * weights).sum(), inputs),

@@ -66,9 +66,9 @@ def test_a_grid_runs_in_processes_of_its_own(results: Path) -> None:
         assert line["memory_mebibytes"] >= line["memory_before_mebibytes"] > 0
         assert sum(line["shares"].values()) == pytest.approx(1, abs=0.001)
     by_method = {line["method"]: line for line in lines}
-    # A step of `auto` updates the student 5 times and the generator once, on 64 images each; half of a student's batch
-    # is replayed, as the generator's is not.
-    assert by_method["auto"]["steps"] == FEW_IMAGES // (6 * 64)
+    # A step of `auto` updates the student 15 times and the generator once, on 64 images each; 10 of the student's batches
+    # are echoes, and half of the others is replayed, as the generator's is not.
+    assert by_method["auto"]["steps"] == FEW_IMAGES // (16 * 64)
     assert by_method["auto"]["images_generated"] == by_method["auto"]["steps"] * (5 * 32 + 64)
     assert by_method["noise"]["images_generated"] == 0
     assert by_method["noise"]["shares"]["generator"] == 0 < by_method["auto"]["shares"]["generator"]
@@ -133,7 +133,7 @@ def test_looking_changes_nothing(judge: measure.Judge, monkeypatch: pytest.Monke
         monkeypatch.setattr(measure, "NUM_LOOKS", num_looks)
         teacher = load_teacher(TASKS["digits"].teacher)
         return play.play_recipe(
-            load_recipe("auto", ["batch_size=16", "student.ema_decay=0"]),
+            load_recipe("auto", ["batch_size=16", "student.ema_decay=0", "replay.echoes=0"]),
             teacher=teacher,
             student="compact_resnet_8",
             budget=measure.Budget(images=96 * 6),

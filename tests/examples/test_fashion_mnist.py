@@ -56,7 +56,7 @@ def test_the_script_trains_and_writes_a_teacher(idx_folder: Path, tmp_path: Path
     assert accuracy > 40  # of mirrored, shifted digits after two epochs: images and labels belong together
     module, metadata = load_network(teacher)
     assert metadata.architecture == "compact_resnet_8"
-    assert "2 epochs, batch 32, seed 0" in metadata.extra["dfadc.training"]
+    assert metadata.extra["dfadc.training"].startswith("2 epochs, batch 32, ")
     assert module(torch.zeros(2, *metadata.contract.input_size)).shape == (2, 10)
     with np.load(images) as written:
         assert written["images"].shape == (397, 1, 28, 28)
