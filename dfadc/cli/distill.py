@@ -75,6 +75,7 @@ def distill(  # noqa: PLR0913, PLR0917 -- the signature is the command line
     mean: options.Mean = None,
     std: options.Std = None,
     num_classes: options.NumClasses = None,
+    task: options.Task = None,
     trust_teacher: options.TrustTeacher = False,
     data: options.Data = None,
     min_agreement: options.MinAgreement = None,
@@ -111,7 +112,7 @@ def distill(  # noqa: PLR0913, PLR0917 -- the signature is the command line
                 "compute.compile": None if compile_ is None else ("on" if compile_ else "off"),
             }
             given = [f"{path}={value}" for path, value in shorthand.items() if value is not None]
-            fields = options.contract_fields(input_size, mean, std, num_classes)
+            fields = options.contract_fields(input_size, mean, std, num_classes, task)
             from dfadc.recipe import load_recipe  # noqa: PLC0415 -- keeps `--help` light
 
             resolved = load_recipe(recipe, [*(assign or []), *given, *gates])

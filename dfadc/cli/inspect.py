@@ -27,6 +27,7 @@ def inspect(
     mean: options.Mean = None,
     std: options.Std = None,
     num_classes: options.NumClasses = None,
+    task: options.Task = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Show what FILE is: a teacher's kind, layers and contract, or an artifact's inputs, dtypes and operators."""
@@ -35,7 +36,7 @@ def inspect(
         return
     from dfadc.models.inspection import inspect_teacher  # noqa: PLC0415 -- keeps `--help` light
 
-    fields = options.contract_fields(input_size, mean, std, num_classes)
+    fields = options.contract_fields(input_size, mean, std, num_classes, task)
     found = inspect_teacher(file, architecture=teacher_arch, fields=fields)
     if as_json:
         print_json(found.to_dict())

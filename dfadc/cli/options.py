@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,7 +21,7 @@ TeacherArchitecture = Annotated[
     str | None,
     typer.Option(
         "--teacher-arch",
-        help="torchvision:NAME, timm:NAME, package.module:factory or one of dfadc's networks.",
+        help="torchvision:NAME, timm:NAME, smp:NAME:ENCODER, package.module:factory or one of dfadc's networks.",
         rich_help_panel=_CONTRACT,
     ),
 ]
@@ -30,6 +31,19 @@ Mean = Annotated[
 ]
 Std = Annotated[str | None, typer.Option(help="Per-channel pixel standard deviation.", rich_help_panel=_CONTRACT)]
 NumClasses = Annotated[int | None, typer.Option(help="Length of the logits.", rich_help_panel=_CONTRACT)]
+
+
+class TaskName(StrEnum):
+    """What the logits are."""
+
+    CLASSIFICATION = "classification"
+    SEGMENTATION = "segmentation"
+
+
+Task = Annotated[
+    TaskName | None,
+    typer.Option("--task", help="One answer for an image or for every pixel.", rich_help_panel=_CONTRACT),
+]
 TrustTeacher = Annotated[
     bool, typer.Option("--trust-teacher", help="Let the teacher file run code (TorchScript, .pt2, pickled modules).")
 ]
@@ -104,7 +118,7 @@ def gates(
 
 
 def contract_fields(
-    input_size: str | None, mean: str | None, std: str | None, num_classes: int | None
+    input_size: str | None, mean: str | None, std: str | None, num_classes: int | None, task: TaskName | None = None
 ) -> ContractFields:
     """What the flags say of the contract.
 
@@ -118,6 +132,7 @@ def contract_fields(
         mean=None if mean is None else _parse_floats("--mean", mean),
         std=None if std is None else _parse_floats("--std", std),
         num_classes=num_classes,
+        task=None if task is None else task.value,
     )
 
 

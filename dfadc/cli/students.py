@@ -14,13 +14,17 @@ def students(
     names: Annotated[list[str] | None, typer.Argument(help="Which ones; by default all with a fixed name.")] = None,
     input_size: Annotated[str, typer.Option("--input-size", help="CxHxW.")] = "3x32x32",
     num_classes: Annotated[int, typer.Option(min=2, help="Length of the logits.")] = 10,
+    task: Annotated[
+        options.TaskName, typer.Option(help="One answer for an image or for every pixel.")
+    ] = options.TaskName.CLASSIFICATION,
     as_json: options.AsJson = False,
 ) -> None:
     """List student architectures with parameters and FLOPs at an input size."""
     from dfadc.contract import ImageContract  # noqa: PLC0415 -- keeps `--help` light
     from dfadc.models.students import list_students  # noqa: PLC0415
 
-    contract = ImageContract(input_size=options.parse_input_size(input_size), num_classes=num_classes)
+    size = options.parse_input_size(input_size)
+    contract = ImageContract(input_size=size, num_classes=num_classes, task=task.value)
     listed = list_students(contract, names or ())
     if as_json:
         print_json(

@@ -1,4 +1,4 @@
-"""Architecture names -> modules: torchvision, timm, a user's own factory, and our networks."""
+"""Architecture names -> modules: torchvision, timm, smp, a user's own factory, and our networks."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from dfadc.models.construction import (
     ArchitectureName,
     WeightsOnMeta,
     construct,
+    import_smp,
     import_timm,
     torchvision_classifiers,
     torchvision_segmenters,
 )
-from dfadc.models.networks import NETWORKS, find_network
+from dfadc.models.networks import NETWORKS, SEGMENTERS, find_network
 from dfadc.models.stems import Stem, adapt_channels_, apply_small_stem_
 
 if TYPE_CHECKING:
@@ -67,27 +68,29 @@ def resolve_architecture(name: str) -> ArchitectureName:
 
     Raises:
         DfadcError: nobody knows the name; the hint gives the nearest ones.
-        RequirementMissing: a timm name where timm is not installed.
+        RequirementMissing: a timm or smp name where that package is not installed.
     """
     prefix, colon, rest = name.partition(":")
     if colon and prefix == "torchvision":
-        if rest in torchvision_classifiers() or rest in torchvision_segmenters():
+        if rest in _torchvision_names():
             return ArchitectureName("torchvision", rest)
-        raise _unknown(name, torchvision_classifiers(), rest)
+        raise _unknown(name, _torchvision_names(), rest)
     if colon and prefix == "timm":
         timm = import_timm()
         # A tag such as resnet18.a1_in1k chooses weights, which are never fetched.
         if timm.is_model(rest):
             return ArchitectureName("timm", rest)
         raise _unknown(name, timm.list_models(), rest)
+    if colon and prefix == "smp":
+        return ArchitectureName("smp", _known_to_smp(rest))
     if colon:
         return ArchitectureName("factory", name)
     if find_network(name) is not None:
         return ArchitectureName("own", name)
     bare = ALIASES.get(name, name)
-    if bare in torchvision_classifiers():
+    if bare in _torchvision_names():
         return ArchitectureName("torchvision", bare)
-    raise _unknown(name, [*NETWORKS, *ALIASES, *torchvision_classifiers()], name)
+    raise _unknown(name, [*NETWORKS, *SEGMENTERS, *ALIASES, *_torchvision_names()], name)
 
 
 def build_architecture(
@@ -161,6 +164,26 @@ def documented_contract(name: str) -> ContractFields:
             std=tuple(float(value) for value in documented.std),
         )
     return ContractFields()
+
+
+def _torchvision_names() -> tuple[str, ...]:
+    return (*torchvision_classifiers(), *torchvision_segmenters())
+
+
+def _known_to_smp(name: str) -> str:
+    """``Unet:resnet18`` as it is.
+
+    Raises:
+        DfadcError: it is no decoder and encoder of segmentation-models-pytorch.
+        RequirementMissing: the package is not installed.
+    """
+    smp = import_smp()
+    decoder, _, encoder = name.partition(":")
+    if decoder.lower() not in smp.MODEL_ARCHITECTURES_MAPPING:
+        raise _unknown(f"smp:{name}", list(smp.MODEL_ARCHITECTURES_MAPPING), decoder.lower())
+    if encoder not in smp.encoders.get_encoder_names() and not encoder.startswith("tu-"):
+        raise _unknown(f"smp:{name}", smp.encoders.get_encoder_names(), encoder)
+    return name
 
 
 def _unknown(name: str, known: Sequence[str], wanted: str) -> DfadcError:

@@ -1,4 +1,4 @@
-"""Constructing a network of one library for a contract: our own, torchvision, timm, or the user's factory."""
+"""Constructing a network of one library for a contract: our own, torchvision, timm, smp, or the user's factory."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 
     from dfadc.contract import ImageContract
 
-Library = Literal["own", "torchvision", "timm", "factory"]
+Library = Literal["own", "torchvision", "timm", "smp", "factory"]
 
-_NAME_FORMS = "write torchvision:NAME, timm:NAME, package.module:factory or a name of `dfadc students`"
+_NAME_FORMS = (
+    "write torchvision:NAME, timm:NAME, smp:NAME:ENCODER, package.module:factory or a name of `dfadc students`"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ def torchvision_classifiers() -> tuple[str, ...]:
 
 @functools.cache
 def torchvision_segmenters() -> tuple[str, ...]:
-    """Names of torchvision's semantic segmentation networks, which may be teachers."""
+    """Names of torchvision's semantic segmentation networks."""
     return tuple(str(name) for name in list_models(module=torchvision.models.segmentation))
 
 
@@ -90,7 +92,9 @@ def construct(resolved: ArchitectureName, contract: ImageContract) -> nn.Module:
             return _construct_torchvision(resolved.name, contract)
         if resolved.library == "timm":
             return _construct_timm(resolved.name, contract)
-    except (AssertionError, NotImplementedError, RuntimeError, TypeError, ValueError) as exc:
+        if resolved.library == "smp":
+            return _construct_smp(resolved.name, contract)
+    except (AssertionError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as exc:
         raise DfadcError(
             f"{resolved.canonical} cannot be built for input size {_size(contract)}: {exc}",
             "choose another network or another --input-size; `dfadc students` lists what fits",
@@ -126,6 +130,21 @@ def _construct_timm(name: str, contract: ImageContract) -> nn.Module:
     module = timm.create_model(name, pretrained=False, **settings)
     if not isinstance(module, nn.Module):
         raise TypeError(f"timm gave a {type(module).__name__}")
+    return module
+
+
+def _construct_smp(name: str, contract: ImageContract) -> nn.Module:
+    """``Unet:resnet18``: a segmentation network and its encoder, without the encoder's pretrained weights."""
+    decoder, _, encoder = name.partition(":")
+    module = import_smp().create_model(
+        decoder,
+        encoder_name=encoder,
+        encoder_weights=None,
+        in_channels=contract.channels,
+        classes=contract.num_classes,
+    )
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"segmentation-models-pytorch gave a {type(module).__name__}")
     return module
 
 
@@ -189,6 +208,18 @@ def import_timm() -> Any:
         return importlib.import_module("timm")
     except ImportError as exc:
         raise RequirementMissing("timm is not installed", 'pip install "dfadc[timm]"') from exc
+
+
+def import_smp() -> Any:
+    """The segmentation-models-pytorch package.
+
+    Raises:
+        RequirementMissing: it is not installed.
+    """
+    try:
+        return importlib.import_module("segmentation_models_pytorch")
+    except ImportError as exc:
+        raise RequirementMissing("segmentation-models-pytorch is not installed", 'pip install "dfadc[smp]"') from exc
 
 
 def _size(contract: ImageContract) -> str:

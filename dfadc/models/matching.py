@@ -17,7 +17,7 @@ from dfadc.models.architectures import (
     training_only_prefixes,
 )
 from dfadc.models.construction import torchvision_classifiers
-from dfadc.models.networks import NETWORKS
+from dfadc.models.networks import NETWORKS, SEGMENTERS
 from dfadc.models.stems import Stem, first_convolution
 
 if TYPE_CHECKING:
@@ -146,10 +146,13 @@ def _head_name(module: nn.Module) -> str | None:
 
 def _own_candidates(state_dict: Mapping[str, Tensor]) -> Iterator[str]:
     """Our own networks; the numbers in the names of the two families are read off the weights."""
-    yield from (name for name in NETWORKS if not name.startswith(("wrn_", "compact_resnet_")))
+    families = ("wrn_", "compact_resnet_", "compact_unet_")
+    yield from (name for name in (*NETWORKS, *SEGMENTERS) if not name.startswith(families))
     stem = state_dict.get("stem.0.weight")
     if stem is not None and "stages.0.conv1.weight" in state_dict and 4 <= stem.shape[0] <= 256:
         yield f"compact_resnet_{stem.shape[0]}"
+    if stem is not None and "up2.0.weight" in state_dict and 4 <= stem.shape[0] <= 128:
+        yield f"compact_unet_{stem.shape[0]}"
     widened = state_dict.get("block1.layer.0.conv1.weight")
     if widened is not None and widened.ndim == 4 and widened.shape[0] >= 16:
         blocks = sum(key.startswith("block1.layer.") and key.endswith(".conv1.weight") for key in state_dict)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dfadc.contract import ImageContract
 from dfadc.errors import DfadcError
 from dfadc.models.architectures import build_architecture, resolve_architecture
+from dfadc.models.outputs import unwrap
 from dfadc.models.state_dict import load_strictly_
 from dfadc.models.stems import Stem, parse_stem
 from dfadc.storage import atomic_write_bytes
@@ -146,7 +147,7 @@ def refuse_factory_from_file(architecture: str, path: Path) -> None:
         DfadcError: the architecture is ``module:factory``.
     """
     library, colon, _ = architecture.partition(":")
-    if colon and library not in ("torchvision", "timm"):
+    if colon and library not in ("torchvision", "timm", "smp"):
         raise DfadcError(
             f"{path} names {architecture!r} as its architecture, which would import code",
             f"if you trust that code, name it yourself: --teacher-arch {architecture}",
@@ -200,7 +201,8 @@ def serialise(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> byt
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside a compiled or data-parallel wrapper."""
+    """The module inside a compiled or data-parallel wrapper, or one of ours."""
+    module = unwrap(module)
     for attribute in ("_orig_mod", "module"):
         inner = getattr(module, attribute, None)
         if isinstance(inner, nn.Module) and len(list(module.children())) == 1:

@@ -1,20 +1,30 @@
-"""From what a network returns to its logits."""
+"""From what a network returns to its logits, and for dense logits the one place where their size changes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.models.segmentation.deeplabv3 import DeepLabV3
+from torchvision.models.segmentation.fcn import FCN
+from torchvision.models.segmentation.lraspp import LRASPP
 
 from dfadc.errors import DfadcError
+
+if TYPE_CHECKING:
+    from dfadc.contract import ImageContract
+
+Size = tuple[int, int]
 
 
 def unwrap_logits(output: object) -> Tensor:
     """The logits tensor in a network's output.
 
     Args:
-        output: a tensor, a mapping with ``out`` (torchvision segmentation) or ``logits``, or an object with
-            ``.logits``.
+        output: a tensor, a mapping with ``out`` (torchvision segmentation; its ``aux`` is for training) or ``logits``,
+            or an object with ``.logits``.
 
     Raises:
         DfadcError: it is something else, a tuple for instance.
@@ -43,6 +53,9 @@ def unwrap_logits(output: object) -> Tensor:
 class LogitsOf(nn.Module):
     """Wraps a network whose logits sit in a dict or an object.
 
+    torchvision's segmentation networks enlarge their logits as the last thing they do; here they do not: the losses are
+    taken before that (Fang et al. 2019), on a sixty-fourth of the values.
+
     Args:
         wrapped: images (N, C, H, W) -> whatever :func:`unwrap_logits` takes.
     """
@@ -52,5 +65,49 @@ class LogitsOf(nn.Module):
         self.wrapped = wrapped
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (N, C, H, W), normalised -> logits (N, K) or (N, K, H, W)."""
-        return unwrap_logits(self.wrapped(images))
+        """Images (N, C, H, W), normalised -> logits (N, K) or (N, K, h, w)."""
+        network = self.wrapped
+        if isinstance(network, DeepLabV3 | FCN):
+            return unwrap_logits(network.classifier(network.backbone(images)["out"]))
+        if isinstance(network, LRASPP):
+            return unwrap_logits(network.classifier(network.backbone(images)))
+        return unwrap_logits(network(images))
+
+
+class ResizedLogits(nn.Module):
+    """Wraps a segmentation network whose logits are to have another size: bilinear, as torchvision enlarges them.
+
+    Args:
+        wrapped: images (N, C, H, W) -> logits (N, K, h, w).
+        size: (H', W') of the logits; None: that of the images.
+    """
+
+    def __init__(self, wrapped: nn.Module, size: Size | None = None) -> None:
+        super().__init__()
+        self.wrapped = wrapped
+        self.size = size
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, C, H, W), normalised -> logits (N, K, H', W')."""
+        logits: Tensor = self.wrapped(images)
+        size = images.shape[2:] if self.size is None else self.size
+        return functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+
+
+def with_logits(module: nn.Module, contract: ImageContract) -> nn.Module:
+    """A network as the game plays it: one tensor of logits, dense ones before they are enlarged."""
+    if contract.task == "classification" or isinstance(module, LogitsOf | ResizedLogits):
+        return module
+    return LogitsOf(module)
+
+
+def answering_pixels(module: nn.Module, contract: ImageContract) -> nn.Module:
+    """A network as it is verified and deployed: one answer for every pixel of an image, where the task is dense."""
+    return module if contract.task == "classification" else ResizedLogits(with_logits(module, contract))
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """The network inside the wrappers of this module."""
+    while isinstance(module, LogitsOf | ResizedLogits):
+        module = module.wrapped
+    return module

@@ -15,11 +15,11 @@ from dfadc.models.architectures import (
     build_architecture,
     resolve_architecture,
 )
-from dfadc.models.construction import torchvision_classifiers
+from dfadc.models.construction import torchvision_classifiers, torchvision_segmenters
 from dfadc.models.flops import ShapesOnly, count_parameters
 from dfadc.models.matching import drop_auxiliary
-from dfadc.models.networks import NETWORKS
-from dfadc.models.outputs import unwrap_logits
+from dfadc.models.networks import NETWORKS, SEGMENTERS
+from dfadc.models.outputs import unwrap_logits, with_logits
 from dfadc.models.state_dict import load_strictly_
 from dfadc.models.stems import SMALL_SIDE, Stem, parse_stem
 from dfadc.models.teacher_file import read_state_dict
@@ -36,7 +36,8 @@ class Student:
     """A student that is ready to learn.
 
     Args:
-        module: images (N, C, H, W), normalised -> logits (N, K); on the CPU, in training mode, trainable.
+        module: images (N, C, H, W), normalised -> logits (N, K) or, before they are enlarged, (N, K, h, w); on the CPU,
+            in training mode, trainable.
         architecture: canonical name.
         stem: the stem that was built; pass it to ``save_network``.
         num_parameters: of the module.
@@ -73,15 +74,15 @@ def build_student(name: str, contract: ImageContract, *, stem: str = "auto", wei
     """Builds a student for the contract's channels, size and classes.
 
     Args:
-        name: a network of ours, a torchvision classifier (bare or ``torchvision:NAME``), ``timm:NAME`` or
-            ``package.module:factory``.
+        name: a network of ours, a torchvision classifier or segmentation network (bare or ``torchvision:NAME``),
+            ``timm:NAME``, ``smp:NAME:ENCODER`` or ``package.module:factory``.
         contract: the teacher's.
         stem: ``auto`` takes the small stem for images up to 64 px; ``small`` and ``default`` insist.
         weights: a file to start from; random weights where None.
 
     Raises:
         DfadcError: the name is unknown, the network cannot take the images, or the weights do not fit.
-        RequirementMissing: a timm name where timm is not installed.
+        RequirementMissing: a timm or smp name where that package is not installed.
     """
     wanted = _choose_stem(name, contract, stem)
     if resolve_architecture(name).library != "factory":
@@ -94,22 +95,25 @@ def build_student(name: str, contract: ImageContract, *, stem: str = "auto", wei
         state_dict = drop_auxiliary(built.name, read_state_dict(weights))
         load_strictly_(built.module, state_dict, architecture=built.name, source=str(weights))
         notes.append(f"starts from {weights.name}")
-    return Student(built.module.train(), built.name, built.stem, count_parameters(built.module), tuple(notes))
+    module = with_logits(built.module, contract).train()
+    return Student(module, built.name, built.stem, count_parameters(module), tuple(notes))
 
 
 def list_students(contract: ImageContract, names: Sequence[str] = ()) -> list[StudentRow]:
     """Students at this input size; one that does not fit carries the reason.
 
     Args:
-        contract: input size and number of classes.
-        names: which ones; by default every student with a fixed name, ours first.
+        contract: input size, number of classes and task.
+        names: which ones; by default every student of the task with a fixed name, ours first.
 
     Raises:
         DfadcError: one of ``names`` is unknown.
     """
     for name in names:
         resolve_architecture(name)
-    fixed = [*NETWORKS, *(f"torchvision:{name}" for name in torchvision_classifiers())]
+    is_dense = contract.task == "segmentation"
+    library = torchvision_segmenters() if is_dense else torchvision_classifiers()
+    fixed = [*(SEGMENTERS if is_dense else NETWORKS), *(f"torchvision:{name}" for name in library)]
     return [_describe(name, contract) for name in names or fixed]
 
 
@@ -117,8 +121,9 @@ def check_fits(built: Architecture, contract: ImageContract) -> int:
     """Sends one empty batch through a network and gives its FLOPs for one image.
 
     Raises:
-        DfadcError: the network cannot take the images, or gives no logits (N, K).
+        DfadcError: the network cannot take the images, or its logits are not of the contract's task and classes.
     """
+    network = with_logits(built.module, contract)
     size = "x".join(map(str, contract.input_size))
     parameter = next(built.module.parameters(), None)
     device = torch.device("cpu") if parameter is None else parameter.device
@@ -126,7 +131,7 @@ def check_fits(built: Architecture, contract: ImageContract) -> int:
     try:
         built.module.eval()
         with torch.no_grad(), ShapesOnly(), FlopCounterMode(display=False) as counter:
-            output = built.module(torch.zeros(2, *contract.input_size, device=device))
+            logits = unwrap_logits(network(torch.zeros(2, *contract.input_size, device=device)))
     except (AssertionError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as exc:
         reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
         raise DfadcError(
@@ -135,11 +140,24 @@ def check_fits(built: Architecture, contract: ImageContract) -> int:
         ) from exc
     finally:
         built.module.train(was_training)
-    logits = unwrap_logits(output)
-    expected = (2, contract.num_classes, *(() if contract.task == "classification" else contract.input_size[1:]))
-    if tuple(logits.shape) != expected:
-        raise DfadcError(f"{built.name} gives outputs of shape {tuple(logits.shape)}, not {expected}")
+    _check_logits(built.name, tuple(logits.shape), contract)
     return int(counter.get_total_flops()) // 2
+
+
+def _check_logits(name: str, shape: tuple[int, ...], contract: ImageContract) -> None:
+    """Refuses logits for 2 images that are of another task or of other classes than the contract's."""
+    dense = contract.task == "segmentation"
+    if len(shape) != (4 if dense else 2) or shape[0] != 2:
+        wanted = "(2, K, h, w): the teacher answers for every pixel" if dense else "(2, K): one answer for an image"
+        raise DfadcError(
+            f"{name} gives outputs of shape {shape} for 2 images, not {wanted}",
+            f"choose another student; `dfadc students --task {contract.task}` lists what fits",
+        )
+    if shape[1] != contract.num_classes:
+        raise DfadcError(
+            f"{name} answers {shape[1]} classes, the teacher {contract.num_classes}",
+            "a factory is given num_classes or the contract: use it for the last layer",
+        )
 
 
 def _choose_stem(name: str, contract: ImageContract, stem: str) -> Stem:
