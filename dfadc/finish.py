@@ -13,11 +13,14 @@ from torch import Tensor, nn
 from dfadc.calibration import Calibration, choose_calibration
 from dfadc.distillation.examiners import draw, examiner_steps, train_adversary, train_prior
 from dfadc.models.network_file import save_network, serialise
+from dfadc.models.outputs import answering_pixels
 from dfadc.storage import atomic_write_bytes
+from dfadc.verification.dense import choose_positions
+from dfadc.verification.dense_samples import DenseSampleSet, batch_size, collect_dense
 from dfadc.verification.samples import SampleSet, StoredImages, dequantise, max_samples, quantise
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from dfadc.contract import ImageContract
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from dfadc.distillation.players import Players
     from dfadc.run import RunFolder
     from dfadc.training import Training
+    from dfadc.verification.dense_samples import Samples
 
 #: Images that teacher and student answer at once.
 ANSWER_BATCH = 128
@@ -68,7 +72,7 @@ def write_results(training: Training, folder: RunFolder, on_note: Callable[[str]
         on_note(f"calibration: {note}")
 
 
-def freeze_samples(game: Game, *, prior: Players | None = None, adversary: Players | None = None) -> SampleSet:
+def freeze_samples(game: Game, *, prior: Players | None = None, adversary: Players | None = None) -> Samples:
     """Draws the verification samples, quantises them, and only then asks teacher and student, in fp32.
 
     A quarter each was set aside over the run, and is drawn by the prior generator and by the adversary; the others are
@@ -88,14 +92,20 @@ def freeze_samples(game: Game, *, prior: Players | None = None, adversary: Playe
     rest = total - sum(map(len, images.values()))
     images = {"generator": _draw(game.players, rest, contract), **images}
     stored = np.concatenate(list(images.values()))
+    source = np.repeat(np.arange(len(images), dtype=np.int8), [len(drawn) for drawn in images.values()])
+    networks = (game.teacher, game.players.student.average)
+    if contract.task == "segmentation":
+        positions = choose_positions(*contract.input_size[1:])
+        teacher, student = (
+            collect_dense(_answers(network, stored, game), positions, contract=contract, who="the network")
+            for network in networks
+        )
+        return DenseSampleSet(
+            stored, source, tuple(images), teacher, student, positions, contract, provenance=_provenance(game)
+        )
+    teacher_logits, student_logits = (_logits(network, stored, game) for network in networks)
     return SampleSet(
-        images=stored,
-        source=np.repeat(np.arange(len(images), dtype=np.int8), [len(drawn) for drawn in images.values()]),
-        sources=tuple(images),
-        teacher_logits=_answers(game.teacher, stored, game),
-        student_logits=_answers(game.players.student.average, stored, game),
-        contract=contract,
-        provenance=_provenance(game),
+        stored, source, tuple(images), teacher_logits, student_logits, contract, provenance=_provenance(game)
     )
 
 
@@ -112,7 +122,7 @@ def _provenance(game: Game) -> dict[str, str | int | float]:
     }
 
 
-def collect_calibration(game: Game, *, prior: Players | None, exclude: SampleSet) -> Calibration:
+def collect_calibration(game: Game, *, prior: Players | None, exclude: Samples) -> Calibration:
     """Images for INT8 of the whole run, of the final generator and of the prior generator; none of the samples."""
     settings, contract, reservoir = game.recipe.calibration, game.contract, game.players.reservoir
     # Twice what is asked for, so that the classes can be balanced.
@@ -122,7 +132,7 @@ def collect_calibration(game: Game, *, prior: Players | None, exclude: SampleSet
         "generator": _draw(game.players, wanted, contract),
         "prior": _draw(prior, wanted, contract),
     }
-    answers = {name: _answers(game.teacher, images, game) for name, images in candidates.items()}
+    answers = _classes_of_images(candidates, game)
     return choose_calibration(candidates, answers, settings=settings, exclude=exclude.images)
 
 
@@ -137,15 +147,42 @@ def _stored(batches: Iterable[Tensor], contract: ImageContract) -> StoredImages:
     return np.concatenate([quantise(images, contract) for images in (nothing, *(b.float().numpy() for b in batches))])
 
 
-@torch.no_grad()
-def _answers(network: nn.Module, stored: StoredImages, game: Game) -> npt.NDArray[np.float32]:
+def _classes_of_images(candidates: Mapping[str, StoredImages], game: Game) -> dict[str, npt.NDArray[np.float32]]:
+    """Logits (N, K) of each source by which calibration images are balanced over the classes.
+
+    A dense teacher gives an image many classes: the highest is then the one that the image shows most of beside what
+    all images show of it, for nearly every image shows more background than anything else.
+    """
+    if game.contract.task == "classification":
+        return {name: _logits(game.teacher, images, game) for name, images in candidates.items()}
+    shares = {name: _class_shares(images, game) for name, images in candidates.items()}
+    mean = np.concatenate(list(shares.values())).mean(axis=0)
+    return {name: found / np.maximum(mean, 1e-6) for name, found in shares.items()}
+
+
+def _class_shares(stored: StoredImages, game: Game) -> npt.NDArray[np.float32]:
+    """(N, K) share of each image's pixels that the teacher puts into each class."""
+    num_classes = game.contract.num_classes
+    shares = [np.empty((0, num_classes), np.float32)]
+    for logits in _answers(game.teacher, stored, game):
+        classes = logits.argmax(axis=1)
+        shares.append(np.stack([(classes == index).mean(axis=(1, 2)) for index in range(num_classes)], axis=1))
+    return np.concatenate(shares).astype(np.float32)
+
+
+def _logits(network: nn.Module, stored: StoredImages, game: Game) -> npt.NDArray[np.float32]:
     """Logits (N, K) in fp32 to images as they are stored."""
-    network.eval()
-    answers = [np.empty((0, game.contract.num_classes), np.float32)]
-    for start in range(0, len(stored), ANSWER_BATCH):
-        images = torch.from_numpy(dequantise(stored[start : start + ANSWER_BATCH], game.contract))
-        answers.append(network(images.to(game.policy.device)).float().cpu().numpy())
-    return np.concatenate(answers)
+    return np.concatenate([np.empty((0, game.contract.num_classes), np.float32), *_answers(network, stored, game)])
+
+
+@torch.no_grad()
+def _answers(network: nn.Module, stored: StoredImages, game: Game) -> Iterator[npt.NDArray[np.float32]]:
+    """Batches of logits (n, K) or, at the images' size, (n, K, H, W), in fp32 to images as they are stored."""
+    answering = answering_pixels(network, game.contract).eval()
+    size = batch_size(game.contract, ANSWER_BATCH)
+    for start in range(0, len(stored), size):
+        images = torch.from_numpy(dequantise(stored[start : start + size], game.contract))
+        yield answering(images.to(game.policy.device)).float().cpu().numpy()
 
 
 def _write_generator(players: Players, contract: ImageContract, path: Path) -> None:

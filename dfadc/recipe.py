@@ -193,6 +193,9 @@ class GateSettings(Settings):
         "off", description="extra: lower Wilson bound of network = teacher in each class of 30 samples or more"
     )
     min_accuracy: Limit = Field("off", description="extra: lower Wilson bound of the accuracy on labelled images")
+    boundary_width: int = Field(
+        0, ge=0, le=64, description="segmentation: pixels so near a border between classes count neither way"
+    )
     max_student_drop: Limit = Field(0.01, description="how far an artifact's agreement may lie under its student's")
     max_baseline_drop: Limit = Field(0.01, description="drop against a baseline that fails where p < .05 besides")
     min_fp32_agreement: Limit = Field("off", description="lower Wilson bound of fp32 artifact = fp32 student")

@@ -24,7 +24,7 @@ from dfadc.distillation.precision import choose_device, choose_policy, fit_polic
 from dfadc.errors import DfadcError
 from dfadc.event_files import require_tensorboard
 from dfadc.models.flops import count_flops
-from dfadc.models.students import Student, build_student
+from dfadc.models.students import Student, build_student, with_logits_like
 from dfadc.recipe import Recipe, change_recipe, recipe_to_toml
 from dfadc.run import SCHEMA, RunFolder, environment
 from dfadc.storage import atomic_write_text, write_json
@@ -80,18 +80,14 @@ class Training:
         device: where to play.
 
     Raises:
-        DfadcError: the recipe does not fit, the teacher cannot teach, or its outputs are dense.
+        DfadcError: the recipe does not fit, or the teacher cannot teach.
     """
 
     def __init__(self, teacher: Teacher, student: Student, *, recipe: Recipe, device: torch.device) -> None:
-        if teacher.contract.task != "classification":
-            raise DfadcError(
-                "the teacher answers for every pixel, and samples with such answers cannot be stored and verified yet",
-                "only classifiers can be distilled for now",
-            )
         diagnosis = diagnose_teacher(teacher.module, teacher.batch_norms, teacher.contract)
         self.batch_norms = diagnosis.batch_norms
         recipe, notes = fit_recipe(recipe, teacher.contract, len(self.batch_norms))
+        student = with_logits_like(student, teacher.contract, diagnosis.logit_size)
         self.teacher = teacher
         self.student = student
         self.recipe = recipe

@@ -111,9 +111,10 @@ def describe_engine(path: Path) -> dict[str, Any]:
     contract = json.loads(metadata.get(f"{METADATA_PREFIX}contract", "{}"))
     batch = f"{facts['batch'][0]} to {facts['batch'][2]}"
     answer = metadata.get(f"{METADATA_PREFIX}output", "logits")
+    dense = contract["input_size"][1:] if contract.get("task") == "segmentation" else []
     return {
         "inputs": [{"name": INPUT_NAME, "dtype": "float", "shape": [batch, *contract.get("input_size", ["?"])]}],
-        "outputs": [{"name": answer, "dtype": "float", "shape": [batch, contract.get("num_classes", "?")]}],
+        "outputs": [{"name": answer, "dtype": "float", "shape": [batch, contract.get("num_classes", "?"), *dense]}],
         "size_bytes": path.stat().st_size,
         "effective_precision": facts["effective_precision"],
         "tensor_dtypes": facts["layer_dtypes"],

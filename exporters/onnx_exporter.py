@@ -15,6 +15,7 @@ import onnx_ir
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.onnx import OnnxExporterError
 
 from dfadc import __version__
@@ -46,11 +47,13 @@ def export_onnx(
     metadata: Mapping[str, str],
     embed_normalisation: bool = False,
     embed_softmax: bool = False,
+    dynamic_size: bool = False,
 ) -> ExportResult:
     """Writes ``module`` as an fp32 ONNX of opset 20 with a dynamic batch, after comparing it with the module.
 
-    The graph maps ``images`` (N, C, H, W) to ``logits`` (N, K), or ``probabilities`` with the softmax. The same module
-    gives the same bytes: no time, no path and no stack trace is inside. ``module`` itself is not touched.
+    The graph maps ``images`` (N, C, H, W) to ``logits`` (N, K) or (N, K, H, W), or ``probabilities`` with the softmax.
+    The same module gives the same bytes: no time, no path and no stack trace is inside. ``module`` itself is not
+    touched.
 
     Args:
         module: the student; compiled, half-precision, channels-last and training-mode modules are taken too.
@@ -59,17 +62,23 @@ def export_onnx(
         metadata: further ``dfadc.*`` metadata, e.g. architecture and teacher_sha256; the prefix is added.
         embed_normalisation: the graph takes pixels in [0, 1] and normalises them itself.
         embed_softmax: the graph returns probabilities.
+        dynamic_size: the graph of a segmentation network takes images of any height and width.
 
     Raises:
-        DfadcError: normalisation is to be embedded and the contract has no mean and std.
+        DfadcError: normalisation is to be embedded and the contract has no mean and std, or the size is to be dynamic
+            and the network answers once for an image.
         ExportFailed: the module cannot be exported, or the export does not compute what the module does.
         StorageFailed: the file cannot be written.
     """
+    if dynamic_size and contract.task != "segmentation":
+        raise DfadcError("only a segmentation network takes images of any size", "leave --dynamic-size away")
     output_name = "probabilities" if embed_softmax else "logits"
     network = _deployable(module, contract, embed_normalisation=embed_normalisation, embed_softmax=embed_softmax)
     batches = [_random_images(contract, size, pixels=embed_normalisation) for size in _PARITY_BATCHES]
+    if dynamic_size:
+        batches.append(_other_size(batches[-1]))
     expected = [_forward(network, images, contract) for images in batches]
-    model = _to_proto(network, batches[-1], output_name)
+    model = _to_proto(network, batches[1], output_name, dynamic_size=dynamic_size)
     with_metadata(
         model,
         {
@@ -80,6 +89,7 @@ def export_onnx(
             "contract": contract.to_json(),
             "input": "pixels in [0, 1], NCHW" if embed_normalisation else "normalised, NCHW",
             "output": output_name,
+            "size": "dynamic" if dynamic_size else "fixed",
         },
     )
     data = to_checked_bytes(model, path.name)
@@ -166,17 +176,25 @@ def _forward(network: nn.Module, images: Tensor, contract: ImageContract) -> NDA
             f"the module returns {type(logits).__name__}, not a tensor of logits",
             "wrap it in dfadc.models.outputs.LogitsOf",
         )
-    if logits.shape[:2] != (len(images), contract.num_classes):
+    dense = images.shape[2:] if contract.task == "segmentation" else ()
+    if logits.shape != (expected := (len(images), contract.num_classes, *dense)):
         raise ExportFailed(
-            f"the module returns {tuple(logits.shape)} for {len(images)} images, not (N, {contract.num_classes})"
+            f"the module returns {tuple(logits.shape)} for {len(images)} images, not {tuple(expected)}",
+            "wrap it in dfadc.models.outputs.ResizedLogits" if dense else "",
         )
     if not torch.isfinite(logits).all():
         raise ExportFailed(f"the module's outputs for random images of {size} are not finite")
     return logits.numpy()
 
 
-def _to_proto(network: nn.Module, images: Tensor, output_name: str) -> onnx.ModelProto:
+def _other_size(images: Tensor) -> Tensor:
+    """The same images in another shape: a traced size that is no variable shows here."""
+    return functional.interpolate(images, size=(images.shape[2] + 5, 2 * images.shape[3] + 3))
+
+
+def _to_proto(network: nn.Module, images: Tensor, output_name: str, *, dynamic_size: bool) -> onnx.ModelProto:
     """Traces ``network`` and strips everything that names this machine or its source files."""
+    dynamic = {0: "batch", 2: "height", 3: "width"} if dynamic_size else {0: "batch"}
     try:
         with _quiet():
             program = torch.onnx.export(
@@ -186,7 +204,7 @@ def _to_proto(network: nn.Module, images: Tensor, output_name: str) -> onnx.Mode
                 opset_version=OPSET,
                 input_names=[INPUT_NAME],
                 output_names=[output_name],
-                dynamic_shapes=({0: "batch"},),
+                dynamic_shapes=(dynamic,),
                 external_data=False,
                 verbose=False,
             )
@@ -243,10 +261,10 @@ def _parity_error(
             actual = [session.run(images.numpy()) for images in batches]
     except DfadcError as exc:
         raise ExportFailed(f"the exported ONNX does not run: {exc.message}", exc.hint) from exc
-    reference = np.concatenate(expected)
+    reference = np.concatenate([answers.ravel() for answers in expected])
     # Outputs that share one large offset round at its magnitude, so it counts too; probabilities span 1 by definition.
     scale = 1.0 if probabilities else max(float(np.ptp(reference)), float(np.abs(reference).max())) or 1.0
-    error = float(np.abs(np.concatenate(actual) - reference).max()) / scale
+    error = float(np.abs(np.concatenate([answers.ravel() for answers in actual]) - reference).max()) / scale
     if not error <= PARITY_TOLERANCE:  # a NaN is not parity either
         raise ExportFailed(
             f"the exported ONNX is {error:.1e} of the logit range away from the module, not {PARITY_TOLERANCE:.0e}",

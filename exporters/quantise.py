@@ -16,18 +16,19 @@ from onnx import TensorProto, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
 from dfadc.errors import DfadcError, ExportFailed, StorageFailed
-from dfadc.verification.agreement import Agreement, compare
 from exporters.base import KEEP_FP32_AUTO, PoolUnusable, unknown_value
 from exporters.equalise import equalise_channels
 from exporters.kept_layers import answers_in_fp32, in_fp32
 from exporters.onnx_file import INPUT_NAME, OPSET, first_line, opset_of
 from exporters.precision import check_is_fp32
-from exporters.sensitivity import Layer, distance, has_recovered, logits_of, rank_layers, recover
+from exporters.sensitivity import Layer, agreement_of, distance, has_recovered, logits_of, rank_layers, recover
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from numpy.typing import NDArray
+
+    from dfadc.verification.agreement import Agreement
 
 CALIBRATORS = {
     "minmax": CalibrationMethod.MinMax,
@@ -121,7 +122,7 @@ def quantise(
     for name in CALIBRATORS if calibrator == AUTO else (calibrator,):
         model = _quantise_static(source, images[~held_out], PRESETS[preset], CALIBRATORS[name])
         model = in_fp32(model, source, named)
-        agreement = compare(logits_of(model, images[held_out]), reference[held_out])
+        agreement = agreement_of(logits_of(model, images[held_out]), reference[held_out])
         candidates.append(Quantised(model, name, agreement, tuple(named)))
     # Not by agreement: a few hundred images tell calibrators apart by chance. Entropy, which had cut the ranges so
     # short that a tenth of the logits went, won 252 to 250 of 256 images and lost half a point of real accuracy.
@@ -236,7 +237,7 @@ def _quantise_static(
 
 
 def _reference_logits(source: onnx.ModelProto, images: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The fp32 graph's answers to the calibration images, which must be worth calibrating with."""
+    """The fp32 graph's answers (N, K) or (N, P, K) to the calibration images, which must be worth calibrating with."""
     if len(images) < _MIN_IMAGES:
         raise PoolUnusable(
             f"{len(images)} calibration images are too few for INT8", f"give {_MIN_IMAGES} or better 512 to 1024"
@@ -244,9 +245,10 @@ def _reference_logits(source: onnx.ModelProto, images: NDArray[np.float32]) -> N
     if not np.isfinite(images).all():
         raise PoolUnusable("the calibration images hold NaN or infinite values", "did training diverge?")
     logits = logits_of(source, images)
-    if len(set(logits.argmax(axis=1).tolist())) < 2:
+    classes = logits.argmax(axis=-1)
+    if len(np.unique(classes)) < 2:
         raise PoolUnusable(
-            f"the network puts all {len(images)} calibration images into class {logits[0].argmax()}",
+            f"the network puts all {len(images)} calibration images into class {classes.flat[0]}",
             "INT8 ranges of one class fit no other; use a pool that covers the classes",
         )
     return logits

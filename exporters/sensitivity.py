@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from dfadc.verification.agreement import Agreement, compare
 from dfadc.verification.gate import default_export_limits
 from exporters.kept_layers import in_fp32, layer_names
@@ -13,7 +15,6 @@ from exporters.sessions import OnnxRuntimeSession
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    import numpy as np
     import onnx
     from numpy.typing import NDArray
 
@@ -23,6 +24,8 @@ LEAST_AGREEMENT = 0.985
 LEAST_SQNR_DB = default_export_limits()["int8"].min_sqnr_db or 0.0
 #: Images that a layer is tried on alone; the graph that is kept is judged on all.
 _RANKING_IMAGES = 64
+#: Pixels of each image that answer for all of a dense one, about; images that a graph is given at once.
+_PIXELS, _BATCH_SIZE = 64, 16
 #: No more than this share of the layers goes back to fp32, or this many: beyond it, fp16 is the better artifact. In a
 #: MobileNetV2 of 63 layers the first one back halves the KL divergence, the next seven halve it again.
 _LARGEST_SHARE = 1 / 8
@@ -65,11 +68,11 @@ def rank_layers(
         quantised: the INT8 graph.
         source: the fp32 graph that it was made of.
         images: (N, C, H, W); the first few are used.
-        reference: (N, K), the fp32 graph's answers.
+        reference: (N, K) or (N, P, K), the fp32 graph's answers.
     """
     images, reference = images[:_RANKING_IMAGES], reference[:_RANKING_IMAGES]
     layers = [
-        Layer(name, compare(logits_of(in_fp32(quantised, source, [name]), images), reference))
+        Layer(name, agreement_of(logits_of(in_fp32(quantised, source, [name]), images), reference))
         for name in layer_names(quantised)
     ]
     return sorted(layers, key=lambda layer: distance(layer.alone_in_fp32))
@@ -90,7 +93,7 @@ def recover(
 
     def attempt(names: Iterable[str]) -> Recovered:
         model = in_fp32(quantised, source, names)
-        return Recovered(model, tuple(names), compare(logits_of(model, images), reference))
+        return Recovered(model, tuple(names), agreement_of(logits_of(model, images), reference))
 
     order = [layer.name for layer in ranking]
     tried = []
@@ -109,6 +112,26 @@ def recover(
 
 
 def logits_of(model: onnx.ModelProto, images: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(N, K), what a graph answers on ONNX Runtime's CPU provider with one thread."""
-    with OnnxRuntimeSession(model.SerializeToString(), threads=1) as session:
-        return session.run(images)
+    """(N, K), what a graph answers on ONNX Runtime's CPU provider with one thread; of a dense one (N, P, K).
+
+    All pixels of dense logits (N, K, H, W) would be many times the images, and neighbours say the same: a few do.
+    """
+    with OnnxRuntimeSession(model.SerializeToString(), threads=1, batch_size=_BATCH_SIZE) as session:
+        batches = (images[start : start + _BATCH_SIZE] for start in range(0, len(images), _BATCH_SIZE))
+        return np.concatenate([_few_pixels(session.run(batch)) for batch in batches])
+
+
+def agreement_of(candidate: NDArray[np.float32], reference: NDArray[np.float32]) -> Agreement:
+    """:func:`compare` of what :func:`logits_of` gives, each pixel a sample of its own."""
+    num_classes = reference.shape[-1]
+    return compare(candidate.reshape(-1, num_classes), reference.reshape(-1, num_classes))
+
+
+def _few_pixels(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(n, K) as they are, (n, K, H, W) as (n, P, K)."""
+    if logits.ndim == 2:
+        return logits
+    flat = logits.reshape(*logits.shape[:2], -1)
+    # An odd step meets every column of an image whose width is a power of two.
+    step = max(1, flat.shape[2] // _PIXELS) | 1
+    return np.ascontiguousarray(flat[:, :, ::step].transpose(0, 2, 1))

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 from typing import TYPE_CHECKING, Any
 
 from dfadc.errors import ExportFailed, RequirementMissing
 from dfadc.storage import atomic_write, sha256_file, write_json
 from exporters.base import BuildSettings, Capability, ExportRequest, ExportResult, Precision
-from exporters.onnx_file import load_onnx, read_metadata
+from exporters.onnx_file import METADATA_PREFIX, load_onnx, read_metadata
 from exporters.trt_api import TENSORRT, TENSORRT_RTX, Backend, ParsedNetwork, TensorRtApi
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    import onnx
 
 SIDECAR_SCHEMA = 1
 
@@ -62,8 +65,9 @@ class TensorRtExporter:
         api = TensorRtApi(self._backend)
         gpus = tuple(gpu.lower() for gpu in settings.gpus)
         api.check_gpus(gpus)
-        metadata = read_metadata(load_onnx(source_onnx))
-        network = ParsedNetwork(api, source_onnx.read_bytes())
+        source = load_onnx(source_onnx)
+        metadata = read_metadata(source)
+        network = ParsedNetwork(api, _of_one_size(source, metadata) or source_onnx.read_bytes())
         census = network.dtype_census()
         effective = effective_precision(census, request.precision)
         engine = network.build(
@@ -85,6 +89,17 @@ class TensorRtExporter:
             temporary.write_bytes(engine)
             write_json(sidecar_path(target), _sidecar(result, settings, census, metadata))
         return result
+
+
+def _of_one_size(source: onnx.ModelProto, metadata: Mapping[str, str]) -> bytes:
+    """The bytes of a graph for images of any size with the contract's size instead; none where it has one already."""
+    if metadata.get(f"{METADATA_PREFIX}size") != "dynamic":
+        return b""
+    sides = json.loads(metadata[f"{METADATA_PREFIX}contract"])["input_size"][1:]
+    for axis, side in zip(source.graph.input[0].type.tensor_type.shape.dim[2:], sides, strict=True):
+        axis.dim_value = side
+    data: bytes = source.SerializeToString()
+    return data
 
 
 def full_tensorrt() -> TensorRtExporter:

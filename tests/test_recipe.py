@@ -39,7 +39,7 @@ def load_toml(text: str, folder: Path) -> Recipe:
 def test_auto_is_the_first_and_the_default() -> None:
     assert recipe_names()[0] == "auto"
     papers = {"zskt", "dafl", "deepinversion", "dfad", "dfad-seg", "dfq", "fast", "nayer"}
-    assert set(recipe_names()) == {"auto", "dfad+", "pool", *papers}
+    assert set(recipe_names()) == {"auto", "auto-seg", "dfad+", "pool", *papers}
     assert load_recipe() == load_recipe("auto")
 
 

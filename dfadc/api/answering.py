@@ -5,8 +5,8 @@ Imports torch only where teacher or student must answer themselves.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +15,13 @@ from dfadc.errors import DfadcError
 from dfadc.verification.agreement import predict
 from dfadc.verification.answers import ask, level
 from dfadc.verification.baseline import Baseline
+from dfadc.verification.dense import DenseAnswers, PixelCounts
+from dfadc.verification.dense_samples import batch_size
 from exporters.describe import artifact_metadata
 from exporters.engine_sessions import open_session
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from pathlib import Path
 
     from torch import nn
@@ -27,16 +29,19 @@ if TYPE_CHECKING:
     from dfadc.contract import ImageContract
     from dfadc.run import RunFolder
     from dfadc.verification.data import EvaluationData
-    from dfadc.verification.samples import SampleSet
+    from dfadc.verification.dense_samples import Samples
+    from dfadc.verification.masks import MaskedImages
 
     Answer = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
 
-#: Images that a session is given at once.
+#: Images that a session is given at once; fewer where every pixel is answered.
 BATCH_SIZE = 64
 
 Images = npt.NDArray[np.float32]
 Logits = npt.NDArray[np.float32]
 Flags = npt.NDArray[np.bool_]
+#: How a network did on each labelled image: whether it is right, or which pixels it got right.
+Rights = Flags | PixelCounts
 
 
 @dataclass(frozen=True)
@@ -49,8 +54,8 @@ class Questions:
         baseline: its samples, where there is one.
     """
 
-    samples: SampleSet
-    data: EvaluationData | None = None
+    samples: Samples
+    data: EvaluationData | MaskedImages | None = None
     baseline: Baseline | None = None
 
     @property
@@ -58,24 +63,30 @@ class Questions:
         """Whether an answer to the samples is one to the baseline's."""
         return self.baseline is not None and self.baseline.samples.sha256 == self.samples.sha256
 
+    def without_borders(self, width: int) -> Questions:
+        """The same; of masks, pixels within ``width`` of a border between classes do not count."""
+        if self.data is None or self.data.contract.task == "classification":
+            return self
+        return replace(self, data=cast("MaskedImages", self.data).without_borders(width))
+
 
 @dataclass(frozen=True)
 class Answers:
     """What one network answered.
 
     Args:
-        logits: (N, K) to the samples.
-        correct: (L,) whether it gave each labelled image its label; None without labels.
+        given: its logits (N, K) to the samples, or its dense answers.
+        correct: (L,) whether it gave each labelled image its label, or the counts of its pixels; None without labels.
         on_baseline: (B,) its classes for the baseline's samples, -1 where a logit is not finite; None without one.
     """
 
-    logits: Logits
-    correct: Flags | None
+    given: Logits | DenseAnswers
+    correct: Rights | None
     on_baseline: npt.NDArray[np.int32] | None
 
 
 def read_questions(
-    samples: SampleSet, *, data: Path | None, baseline: Path | None, teacher_sha256: str | None
+    samples: Samples, *, data: Path | None, baseline: Path | None, teacher_sha256: str | None
 ) -> Questions:
     """Reads what is asked besides the samples, and refuses what does not go with them.
 
@@ -95,16 +106,14 @@ def read_questions(
 
 def read_inputs(
     contract: ImageContract, teacher_sha256: str | None, *, data: Path | None, baseline: Path | None
-) -> tuple[EvaluationData | None, Baseline | None]:
+) -> tuple[EvaluationData | MaskedImages | None, Baseline | None]:
     """What :func:`read_questions` reads, also before there are samples: a long run must not end with what cannot be."""
     known = None if baseline is None else Baseline.load(baseline)
     if known is not None:
         known.check_fits(contract, teacher_sha256)
     if data is None:
         return None, known
-    from dfadc.verification.data import load_evaluation_data  # noqa: PLC0415 - pillow, only with --data
-
-    labelled = load_evaluation_data(data, contract)
+    labelled = _read_data(data, contract)
     if known is not None and known.labelled is not None and known.labelled.sha256 != labelled.sha256:
         raise DfadcError(
             f"--data {data} holds other images or labels than the baseline {baseline} was made with: sha256 "
@@ -112,6 +121,17 @@ def read_inputs(
             "pass the same labelled images, or make the baseline anew with these",
         )
     return labelled, known
+
+
+def _read_data(path: Path, contract: ImageContract) -> EvaluationData | MaskedImages:
+    # Pillow, only with --data.
+    if contract.task == "segmentation":
+        from dfadc.verification.masks import load_masked_images  # noqa: PLC0415
+
+        return load_masked_images(path, contract)
+    from dfadc.verification.data import load_evaluation_data  # noqa: PLC0415
+
+    return load_evaluation_data(path, contract)
 
 
 def ask_artifact(path: Path, questions: Questions) -> Answers:
@@ -122,19 +142,15 @@ def ask_artifact(path: Path, questions: Questions) -> Answers:
         DfadcError: it is damaged, or does not take these samples.
     """
     form, samples = artifact_metadata(path), questions.samples
-    with open_session(path, batch_size=BATCH_SIZE) as session:
+    size = batch_size(samples.contract, BATCH_SIZE)
+    with open_session(path, batch_size=size) as session:
 
         def answer(images: Images) -> Logits:
             return ask(session.run, images, form=form, contract=samples.contract)
 
-        logits = _answer_all(answer, samples.batches(BATCH_SIZE), samples.contract)
-        if logits.shape != samples.teacher_logits.shape:
-            raise DfadcError(
-                f"{path} answers {logits.shape[1:]}, the samples have {samples.contract.num_classes} classes",
-                "verify it with the samples of its own run",
-            )
-        correct, on_baseline = _further_answers(answer, logits, questions)
-    return Answers(level(logits, samples.student_logits, form=form), correct, on_baseline)
+        given = samples.collect(map(answer, samples.batches(size)), str(path))
+        correct, on_baseline = _further_answers(answer, given, questions)
+    return Answers(level(given, samples.student_answers, form=form), correct, on_baseline)
 
 
 def ask_student(run: RunFolder, questions: Questions) -> Answers:
@@ -143,55 +159,53 @@ def ask_student(run: RunFolder, questions: Questions) -> Answers:
     Raises:
         DfadcError: it has to answer, and its file is damaged.
     """
-    logits = questions.samples.student_logits
+    given = questions.samples.student_answers
     if questions.data is None and (questions.baseline is None or questions.baseline_is_of_these_samples):
-        return Answers(logits, None, predict(logits) if questions.baseline is not None else None)
+        return Answers(given, None, predicted(given) if questions.baseline is not None else None)
     from dfadc.models.network_file import load_network  # noqa: PLC0415
 
-    student, _ = load_network(run.student, architecture=run.record()["student"]["architecture"])
-    return Answers(logits, *_further_answers(_on_cpu(student), logits, questions))
+    student, metadata = load_network(run.student, architecture=run.record()["student"]["architecture"])
+    return Answers(given, *_further_answers(_on_cpu(student, metadata.contract), given, questions))
 
 
-def ask_teacher(run: RunFolder, data: EvaluationData, *, trust: bool) -> Flags:
-    """(L,) whether the teacher gives each labelled image its label.
+def ask_teacher(run: RunFolder, data: EvaluationData | MaskedImages, *, trust: bool) -> Rights:
+    """(L,) whether the teacher gives each labelled image its label, or the counts of its pixels.
 
     Raises:
         DfadcError: its file is gone or has changed, or holds code that is not trusted.
     """
     from dfadc.api.distil import load_run_teacher  # noqa: PLC0415
 
-    return _correct(_on_cpu(load_run_teacher(run, trust=trust).module), data)
+    teacher = load_run_teacher(run, trust=trust)
+    return _correct(_on_cpu(teacher.module, teacher.contract), data)
 
 
 def _further_answers(
-    answer: Answer, logits: Logits, questions: Questions
-) -> tuple[Flags | None, npt.NDArray[np.int32] | None]:
-    """Labelled images and the baseline's samples; ``logits`` are the answers to the run's own."""
+    answer: Answer, given: Logits | DenseAnswers, questions: Questions
+) -> tuple[Rights | None, npt.NDArray[np.int32] | None]:
+    """Labelled images and the baseline's samples; ``given`` are the answers to the run's own."""
     correct = None if questions.data is None else _correct(answer, questions.data)
     if questions.baseline is None:
         return correct, None
     if questions.baseline_is_of_these_samples:
-        return correct, predict(logits)
+        return correct, predicted(given)
     samples = questions.baseline.samples
-    return correct, predict(_answer_all(answer, samples.batches(BATCH_SIZE), samples.contract))
+    return correct, predict(samples.collect(map(answer, samples.batches(BATCH_SIZE)), "the network"))
 
 
-def _correct(answer: Answer, data: EvaluationData) -> Flags:
-    classes = np.concatenate([predict(answer(batch)) for batch in data.batches(BATCH_SIZE)])
-    return np.asarray(classes == data.labels)
+def predicted(given: Logits | DenseAnswers) -> npt.NDArray[np.int32]:
+    """Classes of the samples, for a baseline, which holds one of each image."""
+    assert isinstance(given, np.ndarray), "there are no baselines of dense answers"  # noqa: S101
+    return predict(given)
 
 
-def _answer_all(
-    answer: Answer,
-    batches: Iterable[Images],
-    contract: ImageContract,
-) -> Logits:
-    """(N, K) logits of all batches; (0, K) where there are none."""
-    answers = [answer(batch) for batch in batches]
-    return np.concatenate(answers) if answers else np.empty((0, contract.num_classes), np.float32)
+def _correct(answer: Answer, data: EvaluationData | MaskedImages) -> Rights:
+    return data.judge(map(answer, data.batches(batch_size(data.contract, BATCH_SIZE))))
 
 
-def _on_cpu(network: nn.Module) -> Answer:
+def _on_cpu(network: nn.Module, contract: ImageContract) -> Answer:
+    from dfadc.models.outputs import answering_pixels  # noqa: PLC0415
     from exporters.sessions import TorchSession  # noqa: PLC0415
 
-    return TorchSession(network.eval(), "cpu", batch_size=BATCH_SIZE).run
+    module, size = answering_pixels(network, contract).eval(), batch_size(contract, BATCH_SIZE)
+    return TorchSession(module, "cpu", batch_size=size).run

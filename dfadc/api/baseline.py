@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dfadc.api.answering import Questions, ask_artifact, ask_student, read_inputs
+import numpy as np
+
+from dfadc.api.answering import Questions, ask_artifact, ask_student, predicted, read_inputs
 from dfadc.errors import DfadcError, RequirementMissing
 from dfadc.verification.agreement import predict
 from dfadc.verification.baseline import Baseline, LabelledResults
+from dfadc.verification.dense_samples import load_samples
 from dfadc.verification.report import STUDENT
 from dfadc.verification.samples import SampleSet
 from exporters.manifest import FILE_NAME, Manifest, check_unchanged
@@ -42,7 +45,13 @@ def write_baseline(run: RunFolder, path: Path, *, data: Path | None = None, forc
     if path.exists() and not force:
         raise DfadcError(f"there is a file {path} already", "--force replaces it, or choose another -o")
     manifest = check_unchanged(run.path) if (run.path / FILE_NAME).exists() else Manifest()
-    samples, teacher_sha256 = SampleSet.load(run.samples), run.record()["teacher"]["sha256"]
+    samples, teacher_sha256 = load_samples(run.samples), run.record()["teacher"]["sha256"]
+    if not isinstance(samples, SampleSet):
+        raise DfadcError(
+            f"the run {run.path} answers every pixel, and a baseline holds one answer an image: McNemar's test asks "
+            "for independent pairs, which the pixels of an image are not",
+            "gate on verify.min_agreement and verify.min_accuracy instead",
+        )
     labelled, _ = read_inputs(samples.contract, teacher_sha256, data=data, baseline=None)
     questions = Questions(samples, labelled)
     answers, left_out = {STUDENT: ask_student(run, questions)}, {}
@@ -52,12 +61,12 @@ def write_baseline(run: RunFolder, path: Path, *, data: Path | None = None, forc
             answers[name] = ask_artifact(run.path / known.file, questions)
         except RequirementMissing as exc:
             left_out[name] = exc.message
-    correct = {name: given.correct for name, given in answers.items() if given.correct is not None}
+    correct = {name: given.correct for name, given in answers.items() if isinstance(given.correct, np.ndarray)}
     baseline = Baseline(
         run=run.path.resolve().name,
         teacher_sha256=teacher_sha256,
         samples=samples,
-        predictions={name: predict(given.logits) for name, given in answers.items()},
+        predictions={name: predicted(given.given) for name, given in answers.items()},
         labelled=None if labelled is None else LabelledResults(labelled.sha256, correct),
     )
     baseline.save(path)

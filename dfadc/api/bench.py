@@ -176,17 +176,18 @@ def _bench_teacher(run: RunFolder, images: NDArray[np.float32], settings: BenchS
     import torch  # noqa: PLC0415 - artifacts need none
 
     from dfadc.api.distil import load_run_teacher  # noqa: PLC0415
+    from dfadc.models.outputs import answering_pixels  # noqa: PLC0415
     from exporters.sessions import TorchSession  # noqa: PLC0415
 
     try:
         teacher = load_run_teacher(run, trust=settings.trust_teacher)
     except DfadcError as exc:
         return (BenchRow(TEACHER, None, not_run=exc.message),)
-    rows = []
+    network, rows = answering_pixels(teacher.module, teacher.contract).eval(), []
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
         with (
             _torch_threads(settings.num_threads),
-            TorchSession(teacher.module, device, batch_size=settings.batch) as session,
+            TorchSession(network, device, batch_size=settings.batch) as session,
         ):
             timing = benchmark(session, images, seconds=settings.seconds)
         name = TEACHER if device == "cpu" else f"{TEACHER} ({device})"

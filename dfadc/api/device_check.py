@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from dfadc.errors import DfadcError, RequirementMissing
 from dfadc.storage import sha256_file
 from dfadc.verification.answers import ask, level
+from dfadc.verification.dense_samples import Samples, batch_size, load_samples
 from dfadc.verification.gate import ExportLimits, Thresholds
 from dfadc.verification.report import COLUMNS, Report, build_report, reason_lines, summary_rows
 from dfadc.verification.results import ArtifactFile, ArtifactResult, artifact_not_run, verify_artifact, verify_student
-from dfadc.verification.samples import SampleSet
 from exporters.device_sessions import open_on_device
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def check_kit(folder: Path, names: Sequence[str] = (), *, runtime: str = "", thr
         DfadcError: a file of the kit is missing or damaged, or a name is none of its.
     """
     facts = read_facts(folder)
-    samples = SampleSet.load(folder / "samples.npz")
+    samples = load_samples(folder / "samples.npz")
     limits = {precision: ExportLimits(**values) for precision, values in facts["thresholds"]["export"].items()}
     thresholds = Thresholds(**{**facts["thresholds"], "export": limits})
     known = facts["models"]
@@ -99,7 +99,7 @@ def _check(
     path: Path,
     artifact: ArtifactFile,
     facts: Mapping[str, Any],
-    samples: SampleSet,
+    samples: Samples,
     thresholds: Thresholds,
     how: tuple[str, int],
 ) -> ArtifactResult:
@@ -110,11 +110,11 @@ def _check(
         sys.stderr.write(f"warning: {path.name} is not the file that was exported\n")
     form, (runtime, threads) = facts["form"], how
     with open_on_device(path, runtime, threads=threads) as session:
-        logits = ask(session.run, samples.normalised(), form=form, contract=samples.contract)
-    if logits.shape != samples.student_logits.shape:
-        raise DfadcError(f"{path.name} answers {logits.shape[1:]}, not {samples.student_logits.shape[1:]}")
-    logits = level(logits, samples.student_logits, form=form)
-    return verify_artifact(artifact, logits, samples=samples, thresholds=thresholds)
+        batches = samples.batches(batch_size(samples.contract, session.batch_size))
+        answers = (ask(session.run, images, form=form, contract=samples.contract) for images in batches)
+        given = samples.collect(answers, path.name)
+    given = level(given, samples.student_answers, form=form)
+    return verify_artifact(artifact, given, samples=samples, thresholds=thresholds)
 
 
 def _size(path: Path) -> int | None:

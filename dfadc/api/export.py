@@ -9,8 +9,10 @@ from dfadc.api.kit import write_device_kit
 from dfadc.calibration import load_images
 from dfadc.errors import DfadcError, RequirementMissing
 from dfadc.models.network_file import load_network
+from dfadc.models.outputs import answering_pixels
 from dfadc.storage import sha256_file
-from dfadc.verification.samples import SampleSet, dequantise, to_pixels
+from dfadc.verification.dense_samples import load_samples
+from dfadc.verification.samples import dequantise, to_pixels
 from exporters.base import (
     KEEP_FP32_AUTO,
     BatchProfile,
@@ -63,10 +65,11 @@ class ExportPlan(NamedTuple):
 
 
 class _Form(NamedTuple):
-    """What artifacts take and answer: pixels in [0, 1] that they normalise themselves, probabilities."""
+    """What artifacts take and answer: pixels in [0, 1] that they normalise themselves, probabilities, any size."""
 
     normalises: bool
     softmax: bool
+    dynamic_size: bool
 
 
 def _ignore(_: object) -> None:
@@ -94,6 +97,7 @@ def export_student(
     *,
     embed_normalisation: bool = False,
     embed_softmax: bool = False,
+    dynamic_size: bool = False,
     settings: BuildSettings | None = None,
     observer: ExportObserver | None = None,
 ) -> list[ExportResult]:
@@ -106,6 +110,8 @@ def export_student(
             what of it cannot be made.
         embed_normalisation: artifacts take pixels in [0, 1] and normalise them themselves.
         embed_softmax: artifacts answer probabilities.
+        dynamic_size: artifacts of a segmentation student take images of any height and width; an engine keeps the
+            contract's.
         settings: what a build needs besides, such as target GPUs. Calibration images are those of the run unless given.
         observer: told about every artifact.
 
@@ -118,7 +124,7 @@ def export_student(
     plan = plan_exports(exports)
     settings = settings or BuildSettings()
     _check_settings_matter(settings, plan)
-    form = _Form(embed_normalisation, embed_softmax)
+    form = _Form(embed_normalisation, embed_softmax, dynamic_size)
     manifest = Manifest.read(run.path) if (run.path / FILE_NAME).exists() else Manifest()
     kept = () if exports is None or any(form) else _sources_to_keep(run, manifest, settings, exports)
     if kept:
@@ -228,7 +234,7 @@ def _with_verification(
     """
     if not any(request.precision is Precision.FP16 for request in requests):
         return settings, None
-    images = SampleSet.load(run.samples).normalised()
+    images = load_samples(run.samples).normalised()
     headroom = measure_headroom(_load_student(run)[0], images)
     if headroom.is_small and settings.verification is None:
         settings = replace(settings, verification=to_pixels(images, run.contract()) if pixels else images)
@@ -237,7 +243,8 @@ def _with_verification(
 
 def _load_student(run: RunFolder) -> tuple[nn.Module, NetworkMetadata]:
     """The run says itself what its student is, so a factory of the user's may be imported again, as in a resume."""
-    return load_network(run.student, architecture=run.record()["student"]["architecture"])
+    module, metadata = load_network(run.student, architecture=run.record()["student"]["architecture"])
+    return answering_pixels(module, metadata.contract).eval(), metadata
 
 
 def _sources_to_keep(
@@ -269,7 +276,11 @@ def _sources_to_keep(
 def _form_of(onnx: Path) -> _Form:
     """What an ONNX that is there takes and answers."""
     metadata = artifact_metadata(onnx)
-    return _Form(metadata["dfadc.input"].startswith("pixels"), metadata["dfadc.output"] == "probabilities")
+    return _Form(
+        metadata["dfadc.input"].startswith("pixels"),
+        metadata["dfadc.output"] == "probabilities",
+        metadata.get("dfadc.size") == "dynamic",
+    )
 
 
 def _make(request: ExportRequest, run: RunFolder, settings: BuildSettings, form: _Form) -> ExportResult:
@@ -305,4 +316,5 @@ def _export_fp32(run: RunFolder, target: Path, form: _Form) -> ExportResult:
         },
         embed_normalisation=form.normalises,
         embed_softmax=form.softmax,
+        dynamic_size=form.dynamic_size,
     )

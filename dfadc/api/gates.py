@@ -45,6 +45,7 @@ def gate_thresholds(recipe: Recipe) -> Thresholds:
         min_class_agreement=_limit(gates.min_class_agreement),
         min_accuracy=_limit(gates.min_accuracy),
         max_baseline_drop=_limit(gates.max_baseline_drop),
+        boundary_width=gates.boundary_width,
         source=gates.gate_source,
         export={
             "fp32": ExportLimits(

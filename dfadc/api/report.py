@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from dfadc.errors import DfadcError
 from dfadc.recipe import load_recipe
 from dfadc.storage import atomic_write_text, write_json
+from dfadc.verification.dense_samples import DenseSampleSet, Samples, load_samples
 from dfadc.verification.details import class_label, listed_classes, render_details, shown_source
 from dfadc.verification.disagreements import describe_disagreements
 from dfadc.verification.report import SCHEMA, Report, render_markdown
@@ -33,7 +34,7 @@ _RECORDED = (
 MAX_NOTES = 20
 
 
-def write_report(run: RunFolder, report: Report, samples: SampleSet | None) -> Report:
+def write_report(run: RunFolder, report: Report, samples: Samples | None) -> Report:
     """Completes a verification's report from the run folder and writes it in every form.
 
     Args:
@@ -50,7 +51,7 @@ def write_report(run: RunFolder, report: Report, samples: SampleSet | None) -> R
     """
     readings = [line for line in run.read_metrics() if isinstance(line, dict)]
     report = dict(report)
-    if samples is not None:
+    if isinstance(samples, SampleSet):
         report["disagreements"] = describe_disagreements(samples, report["gate"]["source"])
     report["curves"] = _describe_training(readings)
     report["bench"] = _speeds(run, report)
@@ -73,7 +74,7 @@ def rebuild_report(run: RunFolder) -> Report:
             f"{run.report_json} has schema {schema!r}, this dfadc reads {SCHEMA!r}",
             f"make it anew: dfadc verify {run.path}",
         )
-    samples = SampleSet.load(run.samples) if run.samples.exists() else None
+    samples = load_samples(run.samples) if run.samples.exists() else None
     if samples is not None and samples.sha256 != report["samples"]["sha256"]:
         raise DfadcError(
             f"{run.samples} is not the sample set that {run.report_json.name} judged",
@@ -125,19 +126,22 @@ def _speeds(run: RunFolder, report: Report) -> dict[str, Any] | None:
     return {**bench, "networks": networks}
 
 
-def _draw(run: RunFolder, report: Report, samples: SampleSet | None, readings: Sequence[Mapping[str, Any]]) -> None:
+def _draw(run: RunFolder, report: Report, samples: Samples | None, readings: Sequence[Mapping[str, Any]]) -> None:
     """The page and the pictures. A picture of which nothing is left to draw is removed, not kept from before."""
     # Drawing takes a second to import: commands that draw nothing do without.
     from dfadc.verification.curves import panels_of, write_curves  # noqa: PLC0415
     from dfadc.verification.html_report import render_html  # noqa: PLC0415
     from dfadc.verification.pictures import displayable, samples_by_class, write_sample_sheet  # noqa: PLC0415
+    from dfadc.verification.scenes import scene_rows  # noqa: PLC0415
 
     panels = panels_of(readings)
     if panels:
         write_curves(run.curves_png, panels)
     else:
         run.curves_png.unlink(missing_ok=True)
-    if samples is not None and len(samples):
+    if isinstance(samples, DenseSampleSet) and len(samples):
+        write_sample_sheet(run.samples_png, scene_rows(samples, report["gate"]["source"]))
+    elif isinstance(samples, SampleSet) and len(samples):
         classes = [entry["class"] for entry in listed_classes(report)]
         chosen = samples_by_class(samples, shown_source(report), classes)
         rows = {

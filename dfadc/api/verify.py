@@ -9,11 +9,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dfadc.api.answering import Answers, Questions, ask_artifact, ask_student, ask_teacher, read_inputs, read_questions
+from dfadc.api.answering import (
+    Answers,
+    Questions,
+    Rights,
+    ask_artifact,
+    ask_student,
+    ask_teacher,
+    read_inputs,
+    read_questions,
+)
 from dfadc.api.gates import gate_thresholds, recipe_to_judge_by
 from dfadc.api.report import describe_run, write_report
 from dfadc.errors import DfadcError, RequirementMissing
 from dfadc.verification.agreement import Accuracy
+from dfadc.verification.dense import PixelCounts, PixelScores
+from dfadc.verification.dense_samples import load_samples
 from dfadc.verification.regression import (
     BaselineComparison,
     baseline_checks,
@@ -29,7 +40,6 @@ from dfadc.verification.results import (
     verify_artifact,
     verify_student,
 )
-from dfadc.verification.samples import SampleSet
 from exporters.describe import artifact_metadata
 from exporters.manifest import FILE_NAME, ArtifactRecord, Manifest, check_unchanged
 
@@ -40,6 +50,7 @@ if TYPE_CHECKING:
     from dfadc.recipe import Recipe
     from dfadc.run import RunFolder
     from dfadc.verification.baseline import Baseline
+    from dfadc.verification.dense import MeasuredAccuracy
     from dfadc.verification.gate import Check, Thresholds
 
 
@@ -92,15 +103,17 @@ def verify_run(run: RunFolder, settings: VerifySettings | None = None) -> Report
     run.require_finished()
     recipe = recipe_to_judge_by(run.recipe, settings.gates)
     manifest = check_unchanged(run.path) if (run.path / FILE_NAME).exists() else Manifest()
-    samples, teacher_sha256 = SampleSet.load(run.samples), run.record()["teacher"]["sha256"]
+    samples, teacher_sha256 = load_samples(run.samples), run.record()["teacher"]["sha256"]
+    thresholds = gate_thresholds(recipe)
     questions = read_questions(samples, data=settings.data, baseline=settings.baseline, teacher_sha256=teacher_sha256)
+    questions = questions.without_borders(thresholds.boundary_width)
     expected = () if questions.baseline is None else questions.baseline.predictions
-    judge = _Judge(questions, gate_thresholds(recipe), expected)
+    judge = _Judge(questions, thresholds, expected)
     answers = ask_student(run, questions)
     accuracy = None
     if questions.data is not None and answers.correct is not None:
         teacher = ask_teacher(run, questions.data, trust=settings.trust_teacher)
-        accuracy = LabelledAccuracy(Accuracy.of(teacher), Accuracy.of(answers.correct))
+        accuracy = LabelledAccuracy(_measured(teacher), _measured(answers.correct))
     student = judge.student(answers)
     artifacts = [judge.artifact(_artifact_file(known), run.path / known.file) for known in manifest.artifacts]
     report = build_report(
@@ -142,11 +155,12 @@ def verify_file(
     if not artifact.is_file():
         raise DfadcError(f"there is no artifact {artifact}", "check the path")
     form = artifact_metadata(artifact)
-    samples, teacher_sha256 = SampleSet.load(samples_path), form.get("dfadc.teacher_sha256")
+    samples, teacher_sha256 = load_samples(samples_path), form.get("dfadc.teacher_sha256")
     beside = samples_path.parent / "recipe.toml"
     source = recipe or (beside if beside.is_file() else "auto")
     thresholds = gate_thresholds(recipe_to_judge_by(source, settings.gates))
     questions = read_questions(samples, data=settings.data, baseline=settings.baseline, teacher_sha256=teacher_sha256)
+    questions = questions.without_borders(thresholds.boundary_width)
     _check_known(artifact.name, questions.baseline)
     judge = _Judge(questions, thresholds, [artifact.name])
     if recipe is None and source == "auto":
@@ -185,7 +199,7 @@ class _Judge:
 
     def student(self, answers: Answers) -> StudentResult:
         """Judges the fp32 student."""
-        accuracy = None if answers.correct is None else Accuracy.of(answers.correct)
+        accuracy = None if answers.correct is None else _measured(answers.correct)
         extras = self._held_against_baseline(STUDENT, answers)
         return verify_student(self.questions.samples, self.thresholds, accuracy=accuracy, extras=extras)
 
@@ -197,10 +211,10 @@ class _Judge:
             return artifact_not_run(file, exc.message)
         return verify_artifact(
             file,
-            answers.logits,
+            answers.given,
             samples=self.questions.samples,
             thresholds=self.thresholds,
-            accuracy=None if answers.correct is None else Accuracy.of(answers.correct),
+            accuracy=None if answers.correct is None else _measured(answers.correct),
             extras=self._held_against_baseline(file.name, answers),
         )
 
@@ -233,6 +247,7 @@ class _Judge:
         known = self.questions.baseline
         if known is None or answers.on_baseline is None:
             return ()
+        assert not isinstance(answers.correct, PixelCounts), "no dense baselines"  # noqa: S101
         found = compare_with_baseline(known, name, classes=answers.on_baseline, correct=answers.correct)
         self._compared[name] = found
         return baseline_checks(found, self.thresholds.max_baseline_drop)
@@ -245,6 +260,10 @@ def _check_judgeable(thresholds: Thresholds, *, has_data: bool) -> None:
             f"the gate on accuracy (at least {thresholds.min_accuracy:g}) needs labelled images",
             "pass --data, or switch it off: --set verify.min_accuracy=off",
         )
+
+
+def _measured(correct: Rights) -> MeasuredAccuracy:
+    return PixelScores.of(correct) if isinstance(correct, PixelCounts) else Accuracy.of(correct)
 
 
 def _check_known(name: str, baseline: Baseline | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -26,6 +27,9 @@ def export(  # noqa: PLR0913, PLR0917 -- the signature is the command line
         bool, typer.Option("--embed-normalisation", help="Artifacts take pixels in [0,1].")
     ] = False,
     embed_softmax: Annotated[bool, typer.Option("--embed-softmax", help="Artifacts answer probabilities.")] = False,
+    dynamic_size: Annotated[
+        bool, typer.Option("--dynamic-size", help="Artifacts of a segmentation student take images of any size.")
+    ] = False,
     keep_fp32: Annotated[
         list[str] | None,
         typer.Option(help="ONNX node that stays in fp32 (repeatable); auto: the fewest that restore INT8's agreement."),
@@ -53,8 +57,12 @@ def export(  # noqa: PLR0913, PLR0917 -- the signature is the command line
         workspace_bytes=None if workspace is None else workspace * 2**20,
         keep_fp32=tuple(keep_fp32 or ()),
     )
-    embed = (embed_normalisation, embed_softmax)
-    results = run_exports(open_run(run), exports, settings=settings, embed=embed, quiet=quiet)
+    form = {
+        "embed_normalisation": embed_normalisation,
+        "embed_softmax": embed_softmax,
+        "dynamic_size": dynamic_size,
+    }
+    results = run_exports(open_run(run), exports, settings=settings, form=form, quiet=quiet)
     if as_json:
         print_json({result.path.name: _facts(result) for result in results})
         return
@@ -68,10 +76,10 @@ def run_exports(
     exports: list[str] | None,
     *,
     settings: BuildSettings | None = None,
-    embed: tuple[bool, bool] = (False, False),
+    form: Mapping[str, bool] | None = None,
     quiet: bool = False,
 ) -> list[ExportResult]:
-    """Exports and says on stderr what was made and what was not; ``embed``: normalisation, softmax."""
+    """Exports and says on stderr what was made and what was not; ``form``: what artifacts take and answer."""
     from dfadc.api.export import ExportObserver, export_student  # noqa: PLC0415 -- keeps `--help` light
     from exporters.base import BuildSettings  # noqa: PLC0415
 
@@ -97,8 +105,7 @@ def run_exports(
         return export_student(
             run,
             exports,
-            embed_normalisation=embed[0],
-            embed_softmax=embed[1],
+            **(form or {}),
             settings=replace(settings or BuildSettings(), on_progress=on_progress),
             observer=ExportObserver(on_result=say_result, on_skipped=say_skipped, on_kit=say_kit),
         )

@@ -29,11 +29,13 @@ class Diagnosis:
 
     Args:
         scale: mean absolute deviation of the logits from their mean over the classes.
+        logit_size: (h, w) of dense logits, which may be smaller than the images; () of others.
         batch_norms: those of the teacher's batch norms that an image passes through.
         notes: what is worth knowing.
     """
 
     scale: float
+    logit_size: tuple[int, ...]
     batch_norms: list[nn.Module]
     notes: tuple[str, ...]
 
@@ -66,7 +68,7 @@ def diagnose_teacher(teacher: nn.Module, batch_norms: list[nn.Module], contract:
             f"the teacher's logits have an unusual scale ({scale:.3g}); plain L1 follows it, student.scaled_l1 and "
             "generator.discrepancy=scaled_l1 do not"
         )
-    return Diagnosis(scale, used, tuple(notes))
+    return Diagnosis(scale, tuple(logits.shape[2:]), used, tuple(notes))
 
 
 def _judge(logits: Tensor) -> float:

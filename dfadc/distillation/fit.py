@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from dfadc.distillation.discrepancy import TEMPERED
 from dfadc.distillation.micro_batches import num_parts
 from dfadc.errors import DfadcError
-from dfadc.recipe import Recipe, change_recipe
+from dfadc.recipe import Recipe, change_recipe, describe_fields, load_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from dfadc.contract import ImageContract
 
+#: The recipe that reads the teacher, and what it becomes for one that answers every pixel.
+_AUTO, _AUTO_DENSE = "auto", "auto-seg"
 #: A conflict within a recipe, and the way out of it.
 Conflict = tuple[str, str]
 
@@ -30,7 +33,9 @@ def fit_recipe(recipe: Recipe, contract: ImageContract, num_batch_norms: int) ->
     Raises:
         DfadcError: the recipe asks for what this teacher cannot give, or combines what cannot be combined.
     """
+    recipe, task_notes = _take_dense_settings(recipe, contract)
     recipe, notes = _adapt(recipe, contract, num_batch_norms)
+    notes = [*task_notes, *notes]
     conflicts = [
         *_student_conflicts(recipe, contract),
         *_echo_conflicts(recipe, contract),
@@ -97,6 +102,26 @@ def check_budget(recipe: Recipe) -> tuple[str, ...]:
     updates = (recipe.steps - start) * recipe.student.steps
     filled = f"the first {start} of {recipe.steps} steps fill the ring with {images:,} images"
     return (f"warm-up: {filled}; the student's {updates:,} updates follow",)
+
+
+def _take_dense_settings(recipe: Recipe, contract: ImageContract) -> tuple[Recipe, list[str]]:
+    """Recipe ``auto`` for a dense teacher: wherever it is as shipped, it is as ``auto-seg``."""
+    if recipe.name != _AUTO or not recipe.adapt or contract.task == "classification":
+        return recipe, []
+    shipped, dense = load_recipe(_AUTO), load_recipe(_AUTO_DENSE)
+    changes: dict[str, object] = {}
+    for path, *_ in describe_fields():
+        get = attrgetter(path)
+        if path not in ("name", "description") and get(recipe) == get(shipped) != get(dense):
+            changes[path] = get(dense)
+    if not changes:
+        return recipe, []
+    said = ", ".join(f"{path} = {value}" for path, value in changes.items())
+    note = (
+        f"the teacher answers every pixel: where recipe {_AUTO} was left as it is, the settings of {_AUTO_DENSE} are "
+        f"taken ({said}); --recipe {_AUTO_DENSE} leaves all to you"
+    )
+    return change_recipe(recipe, changes), [note]
 
 
 def _adapt(recipe: Recipe, contract: ImageContract, num_batch_norms: int) -> tuple[Recipe, list[str]]:

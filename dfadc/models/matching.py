@@ -151,7 +151,7 @@ def _own_candidates(state_dict: Mapping[str, Tensor]) -> Iterator[str]:
     stem = state_dict.get("stem.0.weight")
     if stem is not None and "stages.0.conv1.weight" in state_dict and 4 <= stem.shape[0] <= 256:
         yield f"compact_resnet_{stem.shape[0]}"
-    if stem is not None and "up2.0.weight" in state_dict and 4 <= stem.shape[0] <= 128:
+    if stem is not None and "up2.0.weight" in state_dict and 8 <= stem.shape[0] <= 128:
         yield f"compact_unet_{stem.shape[0]}"
     widened = state_dict.get("block1.layer.0.conv1.weight")
     if widened is not None and widened.ndim == 4 and widened.shape[0] >= 16:

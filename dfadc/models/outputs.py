@@ -103,7 +103,10 @@ def with_logits(module: nn.Module, contract: ImageContract) -> nn.Module:
 
 def answering_pixels(module: nn.Module, contract: ImageContract) -> nn.Module:
     """A network as it is verified and deployed: one answer for every pixel of an image, where the task is dense."""
-    return module if contract.task == "classification" else ResizedLogits(with_logits(module, contract))
+    if contract.task == "classification":
+        return module
+    # From the network's own logits: a student that was brought to its teacher's size is not resized twice.
+    return ResizedLogits(LogitsOf(unwrap(module)))
 
 
 def unwrap(module: nn.Module) -> nn.Module:

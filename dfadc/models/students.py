@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,7 +19,7 @@ from dfadc.models.construction import torchvision_classifiers, torchvision_segme
 from dfadc.models.flops import ShapesOnly, count_parameters
 from dfadc.models.matching import drop_auxiliary
 from dfadc.models.networks import NETWORKS, SEGMENTERS
-from dfadc.models.outputs import unwrap_logits, with_logits
+from dfadc.models.outputs import ResizedLogits, unwrap_logits, with_logits
 from dfadc.models.state_dict import load_strictly_
 from dfadc.models.stems import SMALL_SIDE, Stem, parse_stem
 from dfadc.models.teacher_file import read_state_dict
@@ -97,6 +97,35 @@ def build_student(name: str, contract: ImageContract, *, stem: str = "auto", wei
         notes.append(f"starts from {weights.name}")
     module = with_logits(built.module, contract).train()
     return Student(module, built.name, built.stem, count_parameters(module), tuple(notes))
+
+
+def with_logits_like(student: Student, contract: ImageContract, size: tuple[int, ...]) -> Student:
+    """The student with logits of the teacher's size: where theirs differ the student's are resized, in this one place.
+
+    Args:
+        student: that gives logits (N, K) or (N, K, h, w).
+        contract: of teacher and student.
+        size: (h', w') of the teacher's logits; () where there is one answer an image.
+    """
+    if len(size) != 2:
+        return student
+    own = logit_size(student.module, contract)
+    if own == size:
+        return student
+    note = (
+        f"the student's logits are {own[0]}x{own[1]}, the teacher's {size[0]}x{size[1]}: "
+        "the student's are resized to those of the teacher before any loss"
+    )
+    return replace(student, module=ResizedLogits(student.module, (size[0], size[1])), notes=(*student.notes, note))
+
+
+@torch.no_grad()
+def logit_size(module: nn.Module, contract: ImageContract) -> tuple[int, ...]:
+    """(h, w) of a segmentation network's logits for the contract's images; it is left as it was."""
+    was_training = module.training
+    logits = module.eval()(torch.zeros(1, *contract.input_size))
+    module.train(was_training)
+    return tuple(logits.shape[2:])
 
 
 def list_students(contract: ImageContract, names: Sequence[str] = ()) -> list[StudentRow]:

@@ -55,6 +55,11 @@ class Proportion:
     k: int
 
     @property
+    def unit(self) -> str:
+        """What is counted, for messages."""
+        return "samples"
+
+    @property
     def rate(self) -> float:
         """Observed rate k / n; NaN where n is 0."""
         return self.k / self.n if self.n else math.nan
@@ -78,6 +83,11 @@ class Proportion:
 @dataclass(frozen=True, slots=True)
 class Accuracy(Proportion):
     """Labelled images, k of n answered with their label."""
+
+    @property
+    def unit(self) -> str:
+        """What is counted, for messages."""
+        return "labelled images"
 
     @property
     def accuracy(self) -> float:

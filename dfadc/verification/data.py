@@ -14,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from dfadc.errors import DfadcError
+from dfadc.verification.agreement import predict
 from dfadc.verification.image_folder import load_image_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from dfadc.contract import ImageContract
@@ -55,12 +56,11 @@ class EvaluationData:
 
     def batches(self, batch_size: int) -> Iterator[npt.NDArray[np.float32]]:
         """The images in the order of ``labels``, normalised float32, at most ``batch_size`` at a time."""
-        mean = np.asarray(self.contract.mean, np.float32).reshape(1, -1, 1, 1)
-        std = np.asarray(self.contract.std, np.float32).reshape(1, -1, 1, 1)
-        scale = np.float32(255.0 if self.images.dtype == np.uint8 else 1.0)
-        for start in range(0, len(self), batch_size):
-            pixels = self.images[start : start + batch_size].astype(np.float32) / scale
-            yield np.asarray((pixels - mean) / std, np.float32)
+        return normalised_batches(self.images, self.contract, batch_size)
+
+    def judge(self, batches: Iterable[npt.NDArray[np.float32]]) -> npt.NDArray[np.bool_]:
+        """(N,) whether logits (n, K), answers to :meth:`batches`, give each image its label."""
+        return np.asarray(np.concatenate([predict(logits) for logits in batches]) == self.labels)
 
 
 def load_evaluation_data(path: Path, contract: ImageContract) -> EvaluationData:
@@ -76,11 +76,7 @@ def load_evaluation_data(path: Path, contract: ImageContract) -> EvaluationData:
     Raises:
         DfadcError: mean and std are unknown, or the data cannot be read or do not fit the contract.
     """
-    if not contract.has_pixels:
-        raise DfadcError(
-            "--data needs the mean and std that the teacher was trained with, and they are unknown",
-            "pass --mean and --std, one value a channel, of pixels in [0, 1]",
-        )
+    require_pixels(contract)
     if contract.task != "classification":
         raise DfadcError(f"--data with one label an image does not fit the task {contract.task}")
     if path.is_dir():
@@ -88,27 +84,55 @@ def load_evaluation_data(path: Path, contract: ImageContract) -> EvaluationData:
         return EvaluationData(images, labels, contract, notes)
     if not path.exists():
         raise DfadcError(f"--data {path} does not exist", "name a folder with one folder a class, or an .npz file")
-    images_read, labels_read = _read_npz(path)
-    pixels = _check_images(images_read, contract, path)
-    labels = _check_labels(labels_read, len(pixels), contract, path)
+    read = read_npz(path, ("images", "labels"), layout=_NPZ_LAYOUT)
+    pixels = check_images(read["images"], contract, path)
+    labels = _check_labels(read["labels"], len(pixels), contract, path)
     return EvaluationData(pixels, labels, contract, (f"{len(pixels)} labelled images from {path.name}",))
 
 
-def _read_npz(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+def require_pixels(contract: ImageContract) -> None:
+    """Refuses images where nobody knows how the network takes them.
+
+    Raises:
+        DfadcError: mean and std are unknown.
+    """
+    if not contract.has_pixels:
+        raise DfadcError(
+            "--data needs the mean and std that the teacher was trained with, and they are unknown",
+            "pass --mean and --std, one value a channel, of pixels in [0, 1]",
+        )
+
+
+def normalised_batches(images: Pixels, contract: ImageContract, batch_size: int) -> Iterator[npt.NDArray[np.float32]]:
+    """Pixels (N, C, H, W) as the networks take them, float32, at most ``batch_size`` at a time."""
+    mean = np.asarray(contract.mean, np.float32).reshape(1, -1, 1, 1)
+    std = np.asarray(contract.std, np.float32).reshape(1, -1, 1, 1)
+    scale = np.float32(255.0 if images.dtype == np.uint8 else 1.0)
+    for start in range(0, len(images), batch_size):
+        pixels = images[start : start + batch_size].astype(np.float32) / scale
+        yield np.asarray((pixels - mean) / std, np.float32)
+
+
+def read_npz(path: Path, names: Sequence[str], *, layout: str) -> dict[str, npt.NDArray[Any]]:
+    """All arrays of an .npz, in which ``names`` must be; ``layout`` says what it should hold.
+
+    Raises:
+        DfadcError: it is none, is damaged, or lacks an array.
+    """
     try:
         if not zipfile.is_zipfile(path):
-            raise DfadcError(f"--data {path} is neither a folder nor an .npz file", _NPZ_LAYOUT)
+            raise DfadcError(f"--data {path} is neither a folder nor an .npz file", layout)
         with np.load(path, allow_pickle=False) as archive:
-            missing = [name for name in ("images", "labels") if name not in archive.files]
+            missing = [name for name in names if name not in archive.files]
             if missing:
                 found = ", ".join(archive.files) or "nothing"
-                raise DfadcError(f"--data {path} has no `{missing[0]}` (found: {found})", _NPZ_LAYOUT)
-            return archive["images"], archive["labels"]
+                raise DfadcError(f"--data {path} has no `{missing[0]}` (found: {found})", layout)
+            return {name: archive[name] for name in archive.files}
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as exc:
-        raise DfadcError(f"--data {path} cannot be read: {exc}", _NPZ_LAYOUT) from exc
+        raise DfadcError(f"--data {path} cannot be read: {exc}", layout) from exc
 
 
-def _check_images(images: npt.NDArray[Any], contract: ImageContract, path: Path) -> Pixels:
+def check_images(images: npt.NDArray[Any], contract: ImageContract, path: Path) -> Pixels:
     """(N, C, H, W) uint8 or float32 in [0, 1], or an error that says what to change."""
     channels, height, width = contract.input_size
     if len(images) == 0 if images.ndim else True:

@@ -12,7 +12,8 @@ from dfadc.verification.gate import Check, checked, ungated
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dfadc.verification.agreement import Accuracy, Agreement, ClassAgreement
+    from dfadc.verification.agreement import ClassAgreement
+    from dfadc.verification.dense import ClassScore, Measured, MeasuredAccuracy
     from dfadc.verification.gate import Thresholds
 
 #: How many classes a message names before it says "and N more".
@@ -20,7 +21,7 @@ _MAX_NAMED = 5
 
 
 def extra_checks(
-    who: str, against_teacher: Agreement, accuracy: Accuracy | None, thresholds: Thresholds
+    who: str, against_teacher: Measured, accuracy: MeasuredAccuracy | None, thresholds: Thresholds
 ) -> tuple[Check, ...]:
     """The extra gates that are on.
 
@@ -38,7 +39,7 @@ def extra_checks(
     return tuple(checks)
 
 
-def _class_check(who: str, per_class: Sequence[ClassAgreement], limit: float) -> Check:
+def _class_check(who: str, per_class: Sequence[ClassAgreement | ClassScore], limit: float) -> Check:
     """The lower Wilson bound of each class; a class with too few samples cannot be judged, and that is said."""
     judged = [entry for entry in per_class if not entry.too_few]
     few = [entry.index for entry in per_class if entry.too_few]
@@ -57,13 +58,13 @@ def _class_check(who: str, per_class: Sequence[ClassAgreement], limit: float) ->
     return checked("B", "class agreement", message, held=not below)
 
 
-def _accuracy_check(who: str, measured: Accuracy | None, limit: float) -> Check:
+def _accuracy_check(who: str, measured: MeasuredAccuracy | None, limit: float) -> Check:
     """The lower Wilson bound of the accuracy."""
     if measured is None:
         return ungated("E", "accuracy", f"there are no labelled images to judge {who} by")
     message = (
-        f"{who} answers {measured.accuracy:.2%} [{measured.low:.2%}, {measured.high:.2%}] of {measured.n} labelled "
-        f"images with their label, lower bound at least {limit:.2%}"
+        f"{who} answers {measured.accuracy:.2%} [{measured.low:.2%}, {measured.high:.2%}] of {measured.n} "
+        f"{measured.unit} with their label, lower bound at least {limit:.2%}"
     )
     return checked("E", "accuracy", message, held=measured.low >= limit)
 

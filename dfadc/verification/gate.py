@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:  # At run time this file needs no other: a device kit carries it as it is.
     from collections.abc import Collection, Mapping, Sequence
 
-    from dfadc.verification.agreement import Agreement, Coverage
+    from dfadc.verification.agreement import Coverage
+    from dfadc.verification.dense import Measured
 
 Comparison = Literal["A", "B", "C", "D", "E"]
 
@@ -71,6 +72,8 @@ class Thresholds:
         min_class_agreement: least lower Wilson bound of the agreement with the teacher in each class.
         min_accuracy: least lower Wilson bound of the accuracy on labelled images.
         max_baseline_drop: how far a network may fall under itself in a baseline before it matters whether by chance.
+        boundary_width: of dense answers, pixels within so many of a border between the reference's classes do not
+            count in comparison B and in accuracy.
         source: which samples comparisons B and C are gated on.
         export: limits of comparison A by precision; a precision that is absent has no gate.
     """
@@ -81,6 +84,7 @@ class Thresholds:
     min_class_agreement: float | None = None
     min_accuracy: float | None = None
     max_baseline_drop: float | None = None
+    boundary_width: int = 0
     source: str = "prior"
     export: Mapping[str, ExportLimits] = field(default_factory=default_export_limits)
 
@@ -119,7 +123,7 @@ def not_run(reason: str) -> Judgement:
 
 
 def judge_student(
-    *, against_teacher: Agreement, coverage: Coverage, thresholds: Thresholds, extras: Sequence[Check] = ()
+    *, against_teacher: Measured, coverage: Coverage, thresholds: Thresholds, extras: Sequence[Check] = ()
 ) -> Judgement:
     """Judges the fp32 student by the absolute gates.
 
@@ -135,9 +139,9 @@ def judge_student(
 def judge_artifact(
     *,
     precision: str,
-    against_student: Agreement,
-    against_teacher: Agreement,
-    student_against_teacher: Agreement,
+    against_student: Measured,
+    against_teacher: Measured,
+    student_against_teacher: Measured,
     coverage: Coverage,
     thresholds: Thresholds,
     extras: Sequence[Check] = (),
@@ -188,7 +192,7 @@ def conclude(verdicts: Mapping[str, Verdict], *, required: Collection[str] = ())
     return Conclusion(Verdict.NOT_RUN, EXIT_PASSED, ("nothing was run",))
 
 
-def _export_checks(measured: Agreement, precision: str, thresholds: Thresholds) -> list[Check]:
+def _export_checks(measured: Measured, precision: str, thresholds: Thresholds) -> list[Check]:
     """Comparison A: the limits of this precision."""
     unusable = _unusable("A", measured, "the artifact or the fp32 student")
     if unusable is not None:
@@ -213,7 +217,7 @@ def _export_checks(measured: Agreement, precision: str, thresholds: Thresholds) 
     return checks or [ungated("A", "export", f"no limit is set for precision {precision!r}")]
 
 
-def _drop_check(artifact: Agreement, student: Agreement, thresholds: Thresholds) -> Check:
+def _drop_check(artifact: Measured, student: Measured, thresholds: Thresholds) -> Check:
     """Comparison B, relative and paired: the artifact against its own fp32 student."""
     if artifact.n != student.n:
         raise ValueError(f"not paired: artifact on {artifact.n} samples, fp32 student on {student.n}")
@@ -230,12 +234,12 @@ def _drop_check(artifact: Agreement, student: Agreement, thresholds: Thresholds)
     return checked("B", "drop", message, held=drop <= thresholds.max_student_drop)
 
 
-def _student_checks(student: Agreement, coverage: Coverage, thresholds: Thresholds) -> list[Check]:
+def _student_checks(student: Measured, coverage: Coverage, thresholds: Thresholds) -> list[Check]:
     """The absolute gates of comparisons B and C."""
     return [_absolute_check(student, thresholds), _coverage_check(coverage, thresholds)]
 
 
-def _absolute_check(student: Agreement, thresholds: Thresholds) -> Check:
+def _absolute_check(student: Measured, thresholds: Thresholds) -> Check:
     unusable = _unusable("B", student, "the fp32 student or the teacher", thresholds.source)
     if unusable is not None:
         return unusable
@@ -257,7 +261,7 @@ def _coverage_check(coverage: Coverage, thresholds: Thresholds) -> Check:
     return checked("C", "coverage", message, held=coverage.entropy >= thresholds.min_coverage)
 
 
-def _unusable(comparison: Comparison, measured: Agreement, who: str, source: str | None = None) -> Check | None:
+def _unusable(comparison: Comparison, measured: Measured, who: str, source: str | None = None) -> Check | None:
     """A failed check where there is nothing to judge or a logit is not a number."""
     if measured.n == 0:
         where = "" if source is None else f" of source {source!r}"
@@ -268,11 +272,11 @@ def _unusable(comparison: Comparison, measured: Agreement, who: str, source: str
     return None
 
 
-def _bound_check(comparison: Comparison, measured: Agreement, limit: float, claim: str) -> Check:
+def _bound_check(comparison: Comparison, measured: Measured, limit: float, claim: str) -> Check:
     """The lower Wilson bound against a limit."""
     message = (
-        f"{claim} on {measured.agreement:.2%} [{measured.low:.2%}, {measured.high:.2%}] of {measured.n} samples, "
-        f"lower bound at least {limit:.2%}"
+        f"{claim} on {measured.agreement:.2%} [{measured.low:.2%}, {measured.high:.2%}] of {measured.n} "
+        f"{measured.unit}, lower bound at least {limit:.2%}"
     )
     if measured.low_if_perfect < limit:
         message += (

@@ -12,18 +12,25 @@ from typing import TYPE_CHECKING, Any
 from dfadc.verification import details
 from dfadc.verification.agreement import predict
 from dfadc.verification.curves import panel_svg
+from dfadc.verification.dense_samples import DenseSampleSet
 from dfadc.verification.pictures import GRID_SIDE, SINGLE_SIDE, displayable, png_uri, samples_by_class
 from dfadc.verification.report import (
     BASELINE_COLUMNS,
     COLUMNS,
+    IOU_COLUMNS,
     NETWORK_COLUMNS,
     SOURCE_COLUMNS,
     baseline_rows,
+    counted,
+    iou_rows,
+    is_dense,
     network_rows,
     reason_lines,
     source_rows,
     summary_rows,
 )
+from dfadc.verification.samples import SampleSet
+from dfadc.verification.scenes import legend, worst_scenes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +38,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
     from dfadc.verification.curves import Panel
-    from dfadc.verification.samples import SampleSet
+    from dfadc.verification.dense_samples import Samples
 
 #: Verdict -> (its sign, its style). The word always stands beside the sign.
 VERDICTS = {"PASS": ("✓", "pass"), "FAIL": ("✗", "fail"), "NOT RUN": ("–", "absent"), "NOT GATED": ("○", "ungated")}
@@ -57,7 +64,7 @@ class ConfusionCell:
     meaning: str
 
 
-def render_html(report: Mapping[str, Any], *, samples: SampleSet | None, panels: Sequence[Panel]) -> str:
+def render_html(report: Mapping[str, Any], *, samples: Samples | None, panels: Sequence[Panel]) -> str:
     """The page as text; the same report, samples and metrics give the same bytes.
 
     Args:
@@ -66,6 +73,8 @@ def render_html(report: Mapping[str, Any], *, samples: SampleSet | None, panels:
         panels: the training's curves.
     """
     from markupsafe import Markup  # noqa: PLC0415 - as jinja2 below
+
+    answered = samples if isinstance(samples, SampleSet) else None
 
     page = (
         _environment()
@@ -87,8 +96,13 @@ def render_html(report: Mapping[str, Any], *, samples: SampleSet | None, panels:
             by_source={name: _pivot(report, name) for name in COMPARISONS},
             sources=(SOURCE_COLUMNS, source_rows(report)),
             confusion=list(_confusion(report)) if report.get("disagreements", {}).get("n") else [],
-            worst=_worst_tiles(report, samples),
-            grid=_grid(report, samples),
+            worst=_worst_tiles(report, answered),
+            grid=_grid(report, answered),
+            dense=is_dense(report),
+            counted=counted(report["accuracy"]) if report["accuracy"] else "",
+            overlaps=(IOU_COLUMNS, iou_rows(report)),
+            scenes=worst_scenes(samples) if isinstance(samples, DenseSampleSet) else {},
+            legend=legend(len(report["coverage"]["all"]["counts"])),
             normalised=samples is not None and not samples.contract.has_pixels,
             panels=[(panel, Markup(panel_svg(panel))) for panel in panels],  # noqa: S704 - drawn here from numbers
         )

@@ -106,13 +106,19 @@ def read_image(path: Path, contract: ImageContract) -> npt.NDArray[np.uint8]:
         # A palette with transparency has no direct way to RGB in Pillow.
         pixels = image.convert("RGBA") if "transparency" in image.info else image
         pixels = pixels.convert(_MODES[channels])
+    array = np.asarray(fit_to_size(pixels, contract, Image.Resampling.BILINEAR), np.uint8)
+    return array.reshape(height, width, channels).transpose(2, 0, 1)
+
+
+def fit_to_size(pixels: Image.Image, contract: ImageContract, resampling: Image.Resampling) -> Image.Image:
+    """An image resized until it just covers the contract's size, and centre-cropped."""
+    _, height, width = contract.input_size
     scale = max(height / pixels.height, width / pixels.width)
     size = (max(width, round(pixels.width * scale)), max(height, round(pixels.height * scale)))
     if size != pixels.size:
-        pixels = pixels.resize(size, Image.Resampling.BILINEAR)
+        pixels = pixels.resize(size, resampling)
     left, top = (size[0] - width) // 2, (size[1] - height) // 2
-    array = np.asarray(pixels.crop((left, top, left + width, top + height)), np.uint8)
-    return array.reshape(height, width, channels).transpose(2, 0, 1)
+    return pixels.crop((left, top, left + width, top + height))
 
 
 def _by_order(folders: Sequence[str], num_classes: int) -> tuple[dict[str, int], tuple[str, ...]]:

@@ -10,12 +10,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dfadc.verification.agreement import ALL_SOURCES, Accuracy, Agreement, Coverage
+from dfadc.verification.agreement import ALL_SOURCES, Coverage
+from dfadc.verification.dense import Measured, MeasuredAccuracy, PixelScores
 from dfadc.verification.gate import Judgement, Thresholds, conclude
 
 if TYPE_CHECKING:
+    from dfadc.verification.dense_samples import Samples
     from dfadc.verification.results import ArtifactResult, StudentResult
-    from dfadc.verification.samples import SampleSet
 
 SCHEMA = "dfadc.verification/1"
 #: The fp32 student's name among the verdicts.
@@ -23,6 +24,7 @@ STUDENT = "student"
 Report = dict[str, Any]
 COLUMNS = ("artifact", "verdict", "precision", "size", "agreement with teacher", "agreement with student", "accuracy")
 NETWORK_COLUMNS = ("network", "architecture", "parameters", "FLOPs", "accuracy")
+IOU_COLUMNS = ("network", "mean IoU with teacher", "mean IoU with student", "mean IoU on masks")
 BASELINE_COLUMNS = ("network", "samples", "n", "before", "now", "lost", "gained", "McNemar p")
 #: Key of a pair of answers -> what its samples are called in a table: those that a gate looks at, by key.
 _JUDGED = {"gated": "judged", "accuracy": "labelled images"}
@@ -44,13 +46,13 @@ SOURCE_COLUMNS = (
 class LabelledAccuracy(NamedTuple):
     """Teacher's and fp32 student's accuracy on the images of --data."""
 
-    teacher: Accuracy
-    student: Accuracy
+    teacher: MeasuredAccuracy
+    student: MeasuredAccuracy
 
 
 def build_report(
     *,
-    samples: SampleSet,
+    samples: Samples,
     thresholds: Thresholds,
     student: StudentResult,
     artifacts: Sequence[ArtifactResult],
@@ -139,6 +141,32 @@ def summary_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return rows
 
 
+def is_dense(report: Mapping[str, Any]) -> bool:
+    """Whether every pixel was answered: agreement is then of pixels, its interval from a bootstrap over images."""
+    return "mean_iou" in report["student"]["comparisons"]["B"].get(ALL_SOURCES, {})
+
+
+def iou_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """How the classes of dense answers overlap, under ``IOU_COLUMNS``; none where every image has one answer."""
+    if not is_dense(report):
+        return []
+    source, labelled = report["gate"]["source"], report["accuracy"] or {}
+    rows: list[tuple[str, ...]] = []
+    if labelled:
+        rows.append(("teacher", "–", "–", _iou(labelled.get("teacher_iou"))))
+    student = report["student"]["comparisons"]["B"].get(source)
+    rows.append(("fp32 student", _iou(student), "–", _iou(labelled.get("student_iou"))))
+    for name, entry in report["artifacts"].items():
+        found = entry["comparisons"]
+        rows.append((name, _iou(found["B"].get(source)), _iou(found["A"].get(ALL_SOURCES)), _iou(entry.get("iou"))))
+    return rows
+
+
+def counted(labelled: Mapping[str, Any]) -> str:
+    """What a report's accuracy was counted over."""
+    return f"{labelled['n']:,} {labelled.get('unit', 'labelled images')}"
+
+
 def source_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """One row for each artifact, comparison (A, B) and source."""
     entries = {"fp32 student": report["student"], **report["artifacts"]}
@@ -194,12 +222,17 @@ def render_markdown(report: Mapping[str, Any]) -> str:
     """The report in GitHub's Markdown."""
     samples, source = report["samples"], report["gate"]["source"]
     origin = ", ".join(f"{count} {name}" for name, count in samples["sources"].items())
+    what, interval = ("Agreement of pixels", "interval, from a bootstrap over images")
+    if not is_dense(report):
+        what, interval = "Agreement", "Wilson interval"
     intro = (
-        f"Agreement on {samples['n']} generated samples ({origin}; sha256 `{samples['sha256'][:12]}`), with its 95 % "
-        f"Wilson interval: with the teacher on the samples of source *{source}*, with the fp32 student on all."
+        f"{what} on {samples['n']} generated samples ({origin}; sha256 `{samples['sha256'][:12]}`), with its 95 % "
+        f"{interval}: with the teacher on the samples of source *{source}*, with the fp32 student on all."
     )
     if report["accuracy"]:
-        intro += f" Accuracy on {report['accuracy']['n']} labelled images."
+        intro += f" Accuracy on {counted(report['accuracy'])}."
+    if width := report["gate"].get("boundary_width"):
+        intro += f" Pixels within {width} of a border between classes count neither with the teacher nor on masks."
     lines = [
         f"# Verification: {report['verdict']}",
         "",
@@ -210,6 +243,8 @@ def render_markdown(report: Mapping[str, Any]) -> str:
         *table_lines(COLUMNS, summary_rows(report)),
         "",
     ]
+    if overlaps := iou_rows(report):
+        lines += [*table_lines(IOU_COLUMNS, overlaps), ""]
     reasons = reason_lines(report)
     if reasons:
         lines += ["## Why", "", *(f"- {_cell(reason)}" for reason in reasons), ""]
@@ -240,6 +275,7 @@ def _artifact(result: ArtifactResult, coverage: Mapping[str, Any], source: str) 
         "accuracy": None if accuracy is None else accuracy.accuracy,
         "accuracy_low": None if accuracy is None else accuracy.low,
         "accuracy_high": None if accuracy is None else accuracy.high,
+        **({"iou": _overlap(accuracy)} if isinstance(accuracy, PixelScores) else {}),
         "comparisons": {
             "A": _by_source(result.export),
             "B": _by_source(result.distillation),
@@ -253,7 +289,7 @@ def _judged(judgement: Judgement) -> dict[str, Any]:
     return {"verdict": str(judgement.verdict), "reasons": list(judgement.reasons), "checks": checks}
 
 
-def _gated(distillation: Mapping[str, Agreement], source: str) -> dict[str, Any]:
+def _gated(distillation: Mapping[str, Measured], source: str) -> dict[str, Any]:
     """The headline: comparison B on the gate's source, null where nothing was compared."""
     measured = distillation.get(source)
     if measured is None or measured.n == 0:
@@ -261,17 +297,23 @@ def _gated(distillation: Mapping[str, Agreement], source: str) -> dict[str, Any]
     return {"agreement": measured.agreement, "agreement_low": measured.low, "agreement_high": measured.high}
 
 
-def _by_source(results: Mapping[str, Agreement] | Mapping[str, Coverage]) -> dict[str, Any]:
+def _by_source(results: Mapping[str, Measured] | Mapping[str, Coverage]) -> dict[str, Any]:
     return {source: result.to_dict() for source, result in results.items()}
 
 
 def _labelled(accuracy: LabelledAccuracy | None) -> dict[str, Any] | None:
     if accuracy is None:
         return None
-    values: dict[str, Any] = {"n": accuracy.teacher.n}
+    values: dict[str, Any] = {"n": accuracy.teacher.n, "unit": accuracy.teacher.unit}
     for name, measured in zip(LabelledAccuracy._fields, accuracy, strict=True):
         values |= {name: measured.accuracy, f"{name}_low": measured.low, f"{name}_high": measured.high}
+        if isinstance(measured, PixelScores):
+            values[f"{name}_iou"] = _overlap(measured)
     return values
+
+
+def _overlap(scores: PixelScores) -> dict[str, Any]:
+    return {**scores.iou_dict(), "per_class": [entry.to_dict() for entry in scores.per_class]}
 
 
 def _finite(value: Any) -> Any:
@@ -293,6 +335,10 @@ def _percent(rate: float | None, low: float | None, high: float | None) -> str:
     if rate is None or low is None or high is None:
         return "–"
     return f"{rate:.2%} [{100 * low:.2f}, {100 * high:.2f}]"
+
+
+def _iou(found: Mapping[str, Any] | None) -> str:
+    return "–" if found is None else _percent(found["mean_iou"], found["mean_iou_low"], found["mean_iou_high"])
 
 
 def _of_teacher(networks: Mapping[str, Any], who: str, quantity: str, scale: float, unit: str) -> str:

@@ -5,24 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from dfadc.verification.agreement import (
     ALL_SOURCES,
-    Accuracy,
-    Agreement,
     Coverage,
     Floats,
     compare,
     compare_by_source,
     coverage_by_source,
-    measure_coverage,
 )
+from dfadc.verification.dense import DenseAnswers, Measured, MeasuredAccuracy, compare_dense, cover_dense
 from dfadc.verification.extra_gates import extra_checks
 from dfadc.verification.gate import Check, Judgement, Thresholds, judge_artifact, judge_student, not_run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from dfadc.verification.samples import SampleSet
+    from dfadc.verification.dense_samples import Samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +48,9 @@ class ArtifactResult:
 
     artifact: ArtifactFile
     judgement: Judgement
-    export: Mapping[str, Agreement] = field(default_factory=dict)
-    distillation: Mapping[str, Agreement] = field(default_factory=dict)
-    accuracy: Accuracy | None = None
+    export: Mapping[str, Measured] = field(default_factory=dict)
+    distillation: Mapping[str, Measured] = field(default_factory=dict)
+    accuracy: MeasuredAccuracy | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +58,12 @@ class StudentResult:
     """The fp32 student's own comparison B and verdict, and comparison C, by source with ``"all"``."""
 
     judgement: Judgement
-    distillation: Mapping[str, Agreement]
+    distillation: Mapping[str, Measured]
     coverage: Mapping[str, Coverage]
 
 
 def verify_student(
-    samples: SampleSet, thresholds: Thresholds, *, accuracy: Accuracy | None = None, extras: Sequence[Check] = ()
+    samples: Samples, thresholds: Thresholds, *, accuracy: MeasuredAccuracy | None = None, extras: Sequence[Check] = ()
 ) -> StudentResult:
     """Judges the fp32 student from the answers frozen with the samples.
 
@@ -73,8 +73,8 @@ def verify_student(
         accuracy: its accuracy on --data, where there is one.
         extras: outcomes of further gates, such as those of a baseline.
     """
-    distillation = _compare(samples.student_logits, samples.teacher_logits, samples)
-    coverage = coverage_by_source(samples.teacher_logits, source=samples.source, sources=samples.sources)
+    distillation = _compare(samples.student_answers, samples.teacher_answers, samples, thresholds.boundary_width)
+    coverage = _cover(samples)
     against_teacher = _gated_agreement(distillation, samples, thresholds.source)
     judgement = judge_student(
         against_teacher=against_teacher,
@@ -87,18 +87,18 @@ def verify_student(
 
 def verify_artifact(
     artifact: ArtifactFile,
-    logits: Floats,
+    answers: Floats | DenseAnswers,
     *,
-    samples: SampleSet,
+    samples: Samples,
     thresholds: Thresholds,
-    accuracy: Accuracy | None = None,
+    accuracy: MeasuredAccuracy | None = None,
     extras: Sequence[Check] = (),
 ) -> ArtifactResult:
     """Judges an artifact that ran.
 
     Args:
         artifact: which file.
-        logits: (N, K), its answers to ``samples.normalised()``.
+        answers: its logits (N, K) to ``samples.normalised()``, or dense answers.
         samples: the frozen set.
         thresholds: the gates' limits.
         accuracy: its accuracy on --data, where there is one.
@@ -107,8 +107,8 @@ def verify_artifact(
     Raises:
         ValueError: the logits' shape is not that of the samples' (the artifact answers another number of classes).
     """
-    export = _compare(logits, samples.student_logits, samples)
-    distillation = _compare(logits, samples.teacher_logits, samples)
+    export = _compare(answers, samples.student_answers, samples)
+    distillation = _compare(answers, samples.teacher_answers, samples, thresholds.boundary_width)
     student = verify_student(samples, thresholds)
     against_teacher = _gated_agreement(distillation, samples, thresholds.source)
     judgement = judge_artifact(
@@ -128,14 +128,31 @@ def artifact_not_run(artifact: ArtifactFile, reason: str) -> ArtifactResult:
     return ArtifactResult(artifact, not_run(reason))
 
 
-def _compare(candidate: Floats, reference: Floats, samples: SampleSet) -> dict[str, Agreement]:
-    return compare_by_source(candidate, reference, source=samples.source, sources=samples.sources)
+def _compare(
+    candidate: Floats | DenseAnswers, reference: Floats | DenseAnswers, samples: Samples, boundary_width: int = 0
+) -> dict[str, Measured]:
+    """Over the samples of all sources and of each; the width is of a band that dense answers leave out."""
+    source, sources = samples.source, samples.sources
+    if isinstance(candidate, DenseAnswers) and isinstance(reference, DenseAnswers):
+        found = compare_dense(candidate, reference, source=source, sources=sources, boundary_width=boundary_width)
+        return {**found}
+    if isinstance(candidate, DenseAnswers) or isinstance(reference, DenseAnswers):
+        raise TypeError("one side answers every pixel, the other every image")
+    return {**compare_by_source(candidate, reference, source=source, sources=sources)}
 
 
-def _gated_agreement(results: Mapping[str, Agreement], samples: SampleSet, source: str) -> Agreement:
+def _cover(samples: Samples) -> dict[str, Coverage]:
+    answers = samples.teacher_answers
+    if isinstance(answers, DenseAnswers):
+        return cover_dense(answers, source=samples.source, sources=samples.sources)
+    return coverage_by_source(answers, source=samples.source, sources=samples.sources)
+
+
+def _gated_agreement(results: Mapping[str, Measured], samples: Samples, source: str) -> Measured:
     """The result on the gate's source; of no samples, which fails, where the set has none of it."""
-    return results[source] if source in results else compare(samples.teacher_logits[:0], samples.teacher_logits[:0])
+    none = np.empty((0, samples.contract.num_classes))
+    return results[source] if source in results else compare(none, none)
 
 
-def _gated_coverage(results: Mapping[str, Coverage], samples: SampleSet, source: str) -> Coverage:
-    return results[source] if source in results else measure_coverage(samples.teacher_logits[:0])
+def _gated_coverage(results: Mapping[str, Coverage], samples: Samples, source: str) -> Coverage:
+    return results[source] if source in results else Coverage((0,) * samples.contract.num_classes, 0)

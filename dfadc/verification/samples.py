@@ -9,7 +9,7 @@ import hashlib
 import json
 import zipfile
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +18,10 @@ from dfadc.contract import ImageContract
 from dfadc.errors import DfadcError
 from dfadc.storage import atomic_write
 from dfadc.verification.agreement import ALL_SOURCES
+from dfadc.verification.dense import choose_positions, class_dtype
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 SCHEMA = "dfadc.samples/1"
@@ -34,42 +35,43 @@ StoredImages = npt.NDArray[np.uint8] | npt.NDArray[np.float16]
 ARRAYS = ("images", "source", "teacher_logits", "student_logits")
 
 
-@dataclass(frozen=True, slots=True)
-class SampleSet:
-    """Images that nobody trained on, where each came from, and what teacher and student answer.
+class FrozenImages:
+    """What sample sets share whatever is answered to them: the images, where each came from, and the file.
 
-    Args:
-        images: (N, C, H, W) uint8 pixels, or normalised float16 where the contract has no mean and std.
-        source: (N,) int8 index into ``sources``.
-        sources: names of the sources, e.g. ``("generator", "snapshots")``.
-        teacher_logits: (N, K) float32, the teacher's answers to :meth:`normalised`.
-        student_logits: (N, K) float32, the fp32 student's.
-        contract: of the images and logits.
-        provenance: plain values on how the set was made (seeds, teacher sha256, ...).
-
-    Raises:
-        DfadcError: shapes, dtypes or indices contradict each other or the contract.
+    The fields are those of :class:`SampleSet`.
     """
 
+    __slots__ = ()
+
+    #: Names of the arrays of a file.
+    array_names: ClassVar[tuple[str, ...]]
     images: StoredImages
     source: npt.NDArray[np.int8]
     sources: tuple[str, ...]
-    teacher_logits: npt.NDArray[np.float32]
-    student_logits: npt.NDArray[np.float32]
     contract: ImageContract
-    provenance: Mapping[str, str | int | float] = field(default_factory=dict)
+    provenance: Mapping[str, str | int | float]
 
-    def __post_init__(self) -> None:
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def check(self, answers: Mapping[str, tuple[tuple[int, ...], type[np.generic]]]) -> None:
+        """Checks arrays and sources.
+
+        Args:
+            answers: shape and dtype that the arrays of answers must have, by name.
+
+        Raises:
+            DfadcError: shapes, dtypes or indices contradict each other or the contract.
+        """
         n = len(self.images)
-        logits = (n, self.contract.num_classes)
         expected: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
             "images": ((n, *self.contract.input_size), _stored_type(self.contract)),
             "source": ((n,), np.int8),
-            "teacher_logits": (logits, np.float32),
-            "student_logits": (logits, np.float32),
+            **answers,
         }
+        arrays = self.arrays()
         for name, (shape, dtype) in expected.items():
-            array = getattr(self, name)
+            array = arrays[name]
             if array.shape != shape or array.dtype != dtype:
                 wanted = f"{shape} {np.dtype(dtype)}"
                 raise DfadcError(f"samples: {name} is {array.shape} {array.dtype}, expected {wanted}")
@@ -77,9 +79,6 @@ class SampleSet:
             raise DfadcError(f"samples: source names must differ and not be {ALL_SOURCES!r}, got {self.sources}")
         if n and (self.source.min() < 0 or self.source.max() >= len(self.sources)):
             raise DfadcError(f"samples: a source index lies outside 0..{len(self.sources) - 1}")
-
-    def __len__(self) -> int:
-        return len(self.images)
 
     @property
     def sha256(self) -> str:
@@ -113,17 +112,82 @@ class SampleSet:
         write_archive(path, {"schema": SCHEMA, **self.metadata()}, self.arrays())
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """What :meth:`from_parts` takes, by name."""
-        return {name: getattr(self, name) for name in ARRAYS}
+        """The arrays of a file, by name."""
+        return {name: getattr(self, name) for name in self.array_names}
 
     def metadata(self) -> dict[str, Any]:
-        """What :meth:`from_parts` takes besides, as plain JSON values."""
+        """What a file holds besides, as plain JSON values."""
         return {
             "contract": self.contract.to_dict(),
             "sources": list(self.sources),
             "provenance": dict(self.provenance),
             "sha256": self.sha256,
         }
+
+    def check_unchanged(self, expected: object, path: Path) -> None:
+        """Compares the images with the hash that they were frozen with.
+
+        Raises:
+            DfadcError: they are others.
+        """
+        if self.sha256 != expected:
+            raise DfadcError(
+                f"{path}: images have sha256 {self.sha256[:12]}…, the file was frozen with {str(expected)[:12]}…",
+                _REMAKE,
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class SampleSet(FrozenImages):
+    """Images that nobody trained on, where each came from, and what teacher and student answer.
+
+    Args:
+        images: (N, C, H, W) uint8 pixels, or normalised float16 where the contract has no mean and std.
+        source: (N,) int8 index into ``sources``.
+        sources: names of the sources, e.g. ``("generator", "snapshots")``.
+        teacher_logits: (N, K) float32, the teacher's answers to :meth:`normalised`.
+        student_logits: (N, K) float32, the fp32 student's.
+        contract: of the images and logits.
+        provenance: plain values on how the set was made (seeds, teacher sha256, ...).
+
+    Raises:
+        DfadcError: shapes, dtypes or indices contradict each other or the contract.
+    """
+
+    images: StoredImages
+    source: npt.NDArray[np.int8]
+    sources: tuple[str, ...]
+    teacher_logits: npt.NDArray[np.float32]
+    student_logits: npt.NDArray[np.float32]
+    contract: ImageContract
+    provenance: Mapping[str, str | int | float] = field(default_factory=dict)
+
+    array_names: ClassVar = ARRAYS
+
+    def __post_init__(self) -> None:
+        logits = (len(self.images), self.contract.num_classes)
+        self.check({"teacher_logits": (logits, np.float32), "student_logits": (logits, np.float32)})
+
+    @property
+    def teacher_answers(self) -> npt.NDArray[np.float32]:
+        """The teacher's logits."""
+        return self.teacher_logits
+
+    @property
+    def student_answers(self) -> npt.NDArray[np.float32]:
+        """The fp32 student's logits."""
+        return self.student_logits
+
+    def collect(self, batches: Iterable[npt.NDArray[np.float32]], who: str) -> npt.NDArray[np.float32]:
+        """(N, K), what ``who`` answered to one batch after the other.
+
+        Raises:
+            DfadcError: that is no answer to these samples.
+        """
+        logits = np.concatenate([np.empty((0, self.contract.num_classes), np.float32), *_checked(batches, self, who)])
+        if len(logits) != len(self):
+            raise DfadcError(f"{who} answers {len(logits)} of {len(self)} samples", _OWN_SAMPLES)
+        return logits
 
     @classmethod
     def load(cls, path: Path) -> SampleSet:
@@ -154,14 +218,31 @@ class SampleSet:
             expected = metadata["sha256"]
         except (KeyError, TypeError) as exc:
             raise DfadcError(f"{path}: the samples' metadata is incomplete: {exc}", _REMAKE) from exc
-        if samples.sha256 != expected:
-            raise DfadcError(
-                f"{path}: images have sha256 {samples.sha256[:12]}…, the file was frozen with {str(expected)[:12]}…",
-                _REMAKE,
-            )
+        samples.check_unchanged(expected, path)
         return samples
 
 
+def _checked(
+    batches: Iterable[npt.NDArray[np.float32]], samples: FrozenImages, who: str
+) -> Iterator[npt.NDArray[np.float32]]:
+    for logits in batches:
+        check_answers(logits.shape, samples.contract, who)
+        yield logits
+
+
+def check_answers(shape: tuple[int, ...], contract: ImageContract, who: str) -> None:
+    """Refuses logits (n, K), or (n, K, H, W) of another shape than the contract's.
+
+    Raises:
+        DfadcError: ``who`` answers something else.
+    """
+    expected = (contract.num_classes, *(contract.input_size[1:] if contract.task == "segmentation" else ()))
+    if shape[1:] != expected:
+        asked = f"have {contract.num_classes} classes" if len(expected) == 1 else f"want {expected}"
+        raise DfadcError(f"{who} answers {shape[1:]}, the samples {asked}", _OWN_SAMPLES)
+
+
+_OWN_SAMPLES = "verify it with the samples of its own run"
 _REMAKE = "the file was changed or damaged: take it from the run again, or make the run's samples anew"
 
 
@@ -211,9 +292,17 @@ def to_pixels(images: npt.NDArray[np.float32], contract: ImageContract) -> npt.N
 
 
 def max_samples(contract: ImageContract, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> int:
-    """How many samples fit into a file of ``limit_bytes``: image, source and two rows of float32 logits each."""
+    """How many samples fit into a file of ``limit_bytes``: image, source and the answers of two networks each.
+
+    An answer is a row of float32 logits; a dense one is of every pixel its class and margin, and logits of a few.
+    """
     values = int(np.prod(contract.input_size))
-    row_bytes = values * np.dtype(_stored_type(contract)).itemsize + 1 + 2 * 4 * contract.num_classes
+    answer_bytes = 4 * contract.num_classes
+    if contract.task == "segmentation":
+        _, height, width = contract.input_size
+        pixel_bytes = np.dtype(class_dtype(contract.num_classes)).itemsize + 2
+        answer_bytes = height * width * pixel_bytes + len(choose_positions(height, width)) * answer_bytes
+    row_bytes = values * np.dtype(_stored_type(contract)).itemsize + 1 + 2 * answer_bytes
     return limit_bytes // row_bytes
 
 

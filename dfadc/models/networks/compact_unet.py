@@ -15,8 +15,9 @@ from dfadc.models.networks.resnet_8x import BasicBlock
 if TYPE_CHECKING:
     from dfadc.contract import ImageContract
 
-#: Smallest and largest width that is built.
-WIDTHS = (4, 128)
+#: Smallest and largest width that is built. oneDNN (torch 2.14, AVX2) corrupts memory in the backward pass of a 1x1
+#: convolution of stride 2 from 4 channels in channels_last.
+WIDTHS = (8, 128)
 
 
 class CompactUnet(nn.Module):

@@ -1,0 +1,158 @@
+"""Answers of every pixel: counted by hand, against an independent formula, and in intervals that cover."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dfadc.verification.dense import (
+    MIN_IMAGES,
+    DenseAnswers,
+    PixelScores,
+    boundary_band,
+    choose_positions,
+    compare_dense,
+    count_pixels,
+    cover_dense,
+)
+
+if TYPE_CHECKING:
+    from dfadc.verification.dense import DenseAgreement
+
+
+def answers(rng: np.random.Generator, n: int = 12, classes: int = 4, size: tuple[int, int] = (5, 7)) -> np.ndarray:
+    logits: np.ndarray = rng.normal(size=(n, classes, *size)).astype(np.float32)
+    return logits
+
+
+def digest(logits: np.ndarray) -> DenseAnswers:
+    return DenseAnswers.of(logits, choose_positions(*logits.shape[2:]))
+
+
+def compare_all(candidate: np.ndarray, reference: np.ndarray, boundary_width: int = 0) -> DenseAgreement:
+    source = np.zeros(len(reference), np.int8)
+    both = digest(candidate), digest(reference)
+    return compare_dense(*both, source=source, sources=("a",), boundary_width=boundary_width)["all"]
+
+
+def test_counts_and_iou_by_hand() -> None:
+    reference = np.array([[[0, 0, 1, 1]]], np.uint8)
+    candidate = np.array([[[0, 1, 1, 2]]], np.uint8)
+    scores = PixelScores.of(count_pixels(candidate, reference, 3))
+    assert (scores.n, scores.k) == (4, 2)
+    assert [entry.iou for entry in scores.per_class] == [1 / 2, 1 / 3, 0.0]
+    assert scores.mean_iou == pytest.approx((1 / 2 + 1 / 3) / 3)
+    assert [entry.n for entry in scores.per_class] == [2, 2, 0]
+
+
+def test_a_class_that_neither_answers_with_is_no_part_of_the_mean() -> None:
+    classes = np.array([[[0, 1]]], np.uint8)
+    scores = PixelScores.of(count_pixels(classes, classes, 5))
+    assert scores.mean_iou == 1.0
+    assert math.isnan(scores.per_class[4].iou)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_against_an_independent_formula(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    candidate, reference = rng.integers(0, 4, (2, 3, 6, 5)).astype(np.uint8)
+    scores = PixelScores.of(count_pixels(candidate, reference, 4))
+    assert scores.k == (candidate == reference).sum()
+    for index, entry in enumerate(scores.per_class):
+        mine, theirs = candidate == index, reference == index
+        union = (mine | theirs).sum()
+        assert math.isnan(entry.iou) if union == 0 else entry.iou == pytest.approx((mine & theirs).sum() / union)
+
+
+def test_pixels_without_a_label_do_not_count_and_those_without_an_answer_are_wrong() -> None:
+    reference = np.array([[[0, 3, 1]]], np.uint16)
+    candidate = np.array([[[255, 0, 1]]], np.uint8)
+    scores = PixelScores.of(count_pixels(candidate, reference, 3))
+    assert (scores.n, scores.k) == (2, 1)
+    assert scores.per_class[0].iou == 0.0
+
+
+def test_a_network_agrees_with_itself_and_nothing_is_claimed_of_few_images() -> None:
+    logits = answers(np.random.default_rng(0))
+    same = compare_all(logits, logits)
+    assert (same.agreement, same.low, same.high, same.mean_iou) == (1.0, 1.0, 1.0, 1.0)
+    assert (same.max_logit_error, same.num_ties, same.num_nonfinite) == (0.0, 0, 0)
+    few = compare_all(logits[: MIN_IMAGES - 1], logits[: MIN_IMAGES - 1])
+    assert (few.agreement, few.low, few.high, few.low_if_perfect) == (1.0, 0.0, 1.0, 0.0)
+    assert all(entry.too_few for entry in few.per_class)
+
+
+def test_the_interval_is_of_images_not_of_pixels() -> None:
+    """Images that agree wholly or not at all: as uncertain as that many coins, however many pixels they have."""
+    reference = np.zeros((40, 20, 20), np.uint8)
+    candidate = reference.copy()
+    candidate[::2] = 1
+    scores = PixelScores.of(count_pixels(candidate, reference, 2))
+    assert scores.rate == 0.5
+    assert 0.25 < scores.high - scores.low < 0.36  # 2 · 1.96 · √(.25 / 40) = .31; of 16,000 pixels it were .015
+
+
+def test_the_interval_covers_what_the_images_were_drawn_from() -> None:
+    rng, covered = np.random.default_rng(1), 0
+    for _ in range(60):
+        share = rng.beta(8, 2, size=60)
+        candidate = (rng.random((60, 8, 8)) > share[:, None, None]).astype(np.uint8)
+        scores = PixelScores.of(count_pixels(candidate, np.zeros_like(candidate), 2))
+        covered += scores.low <= 0.8 <= scores.high
+    assert covered >= 52  # 57 are expected
+
+
+def test_pixels_that_are_no_number_are_found() -> None:
+    logits = answers(np.random.default_rng(0))
+    broken = logits.copy()
+    broken[3, 1, 2, 2] = np.nan
+    found = compare_all(broken, logits)
+    assert found.num_nonfinite == 1
+    assert found.k == found.n - 1
+
+
+def test_ties_are_disagreements_that_the_reference_hardly_decided() -> None:
+    reference = answers(np.random.default_rng(0))
+    reference[0, :, 0, 0] = [5, 4.9999, 0, 0]
+    candidate = reference.copy()
+    candidate[0, 1, 0, 0] = 5.1
+    assert compare_all(candidate, reference).num_ties == 1
+
+
+def test_a_band_along_the_borders() -> None:
+    classes = np.zeros((1, 6, 6), np.uint8)
+    classes[:, :, 3:] = 1
+    assert boundary_band(classes, 1)[0].sum(axis=1).tolist() == [2] * 6
+    assert boundary_band(classes, 2)[0].sum(axis=1).tolist() == [4] * 6
+    assert not boundary_band(np.zeros((1, 6, 6), np.uint8), 3).any()
+
+
+def test_pixels_near_a_border_of_the_reference_can_be_left_out() -> None:
+    reference = np.zeros((12, 2, 6, 6), np.float32)
+    reference[:, 0, :, :3] = reference[:, 1, :, 3:] = 1
+    candidate = np.roll(reference, 1, axis=3)
+    candidate[:, :, :, 0] = reference[:, :, :, 0]
+    whole, inner = compare_all(candidate, reference), compare_all(candidate, reference, boundary_width=1)
+    assert whole.agreement == pytest.approx(5 / 6)
+    assert (inner.agreement, inner.n) == (1.0, 12 * 6 * 4)
+
+
+def test_coverage_is_of_pixels() -> None:
+    logits = np.zeros((2, 3, 4, 4), np.float32)
+    logits[0, 1], logits[1, 2] = 1, 1
+    found = cover_dense(digest(logits), source=np.array([0, 1], np.int8), sources=("a", "b"))
+    assert found["all"].counts == (0, 16, 16)
+    assert found["a"].entropy == 0.0
+    assert found["all"].entropy == pytest.approx(math.log(2) / math.log(3))
+
+
+def test_answers_to_other_images_are_refused() -> None:
+    logits = answers(np.random.default_rng(0))
+    with pytest.raises(ValueError, match="answers are"):
+        compare_all(logits[:, :3], logits)
