@@ -72,6 +72,7 @@ class Quantised:
         model: the graph, fp32 at its ends, quantised between QuantizeLinear and DequantizeLinear.
         calibrator: the one that was used.
         held_out: agreement with the fp32 graph on images that calibrated nothing.
+        num_held_out: how many images; of dense answers ``held_out`` counts a few pixels of each.
         kept: layers that stayed in fp32.
         all_int8: the agreement with every layer in INT8, where layers were kept by themselves; else None.
         worst: where the agreement has fallen, the layers that INT8 hurts most, the worst first.
@@ -80,6 +81,7 @@ class Quantised:
     model: onnx.ModelProto
     calibrator: str
     held_out: Agreement
+    num_held_out: int
     kept: tuple[str, ...] = ()
     all_int8: Agreement | None = None
     worst: tuple[Layer, ...] = ()
@@ -123,7 +125,7 @@ def quantise(
         model = _quantise_static(source, images[~held_out], PRESETS[preset], CALIBRATORS[name])
         model = in_fp32(model, source, named)
         agreement = agreement_of(logits_of(model, images[held_out]), reference[held_out])
-        candidates.append(Quantised(model, name, agreement, tuple(named)))
+        candidates.append(Quantised(model, name, agreement, int(held_out.sum()), tuple(named)))
     # Not by agreement: a few hundred images tell calibrators apart by chance. Entropy, which had cut the ranges so
     # short that a tenth of the logits went, won 252 to 250 of 256 images and lost half a point of real accuracy.
     best = min(candidates, key=lambda candidate: distance(candidate.held_out))
@@ -150,7 +152,7 @@ def _examine(
         return replace(found, worst=worst)
     best = recover(found.model, source, images, reference, ranking=ranking)
     kept = (*found.kept, *best.kept)
-    return Quantised(best.model, found.calibrator, best.agreement, kept, all_int8=found.held_out, worst=worst)
+    return replace(found, model=best.model, held_out=best.agreement, kept=kept, all_int8=found.held_out, worst=worst)
 
 
 def check_census(model: onnx.ModelProto, preset: str) -> None:

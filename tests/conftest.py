@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from dfadc.run import RunFolder
 
-#: Fixtures that only the tests of the exporters use.
-pytest_plugins = ["small_student"]
+#: Fixtures that only the tests of the exporters and of dense answers use.
+pytest_plugins = ["small_student", "small_scenes"]
 
 DIGITS_CONTRACT = ImageContract(
     input_size=(1, 8, 8),

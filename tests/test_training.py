@@ -282,14 +282,18 @@ class DenseNetwork(nn.Conv2d):
         super().__init__(contract.channels, 5, 3, padding=1)
 
 
-def test_dense_outputs_are_refused_before_the_first_step(tmp_path: Path) -> None:
-    """Their game can be played, but its samples could not be stored at the end of it."""
+def test_the_students_dense_logits_are_brought_to_the_teachers_size(tmp_path: Path) -> None:
     name, fields = f"{__name__}:DenseNetwork", ContractFields(input_size=(1, 8, 8), num_classes=5)
     torch.save(DenseNetwork(CONTRACT).state_dict(), tmp_path / "teacher.pt")
     dense = load_teacher(tmp_path / "teacher.pt", architecture=name, fields=fields)
     assert dense.contract.task == "segmentation"
-    with pytest.raises(DfadcError, match="answers for every pixel"):
-        prepare(dense, name, recipe=miniature(), device="cpu")
+    alike = prepare(dense, name, recipe=miniature(), device="cpu")
+    assert not any("resized" in note for note in alike.notes)
+    smaller = prepare(dense, "compact_unet_8", recipe=miniature(), device="cpu")
+    assert any("logits are 4x4, the teacher's 8x8" in note for note in smaller.notes)
+    assert smaller.game.players.student.module(torch.zeros(2, 1, 8, 8)).shape == (2, 5, 8, 8)
+    with pytest.raises(DfadcError, match="the teacher answers for every pixel"):
+        prepare(dense, "compact_resnet_8", recipe=miniature(), device="cpu")
 
 
 def test_the_seed_decides_the_start(teacher: Teacher) -> None:

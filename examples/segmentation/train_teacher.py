@@ -28,10 +28,10 @@ from dfadc.models.outputs import answering_pixels
 from dfadc.recipe import ComputeSettings
 
 if TYPE_CHECKING:
+    from scenes import Garments
     from torch import Tensor, nn
 
     from dfadc.distillation.precision import ComputePolicy
-    from scenes import Garments
 
 TEACHER_FILE = Path(__file__).with_name("teacher.safetensors")
 PEAK_LEARNING_RATE = 0.1

@@ -145,6 +145,18 @@ def test_classes_of_images_are_nothing_for_dense_outputs(overrides: list[str], f
     assert fit_recipe(recipe, CONTRACT, 4)[0] == recipe
 
 
+def test_auto_takes_dense_settings_where_it_was_left_as_it_is() -> None:
+    dense = ImageContract((3, 32, 24), 10, mean=(0.5,) * 3, std=(0.2,) * 3, task="segmentation")
+    fitted, notes = fit_recipe(load_recipe("auto", ["batch_size=7"]), dense, 4)
+    expected = load_recipe("auto-seg")
+    assert (fitted.batch_size, fitted.generator.discrepancy) == (7, "log_l1")
+    assert fitted.prior == expected.prior
+    assert fitted.verify == expected.verify
+    assert any("generator.discrepancy = log_l1" in note and "batch_size" not in note for note in notes)
+    assert fit_recipe(fitted, dense, 4)[0] == fitted, "a resumed run is fitted again"
+    assert fit_recipe(load_recipe("auto"), CONTRACT, 4)[0].generator.discrepancy == "l1"
+
+
 # -------------------------------------------------------------------------------------------------- the budget
 
 
