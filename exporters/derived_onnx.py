@@ -102,9 +102,10 @@ def _int8_notes(quantised: Quantised, num_images: int) -> tuple[str, ...]:
     """What a reader of the report should know of a quantised graph."""
     found, num_held_out = quantised.held_out, quantised.num_held_out
     judged = "" if found.n == num_held_out else f"{found.n:,} pixels of "
+    answered = f"{judged}{num_held_out} held-out images"
     notes = [
         f"calibrator {quantised.calibrator}, {num_images - num_held_out} images",
-        f"agreement with fp32 on {judged}{num_held_out} held-out images: {found.agreement:.3f}, SQNR {found.sqnr_db:.1f} dB",
+        f"agreement with fp32 on {answered}: {found.agreement:.3f}, SQNR {found.sqnr_db:.1f} dB",
     ]
     if quantised.kept:
         notes.append(f"kept in fp32: {', '.join(quantised.kept)}")
