@@ -164,6 +164,7 @@ class Bench:
             game = training.game
             asked = freeze_samples(game, prior=train_prior(game), adversary=train_adversary(game))
             answers = [_answer(network, own, samples) for network in (game.teacher, game.players.student.average)]
+        assert isinstance(asked, SampleSet)
         late = asked.source > 1
         return SampleSet(
             images=np.concatenate([own, asked.images[late]]),

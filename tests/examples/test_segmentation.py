@@ -53,7 +53,7 @@ def test_scenes_are_masked_where_they_are_drawn(idx_folder: Path, tmp_path: Path
 def test_the_script_trains_and_writes_a_teacher(idx_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "teacher.safetensors"
     done = run(
-        *("train_teacher.py", "--data", idx_folder, "--architecture", "compact_unet_8"),
+        *("train_segmenter.py", "--data", idx_folder, "--architecture", "compact_unet_8"),
         *("--steps", "4", "--batch-size", "4", "--test-scenes", "8", "--out", out),
     )
     assert done.returncode == 0, done.stderr

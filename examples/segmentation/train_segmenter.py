@@ -1,6 +1,6 @@
 """Trains the segmentation teacher of this example; the one place in it that sees training data.
 
-    python examples/segmentation/train_teacher.py
+    python examples/segmentation/train_segmenter.py
 
 composes scenes of Fashion-MNIST's training images as it goes, trains, prints the mean IoU on scenes of the test images
 and writes a dfadc teacher file. The weights of the last step are saved: no test image chooses anything.
