@@ -39,7 +39,7 @@ DIGITS = (0, 1)
 SCENE_IOU = 0.6
 NUM_STEPS = 120
 QUICK_SCENES = {
-    "steps": 60,
+    "steps": 30,
     "batch_size": 8,
     "student.steps": 3,
     "student.ema_decay": 0.9,
