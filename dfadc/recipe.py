@@ -90,6 +90,10 @@ class GeneratorSettings(Settings):
     )
     reset_every: int = Field(0, ge=0, description="steps after which the generator begins anew; 0: never")
     meta: Literal["off", "fomaml", "reptile"] = Field("off", description="each step begins from meta-learned weights")
+    low_resolution: float = Field(
+        0.0, ge=0, lt=1, description="share of the run, from its beginning, that is played with smaller images"
+    )
+    low_resolution_scale: float = Field(0.5, gt=0, lt=1, description="their sides as a share of the input size")
     on_collapse: Literal["reset", "warn"] = Field("reset", description="what is done where few classes are drawn")
     steps: int = Field(1, ge=1, le=10_000, description="generator updates in each step of the game")
     discrepancy: Literal["l1", "log_l1", "scaled_l1", "kl", "js", "agree_kl"] = Field(

@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING, Self
 import torch
 
 from dfadc.distillation.allocator import kept_memory
+from dfadc.distillation.arithmetic import flops_per_step
 from dfadc.distillation.checkpoint import load_checkpoint
 from dfadc.distillation.diagnosis import diagnose_teacher
 from dfadc.distillation.estimate import Estimate, estimate, steps_for_minutes
 from dfadc.distillation.fit import check_budget, fit_recipe
 from dfadc.distillation.game import Game
-from dfadc.distillation.generator import build_generator
+from dfadc.distillation.generator import build_generator, scaled_size
 from dfadc.distillation.loop import distill
 from dfadc.distillation.players import Players
 from dfadc.distillation.precision import choose_device, choose_policy, fit_policy
 from dfadc.errors import DfadcError
 from dfadc.event_files import require_tensorboard
-from dfadc.models.flops import count_flops
+from dfadc.models.flops import count_flops, count_parameters
 from dfadc.models.students import Student, build_student, with_logits_like
 from dfadc.recipe import Recipe, change_recipe, recipe_to_toml
 from dfadc.run import SCHEMA, RunFolder, environment
@@ -47,6 +48,8 @@ class Plan:
         precision: of matrix work, with the reason.
         estimate: measured seconds a step, memory, and whether it is compiled.
         notes: what was adapted or is worth knowing.
+        parameters: of teacher, student and generator.
+        flops_per_step: arithmetic of an average step, 2 for each multiply-add.
     """
 
     recipe: Recipe
@@ -54,6 +57,8 @@ class Plan:
     precision: str
     estimate: Estimate
     notes: tuple[str, ...]
+    parameters: dict[str, int]
+    flops_per_step: float
 
     @property
     def images(self) -> int:
@@ -95,6 +100,7 @@ class Training:
         # Counted before the game hangs its hooks on the teacher.
         self.teacher_flops = count_flops(teacher.module, teacher.contract.input_size)
         self.student_flops = count_flops(student.module, teacher.contract.input_size)
+        _check_low_resolution(recipe, teacher, student)
         self.policy, changed = fit_policy(choose_policy(recipe.compute, device), student.module)
         self.notes = (*self.notes, *changed)
         self.game = self._build_game()
@@ -112,7 +118,8 @@ class Training:
             self.recipe = change_recipe(self.recipe, {"steps": steps_for_minutes(minutes, cost.seconds_per_step)})
             self.game.recipe = self.recipe
         precision = f"{self.policy.precision} ({self.policy.reason})"
-        return Plan(self.recipe, str(self.policy.device), precision, cost, (*self.notes, *check_budget(self.recipe)))
+        notes = (*self.notes, *check_budget(self.recipe))
+        return self._plan(str(self.policy.device), precision, cost, notes)
 
     def start(self, folder: RunFolder, plan: Plan) -> None:
         """Writes what the run is into its folder."""
@@ -170,7 +177,8 @@ class Training:
         if cost.compiled:
             self.game.compile()
         note = f"going on from step {self.game.players.step} of {self.recipe.steps}"
-        return Plan(self.recipe, record["device"], record["precision"], cost, (*record["notes"], note))
+        notes = (*record["notes"], note)
+        return self._plan(record["device"], record["precision"], cost, notes)
 
     def play(self, folder: RunFolder, on_reading: Callable[[Reading], None]) -> None:
         """Plays to the end, writing metrics and checkpoints.
@@ -193,6 +201,22 @@ class Training:
         """Leaves the teacher as it was found, and the memory."""
         self._open.close()
 
+    def _plan(self, device: str, precision: str, cost: Estimate, notes: tuple[str, ...]) -> Plan:
+        players = self.game.players
+        generator = players.generator.module
+        parameters = {
+            "teacher": self.teacher.num_parameters,
+            "student": self.student.num_parameters,
+            "generator": count_parameters(generator),
+        }
+        flops = flops_per_step(
+            self.recipe,
+            teacher=self.teacher_flops,
+            student=self.student_flops,
+            generator=count_flops(generator, (players.latent_dim,)),
+        )
+        return Plan(self.recipe, device, precision, cost, notes, parameters, flops)
+
     def _build_game(self) -> Game:
         recipe, contract, policy = self.recipe, self.teacher.contract, self.policy
         torch.manual_seed(recipe.seed)
@@ -214,6 +238,41 @@ def prepare(teacher: Teacher, student: str, *, recipe: Recipe, device: str) -> T
     weights = Path(recipe.student.weights) if recipe.student.weights else None
     built = build_student(student, teacher.contract, stem=recipe.student.stem, weights=weights)
     return Training(teacher, built, recipe=recipe, device=choose_device(device))
+
+
+def _check_low_resolution(recipe: Recipe, teacher: Teacher, student: Student) -> None:
+    """Refuses smaller images where a network takes one size only.
+
+    Raises:
+        DfadcError: teacher or student does not take them; the message says why.
+    """
+    rules = recipe.generator
+    if not rules.low_resolution:
+        return
+    channels, *sides = teacher.contract.input_size
+    height, width = scaled_size((sides[0], sides[1]), rules.low_resolution_scale)
+    shapes = []
+    for role, name, network in (
+        ("teacher", teacher.architecture, teacher.module),
+        ("student", student.architecture, student.module.eval()),
+    ):
+        try:
+            with torch.no_grad():
+                shapes.append(network(torch.zeros(2, channels, height, width)).shape)
+        except (AssertionError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as exc:
+            reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
+            raise DfadcError(
+                f"generator.low_resolution = {rules.low_resolution:g}: the {role} {name} does not take images of "
+                f"{height}x{width}: {reason}",
+                "--set generator.low_resolution=0",
+            ) from exc
+    student.module.train()
+    if shapes[0] != shapes[1]:
+        raise DfadcError(
+            f"generator.low_resolution = {rules.low_resolution:g}: to images of {height}x{width} teacher and student "
+            f"give logits of shape {tuple(shapes[0])} and {tuple(shapes[1])}",
+            "--set generator.low_resolution=0",
+        )
 
 
 def _size_notes(teacher: Teacher, student: Student) -> Iterator[str]:

@@ -80,17 +80,22 @@ def print_report(report: Mapping[str, Any], *, as_json: bool, verbose: bool) -> 
 def plan_lines(plan: Plan) -> Iterator[str]:
     """What a run will do and cost."""
     recipe, cost = plan.recipe, plan.estimate
-    minutes, seconds = divmod(round(plan.seconds), 60)
     yield (
         f"plan: recipe {recipe.name}, {recipe.steps:,} steps of {recipe.student_updates} student and "
         f"{recipe.generator.steps} generator updates on {recipe.batch_size} images: {plan.images:,} images"
     )
     compiled = "compiled" if cost.compiled else "not compiled"
     yield f"      {plan.device}, {plan.precision}; {compiled}: {cost.compile_reason}"
+    if recipe.compute.micro_batch:
+        yield f"      gradients add up over micro-batches of {recipe.compute.micro_batch} images"
+    yield "      parameters: " + ", ".join(f"{role} {number:,}" for role, number in plan.parameters.items())
+    rate = plan.flops_per_step / cost.seconds_per_step
     yield (
-        f"      about {minutes} min {seconds:02d} s at {cost.seconds_per_step:.3f} s a step, "
-        f"{cost.memory_bytes / 2**20:,.0f} MiB of memory"
+        f"      about {_duration(plan.seconds)} at {cost.seconds_per_step:.3f} s a step of "
+        f"{_flops(plan.flops_per_step)}FLOPs: {_flops(rate)}FLOP/s"
     )
+    peak = f"; {cost.peak_bytes / 2**20:,.0f} MiB at most, all together" if cost.peak_bytes else ""
+    yield f"      {cost.memory_bytes / 2**20:,.0f} MiB of memory for networks, replay and activations{peak}"
     yield from (f"note: {note}" for note in plan.notes)
 
 
@@ -101,10 +106,26 @@ def plan_dict(plan: Plan) -> dict[str, Any]:
         "precision": plan.precision,
         "images": plan.images,
         "seconds": plan.seconds,
+        "parameters": plan.parameters,
+        "flops_per_step": plan.flops_per_step,
         "estimate": asdict(plan.estimate),
         "notes": list(plan.notes),
         "recipe": plan.recipe.model_dump(mode="json"),
     }
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 120 else f"{seconds / 3600:,.1f} h"
+
+
+def _flops(number: float) -> str:
+    """A number of three digits and the prefix of its thousands: 1.23e10 is "12.3 G"."""
+    for prefix in ("", "k", "M", "G"):
+        if number < 1000:
+            return f"{number:.3g} {prefix}"
+        number /= 1000
+    return f"{number:.3g} T"
 
 
 @contextmanager

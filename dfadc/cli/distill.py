@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from dfadc.verification.report import Report
 
 _RUN = "Run"
+#: Of a list in the teacher's contract, such as class names.
+_MOST_SHOWN = 10
 #: What may be said beside --resume; the rest was decided when the run began.
 _GOES_WITH_RESUME = {
     "teacher",
@@ -163,7 +165,10 @@ def _load(path: Path, architecture: str | None, fields: ContractFields, *, trust
 
 
 def _shown(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if not isinstance(value, list):
+        return str(value)
+    more = len(value) - _MOST_SHOWN
+    return ", ".join(map(str, value[:_MOST_SHOWN])) + (f" and {more} more" if more > 0 else "")
 
 
 def _start(job: _Job, out: Path, *, force: bool, quiet: bool) -> RunFolder:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import copy
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from dfadc.distillation.loop import update_generator, update_student
+from dfadc.distillation.memory import ActivationBytes, peak_bytes, resident_bytes, resident_tensors, untouched_bytes
 from dfadc.errors import DfadcError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from dfadc.distillation.game import Game
 
@@ -34,12 +36,15 @@ class Estimate:
         memory_bytes: players, optimizer state, replay and the activations that a backward pass keeps.
         compiled: whether the game's functions are compiled.
         compile_reason: why, for the run's plan.
+        peak_bytes: the most that the process, or on CUDA the device, will hold at once: measured on the trial steps,
+            and the room that fills later; 0: unknown.
     """
 
     seconds_per_step: float
     memory_bytes: int
     compiled: bool
     compile_reason: str
+    peak_bytes: int = 0
 
 
 def estimate(game: Game, wanted: str, minutes: float | None = None) -> Estimate:
@@ -53,17 +58,22 @@ def estimate(game: Game, wanted: str, minutes: float | None = None) -> Estimate:
     Raises:
         DfadcError: compiling was asked for and fails.
     """
-    activations = _ActivationBytes({tensor.untyped_storage().data_ptr() for tensor in _resident_tensors(game)})
-    with torch.autograd.graph.saved_tensors_hooks(activations.pack, lambda kept: kept.tensor):
-        seconds = time_steps(game)
-    memory = activations.peak + _resident_bytes(game)
-    eager = Estimate(seconds, memory, compiled=False, compile_reason="as asked")
+    activations = ActivationBytes({tensor.untyped_storage().data_ptr() for tensor in resident_tensors(game)})
+    hooks = torch.autograd.graph.saved_tensors_hooks(activations.pack, lambda kept: kept.tensor)
+    seconds = time_steps(game, hooks)
+    eager = Estimate(
+        seconds,
+        activations.peak + resident_bytes(game),
+        compiled=False,
+        compile_reason="as asked",
+        peak_bytes=_expected_peak(game, game.recipe.steps if minutes is None else None),
+    )
     if wanted == "off":
         return eager
     if wanted == "on":
         return _compile(game, eager, forced=True)
     device = game.policy.device
-    total = seconds * game.recipe.steps if minutes is None else 60 * minutes
+    total = eager.seconds_per_step * game.recipe.steps if minutes is None else 60 * minutes
     worth = WORTH_COMPILING_SECONDS.get(device.type)
     if worth is None:
         return replace(eager, compile_reason=f"not known to work on {device.type}")
@@ -71,6 +81,12 @@ def estimate(game: Game, wanted: str, minutes: float | None = None) -> Estimate:
         reason = f"eager takes {total:.0f} s in all; compiling is tried from {worth:.0f} s"
         return replace(eager, compile_reason=reason)
     return _compile(game, eager, forced=False)
+
+
+def _expected_peak(game: Game, steps: int | None) -> int:
+    """What the trial needed at most, and the room that fills later; 0 where the former is not known."""
+    needed = peak_bytes(game.policy.device)
+    return needed + untouched_bytes(game, steps) if needed else 0
 
 
 def _compile(game: Game, eager: Estimate, *, forced: bool) -> Estimate:
@@ -102,95 +118,55 @@ def steps_for_minutes(minutes: float, seconds_per_step: float) -> int:
     return max(1, int(minutes * 60 / seconds_per_step))
 
 
-def time_steps(game: Game) -> float:
+def time_steps(game: Game, watch: AbstractContextManager[object] | None = None) -> float:
     """Seconds of an average step of the run, from a few updates of each player that are then undone.
 
     A step may hold hundreds of updates, and the first steps may be a warm-up: updates are timed, not steps.
+
+    Args:
+        game: of the run.
+        watch: looks on while each update is made for the first time, which is not timed.
     """
     before = copy.deepcopy(game.players.state_dict())
-    rules = game.recipe
+    rules = game.recipe.generator
+    seconds = 0.0
     try:
         game.begin_step()
-        game.begin_turn()
-        generator = _time(game, lambda: update_generator(game))
-        # Before the student, who may live from what a turn leaves in the ring.
-        turn = _time(game, game.end_turn)
-        student = _time(game, lambda: update_student(game, game.draw_student_batch()))
-        echo = _time(game, lambda: update_student(game, game.draw_echo_batch())) if rules.replay.echoes else 0.0
+        # The small images first: those of the input size go into the ring.
+        for share, scale in ((rules.low_resolution, rules.low_resolution_scale), (1 - rules.low_resolution, 1.0)):
+            if share > 0:
+                game.scale = scale
+                seconds += share * _time_at_size(game, watch)
     finally:
+        game.scale = 1.0
         game.players.load_state_dict(before)
-    students = rules.student.steps * student + rules.replay.echoes * echo
+    return seconds
+
+
+def _time_at_size(game: Game, watch: AbstractContextManager[object] | None) -> float:
+    """The same for images of one size."""
+    rules = game.recipe
+    game.begin_turn()
+    generator = _time(game, lambda: update_generator(game), watch)
+    # Before the student, who may live from what a turn leaves in the ring.
+    turn = _time(game, game.end_turn, watch)
+    students = rules.student.steps * _time(game, lambda: update_student(game, game.draw_student_batch()), watch)
+    if num_echoes := game.num_echoes:
+        students += num_echoes * _time(game, lambda: update_student(game, game.draw_echo_batch()), watch)
     return rules.generator.steps * generator + turn + students * (1 - rules.student.start)
 
 
-def _time(game: Game, work: Callable[[], object]) -> float:
+def _time(game: Game, work: Callable[[], object], watch: AbstractContextManager[object] | None) -> float:
     """Seconds that work takes: the best of up to three times after a first, or of one where that is long.
 
-    The first time fills caches and, with replay, the ring.
+    The first time fills caches and, with replay, the ring; it is the one that is watched.
     """
     durations: list[float] = []
     while len(durations) < 2 or (len(durations) < 4 and durations[0] < PATIENCE_SECONDS):
         started = time.perf_counter()
-        work()
+        with nullcontext() if watch is None or durations else watch:
+            work()
         if game.policy.device.type == "cuda":
             torch.cuda.synchronize(game.policy.device)
         durations.append(time.perf_counter() - started)
     return min(durations[1:])
-
-
-class _ActivationBytes:
-    """Counts the bytes that autograd keeps for a backward pass, each storage once, and their peak."""
-
-    def __init__(self, resident: set[int]) -> None:
-        self.peak = 0
-        self._resident = resident
-        self._now = 0
-        self._uses: dict[int, int] = {}
-
-    def pack(self, tensor: Tensor) -> _Kept:
-        storage = tensor.untyped_storage()
-        key = storage.data_ptr()
-        if key not in self._resident:
-            self._uses[key] = self._uses.get(key, 0) + 1
-            if self._uses[key] == 1:
-                self._now += storage.nbytes()
-                self.peak = max(self.peak, self._now)
-        return _Kept(tensor, self)
-
-    def release(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key = storage.data_ptr()
-        if key not in self._resident:
-            self._uses[key] -= 1
-            if self._uses[key] == 0:
-                self._now -= storage.nbytes()
-                del self._uses[key]
-
-
-class _Kept:
-    """A tensor that autograd keeps; dies with the graph."""
-
-    __slots__ = ("counter", "tensor")
-
-    def __init__(self, tensor: Tensor, counter: _ActivationBytes) -> None:
-        self.tensor = tensor
-        self.counter = counter
-
-    def __del__(self) -> None:
-        self.counter.release(self.tensor)
-
-
-def _resident_tensors(game: Game) -> list[Tensor]:
-    players = game.players
-    modules = [game.teacher, *(m for p in (players.student, players.generator) for m in (p.module, p.average))]
-    unique = {id(tensor): tensor for module in modules for tensor in (*module.parameters(), *module.buffers())}
-    return list(unique.values())
-
-
-def _resident_bytes(game: Game) -> int:
-    players = game.players
-    moved = [parameter for player in (players.student, players.generator) for parameter in player.parameters]
-    # A gradient and, for momentum or Adam's first moment, one more copy of every moving parameter.
-    moving = 2 * sum(parameter.nbytes for parameter in moved)
-    ring = sum(store.images.nbytes + store.answers.nbytes for store in (players.ring, players.echo))
-    return sum(tensor.nbytes for tensor in _resident_tensors(game)) + moving + ring

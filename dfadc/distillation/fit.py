@@ -90,6 +90,12 @@ def check_budget(recipe: Recipe) -> tuple[str, ...]:
             f"{adversarial_start:g} the discrepancy would never count",
             "give the run more steps (--steps or --minutes), or --set generator.adversarial=0",
         )
+    if math.ceil(recipe.generator.low_resolution * recipe.steps) >= recipe.steps:
+        raise DfadcError(
+            f"{recipe.steps} steps are too few: with generator.low_resolution = {recipe.generator.low_resolution:g} "
+            "none would be played with whole images",
+            "give the run more steps, or --set generator.low_resolution=0",
+        )
     if recipe.student.quantise_from < 1 and math.ceil(recipe.student.quantise_from * recipe.steps) >= recipe.steps:
         raise DfadcError(
             f"{recipe.steps} steps are too few: with student.quantise_from = {recipe.student.quantise_from:g} the "
@@ -182,6 +188,9 @@ def _student_conflicts(recipe: Recipe, contract: ImageContract) -> Iterator[Conf
     if replay.average_share > 0 and recipe.generator.ema_decay == 0:
         way = "--set generator.ema_decay=0.99"
         yield "replay.average_share is drawn by the averaged generator, and none is kept", way
+    if replay.share == 1 and recipe.generator.low_resolution > 0:
+        problem = "the ring holds images of the input size alone, and with replay.share = 1 the student sees no others"
+        yield f"{problem}: generator.low_resolution is for lower shares", "--set generator.low_resolution=0"
     if replay.share == 1 and student.start == 0:
         way = "--set student.start=0.1 fills it first"
         yield "with replay.share = 1 the student would begin on an empty ring", way
@@ -214,6 +223,8 @@ def _generator_conflicts(recipe: Recipe) -> Iterator[Conflict]:
         yield "free_pixels have nothing that moves but latents", "--set generator.latents=optimised"
     if rules.latent_dim:
         yield "the latents of free_pixels are as long as the image is large", "--set generator.latent_dim=0"
+    if rules.low_resolution:
+        yield "free_pixels have no layers that take any size", "--set generator.low_resolution=0"
     if rules.meta != "off" or rules.reset_every:
         way = "--set generator.meta=off, --set generator.reset_every=0"
         yield "free_pixels have no weights that could be meta-learned or begin anew", way

@@ -108,6 +108,8 @@ class Game:
             players.carry("quantiser", self.quantiser)
         #: Whether the student plays rounded to INT8; fixed for a step, so that a compiled function knows it.
         self.quantises = False
+        #: Sides of the images as a share of the contract's; fixed for a step too.
+        self.scale = 1.0
         self.student_loss: Callable[[StudentBatch], Lesson] = self._student_loss
         self.generator_loss: Callable[[GeneratorBatch], tuple[Tensor, dict[str, Tensor]]] = self._generator_loss
 
@@ -135,6 +137,9 @@ class Game:
         """Before each step: sets what depends on how much of the run is done."""
         begun = self.players.step >= self.recipe.student.quantise_from * self.recipe.steps
         self.quantises = self.quantiser is not None and begun and self.student_plays
+        rules = self.recipe.generator
+        is_small = self.players.step < rules.low_resolution * self.recipe.steps
+        self.scale = rules.low_resolution_scale if is_small else 1.0
 
     def _ask_student(self, images: Tensor, *, learns: bool) -> Tensor:
         """Logits (N, K) of the student as it plays now: in float, or rounded to INT8."""
@@ -191,6 +196,11 @@ class Game:
             answers = answers[:0]
         return images, answers
 
+    @property
+    def num_echoes(self) -> int:
+        """Updates of this step that repeat what the student was shown; of small images nothing is kept to repeat."""
+        return self.recipe.replay.echoes if self.scale == 1 else 0
+
     def draw_echo_batch(self) -> StudentBatch:
         """Images that the student was shown before, as it was shown them, and what the teacher answered then."""
         images, answers = self.players.echo.draw(self.recipe.batch_size, self.players.rng)
@@ -206,7 +216,7 @@ class Game:
         with self.policy.autocast():
             with torch.no_grad():
                 fresh = self._draw_fresh(batch)
-                images = torch.cat([fresh, batch.replayed])
+                images = torch.cat([fresh, batch.replayed]) if len(batch.replayed) else fresh
                 if mixes:
                     images = augmentation.mixup(images, batch.mixup)
                 images = images.contiguous(memory_format=self.policy.memory_format)
@@ -226,8 +236,13 @@ class Game:
         """What generator and averaged generator draw, (F + A, C, H, W); batch norm takes no empty batch."""
         generator = self.players.generator
         sources = ((generator.module, batch.latents), (generator.average, batch.average_latents))
-        drawn = [network(latents) for network, latents in sources if len(latents)]
+        drawn = [self._draw(network, latents) for network, latents in sources if len(latents)]
         return torch.cat(drawn) if drawn else batch.replayed[:0]
+
+    def _draw(self, network: nn.Module, latents: Tensor) -> Tensor:
+        """Images (N, C, H, W) of a generator, smaller while the run is played at a low resolution."""
+        images: Tensor = network(latents) if self.scale == 1 else network(latents, self.scale)
+        return images
 
     def _ask_teacher(self, images: Tensor, known: Tensor) -> Tensor:
         """Logits to images (N, C, H, W), of which those of the last ones may be ``known``."""
@@ -275,7 +290,7 @@ class Game:
         if latents is None:
             latents = self.players.draw_latents(self.recipe.batch_size)[batch.rows]
         with self.policy.autocast():
-            images = self.players.generator.module(latents)
+            images = self._draw(self.players.generator.module, latents)
             images = images.contiguous(memory_format=self.policy.memory_format)
             teacher_logits = self.priors.watch(images)
         if self.recipe.generator.adversarial > 0:

@@ -67,13 +67,30 @@ class Generator(nn.Module):
         self.head = head
         self.size = size
 
-    def forward(self, latents: Tensor) -> Tensor:
-        """Latents (N, Z), standard normal, in; images (N, C, H, W) in the contract's normalised range out, fp32."""
-        raw: Tensor = self.body(latents)
-        if tuple(raw.shape[2:]) != self.size:
-            raw = functional.interpolate(raw, size=self.size, mode="bilinear", align_corners=False)
+    def forward(self, latents: Tensor, scale: float = 1.0) -> Tensor:
+        """Latents (N, Z), standard normal, in; images (N, C, H, W) in the contract's normalised range out, fp32.
+
+        With a ``scale`` below 1 images have that many times the sides, for a share of scale² of the arithmetic: the
+        body's first grid is averaged over fewer cells, and all layers after it take any size.
+        """
+        raw = self.body(latents) if scale == 1 else self._draw_small(latents, scale)
+        size = scaled_size(self.size, scale)
+        if tuple(raw.shape[2:]) != size:
+            raw = functional.interpolate(raw, size=size, mode="bilinear", align_corners=False)
         images: Tensor = self.head(raw)
         return images
+
+    def _draw_small(self, latents: Tensor, scale: float) -> Tensor:
+        assert isinstance(self.body, nn.Sequential), "only bodies that begin with a grid are asked"  # noqa: S101
+        features = self.body[0](latents)
+        height, width = (math.ceil(side * scale) for side in features.shape[2:])
+        raw: Tensor = self.body[1:](functional.adaptive_avg_pool2d(features, (height, width)))
+        return raw
+
+
+def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    """(H, W) of images with ``scale`` times the sides, at least 1."""
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
 class FreePixels(nn.Module):

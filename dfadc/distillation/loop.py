@@ -46,7 +46,7 @@ def distill(game: Game, steps: int, on_step: Callable[[StepLosses], None]) -> No
         if game.student_plays:
             for _ in range(recipe.student.steps):
                 student_loss = update_student(game, game.draw_student_batch())
-            for _ in range(recipe.replay.echoes):
+            for _ in range(game.num_echoes):
                 update_student(game, game.draw_echo_batch())
         game.begin_turn()
         for _ in range(recipe.generator.steps):
@@ -70,10 +70,11 @@ def update_student(game: Game, batch: StudentBatch) -> Tensor:
             yield share * lesson.loss
 
     players.student.move(losses())
-    players.remember(torch.cat([each.fresh for each in lessons]), torch.cat([each.answers for each in lessons]))
-    for lesson in lessons:
-        if len(lesson.fresh):  # else it is an echo itself
-            players.echo.push(lesson.images, lesson.teacher_logits)
+    if game.scale == 1:
+        players.remember(torch.cat([each.fresh for each in lessons]), torch.cat([each.answers for each in lessons]))
+        for lesson in lessons:
+            if len(lesson.fresh):  # else it is an echo itself
+                players.echo.push(lesson.images, lesson.teacher_logits)
     return torch.stack([lesson.loss for lesson in lessons]).sum()
 
 

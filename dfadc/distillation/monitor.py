@@ -118,8 +118,10 @@ class Monitor:
         student = self.game.players.student.average.eval()
         with self.game.policy.autocast():
             images = self._images().contiguous(memory_format=self.game.policy.memory_format)
-            teacher_classes = self.game.teacher(images).argmax(dim=1)
-            student_classes = student(images).argmax(dim=1)
+            # In parts, for a look should not need more memory than an update.
+            parts = images.split(self.game.recipe.compute.micro_batch or self.game.recipe.batch_size)
+            teacher_classes = torch.cat([self.game.teacher(part).argmax(dim=1) for part in parts])
+            student_classes = torch.cat([student(part).argmax(dim=1) for part in parts])
         num_classes = self.game.contract.num_classes
         shares = torch.bincount(teacher_classes.flatten(), minlength=num_classes) / teacher_classes.numel()
         return ProbeReading(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,18 +35,18 @@ def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def count_flops(module: nn.Module, input_size: tuple[int, int, int]) -> int:
-    """Floating-point operations for one image, 2 for each multiply-add of convolutions and matrix products.
+def count_flops(module: nn.Module, input_size: tuple[int, ...]) -> int:
+    """Floating-point operations for one input, 2 for each multiply-add of convolutions and matrix products.
 
     It runs on the meta device, without weights or arithmetic, wherever the module can be copied there.
 
     Args:
-        module: images (1, C, H, W) -> its outputs; it stays as it is.
-        input_size: (C, H, W).
+        module: images (1, C, H, W), or a generator's latents (1, Z) -> its outputs; it stays as it is.
+        input_size: (C, H, W), or (Z,).
     """
     probe = module if isinstance(module, torch.jit.ScriptModule | torch.fx.GraphModule) else meta_copy(module).eval()
-    parameter = next(probe.parameters(), None)
-    device = torch.device("cpu") if parameter is None else parameter.device
+    tensor = next(chain(probe.parameters(), probe.buffers()), None)
+    device = torch.device("cpu") if tensor is None else tensor.device
     with torch.no_grad(), ShapesOnly(), FlopCounterMode(display=False) as counter:
         probe(torch.zeros(1, *input_size, device=device))
     return int(counter.get_total_flops())
