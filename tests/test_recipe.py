@@ -296,7 +296,7 @@ def test_a_file_of_a_few_lines_takes_defaults_for_the_rest(tmp_path: Path) -> No
 def test_an_unknown_recipe_is_answered_with_the_known_ones() -> None:
     with pytest.raises(DfadcError, match="unknown recipe 'atuo'") as caught:
         load_recipe("atuo")
-    assert "auto, dafl" in caught.value.hint
+    assert "auto, auto-seg, dafl" in caught.value.hint
     assert ".toml" in caught.value.hint
 
 
