@@ -78,7 +78,7 @@ class _Clock(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.images: defaultdict[str, float] = defaultdict(float)
         self._open: list[tuple[str, int]] = []
