@@ -73,6 +73,26 @@ def test_every_damage_fails_and_an_unharmed_copy_passes(
     assert sorted(path.name for path in finished_run.path.rglob("*")) == before
 
 
+@pytest.mark.slow
+def test_damage_is_measured_and_so_are_false_alarms(
+    finished_run: RunFolder, digits_data: Path, command_on_path: dict[str, str], tmp_path: Path
+) -> None:
+    shutil.copytree(finished_run.path, tmp_path / "run")
+    assert run_command("export", tmp_path / "run", "-e", "onnx:int8").code == 0
+    command = [EXAMPLE / "measure_the_gate.py", tmp_path / "run", "--data", digits_data, "--seeds", "1", "--draws", "2"]
+    done = subprocess.run(  # noqa: S603 -- our script
+        [sys.executable, *command], env=command_on_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if "|" in line]
+    damaged = [row for row in rows if len(row) == 5 and row[1] == "0"]
+    assert len(damaged) == 4
+    assert all(float(row[2]) >= 3 for row in damaged)
+    assert len([row for row in rows if len(row) == 4 and row[0] in ("0", "1")]) == 2
+    assert re.search(r"^caught: \d of 4$", done.stdout, re.MULTILINE)
+    assert re.search(r"^false alarms: \d of 2$", done.stdout, re.MULTILINE)
+
+
 def test_the_script_passes_a_run_that_is_no_worse(
     workplace: Path, command_on_path: dict[str, str], digits_data: Path
 ) -> None:

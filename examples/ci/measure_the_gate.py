@@ -1,0 +1,249 @@
+"""How often the baseline gate catches damage, and how often it cries wolf, on the student of a finished run.
+
+    python examples/ci/measure_the_gate.py runs/demo --data labelled.npz
+
+20 students, each damaged until it has lost 3 points of its agreement with the teacher on the compared samples and no
+further, and 20 re-quantisations of the unharmed one, each calibrated with images that were drawn anew. Every one is
+held against the run's baseline with `--max-drop 0.01`; what counts is comparison D alone. The drop of real accuracy
+stands beside it: the two need not be equal. The run needs `student.onnx` and `student.int8.onnx`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import onnx
+import safetensors
+import torch
+from onnx import numpy_helper
+from prove_the_gate_blocks import multiply
+
+from dfadc import VerifySettings, open_run
+from dfadc.api.baseline import write_baseline
+from dfadc.api.distil import load_run_teacher
+from dfadc.api.verify import verify_file
+from dfadc.calibration import choose_calibration, load_images
+from dfadc.distillation.generator import build_generator
+from dfadc.recipe import CalibrationSettings, GeneratorSettings
+from dfadc.verification.data import load_evaluation_data
+from dfadc.verification.regression import UNGATED_SOURCE
+from dfadc.verification.samples import SampleSet, dequantise, quantise
+from exporters.quantise import quantise as quantise_graph
+from exporters.sensitivity import logits_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+    from dfadc.contract import ImageContract
+    from dfadc.run import RunFolder
+    from dfadc.verification.data import EvaluationData
+    from dfadc.verification.samples import StoredImages
+
+#: Damaged at least so much on the compared samples; each try is a fifth stronger than the one before.
+DAMAGE = 0.03
+STRONGER = 1.2
+MAX_DROP = 0.01
+#: Calibration images of a re-quantisation; half of them of the run's reservoir.
+NUM_CALIBRATION = 512
+
+
+def add_noise(weights: list[onnx.TensorProto], strength: float, dice: np.random.Generator) -> None:
+    """Noise on every weight, in standard deviations of its tensor."""
+    for tensor in weights:
+        values = numpy_helper.to_array(tensor)
+        noise = (strength * values.std() * dice.standard_normal(values.shape)).astype(np.float32)
+        tensor.CopyFrom(numpy_helper.from_array(values + noise, tensor.name))
+
+
+def spoil_one_layer(weights: list[onnx.TensorProto], strength: float, dice: np.random.Generator) -> None:
+    """The same on one layer, stronger."""
+    add_noise([weights[dice.integers(len(weights))]], 4 * strength, dice)
+
+
+def drop_weights(weights: list[onnx.TensorProto], strength: float, dice: np.random.Generator) -> None:
+    """Sets a random share of all weights to zero."""
+    for tensor in weights:
+        multiply(tensor, (dice.random(tuple(tensor.dims)) >= min(0.9, strength)).astype(np.float32))
+
+
+def weaken_channels(weights: list[onnx.TensorProto], strength: float, dice: np.random.Generator) -> None:
+    """Halves a random share of each layer's output channels."""
+    for tensor in weights:
+        factors = np.where(dice.random(tensor.dims[0]) < min(0.9, strength), 0.5, 1.0).astype(np.float32)
+        multiply(tensor, factors.reshape(-1, *[1] * (len(tensor.dims) - 1)))
+
+
+DAMAGES: dict[str, Callable[[list[onnx.TensorProto], float, np.random.Generator], None]] = {
+    "noise on all weights": add_noise,
+    "noise on one layer": spoil_one_layer,
+    "weights set to zero": drop_weights,
+    "channels weakened": weaken_channels,
+}
+
+
+class Compared(NamedTuple):
+    """What the gate compares on, and the labelled images beside it."""
+
+    images: NDArray[np.float32]
+    teacher: NDArray[np.int64]
+    labelled: EvaluationData
+
+    def rates(self, model: onnx.ModelProto) -> tuple[float, float]:
+        """Agreement with the teacher on the samples, and accuracy on the labelled images."""
+        agreed = logits_of(model, self.images).argmax(axis=1) == self.teacher
+        answers = [logits_of(model, batch).argmax(axis=1) for batch in self.labelled.batches(500)]
+        return float(agreed.mean()), float((np.concatenate(answers) == self.labelled.labels).mean())
+
+
+def damaged(model: onnx.ModelProto, kind: str, seed: int, compared: Compared) -> onnx.ModelProto:
+    """A copy that lost ``DAMAGE`` on the compared samples, by the weakest damage on a ladder that does it."""
+    before = (logits_of(model, compared.images).argmax(axis=1) == compared.teacher).mean()
+    strength = 0.01
+    while True:
+        worse = onnx.ModelProto()
+        worse.CopyFrom(model)
+        weights = [tensor for tensor in worse.graph.initializer if len(tensor.dims) >= 2]
+        DAMAGES[kind](weights, strength, np.random.default_rng(seed))
+        if before - (logits_of(worse, compared.images).argmax(axis=1) == compared.teacher).mean() >= DAMAGE:
+            return worse
+        strength *= STRONGER
+
+
+class Calibrator:
+    """Draws calibration images of a run anew: other latents for its two generators, another half of its reservoir.
+
+    Args:
+        run: finished.
+        samples: its verification samples, of which none may be among them.
+    """
+
+    def __init__(self, run: RunFolder, samples: SampleSet) -> None:
+        self.contract = run.contract()
+        self.exclude = samples.images
+        self.teacher = load_run_teacher(run).module
+        self.generators = {path.stem: _load_generator(path, self.contract) for path in (run.generator, run.prior)}
+        with np.load(run.calibration, allow_pickle=False) as stored:
+            of_reservoir = stored["source"] == stored["sources"].tolist().index("reservoir")
+        self.reservoir = load_images(run.calibration, input_size=self.contract.input_size)[of_reservoir]
+
+    def draws(self, count: int) -> Iterator[NDArray[np.float32]]:
+        """As many sets of normalised images (N, C, H, W)."""
+        yield from map(self._draw, range(count))
+
+    @torch.no_grad()
+    def _draw(self, seed: int) -> NDArray[np.float32]:
+        dice = torch.Generator().manual_seed(seed)
+        candidates = {"reservoir": self.reservoir[torch.randperm(len(self.reservoir), generator=dice).numpy()]}
+        for name, (generator, latent_dim) in self.generators.items():
+            images = generator(torch.randn(NUM_CALIBRATION, latent_dim, generator=dice)).numpy()
+            candidates[name] = quantise(images, self.contract)
+        answers = {name: self._answers(images) for name, images in candidates.items()}
+        settings = CalibrationSettings(num_images=NUM_CALIBRATION)
+        chosen = choose_calibration(candidates, answers, settings=settings, exclude=self.exclude)
+        return dequantise(chosen.images, self.contract)
+
+    def _answers(self, images: StoredImages) -> NDArray[np.float32]:
+        answers: NDArray[np.float32] = self.teacher(torch.from_numpy(dequantise(images, self.contract))).numpy()
+        return answers
+
+
+def _load_generator(path: Path, contract: ImageContract) -> tuple[torch.nn.Module, int]:
+    """A run's generator in eval mode, and the length of its latents."""
+    with safetensors.safe_open(path, "pt") as file:
+        settings = GeneratorSettings.model_validate_json(file.metadata()["dfadc.generator"])
+        generator = build_generator(settings, contract)
+        generator.load_state_dict({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118 -- not a mapping
+    return generator.eval(), settings.latent_dim
+
+
+class Judge:
+    """What `dfadc verify FILE --samples … --baseline … --max-drop 0.01` says, by the function that it calls.
+
+    Args:
+        run: gives the samples, and the baseline that is frozen of it.
+        scratch: a folder for files.
+    """
+
+    def __init__(self, run: RunFolder, scratch: Path) -> None:
+        self.samples = run.samples
+        self.scratch = scratch
+        self.settings = VerifySettings(
+            baseline=scratch / "baseline.npz", gates=[f"verify.max_baseline_drop={MAX_DROP}"]
+        )
+        write_baseline(run, scratch / "baseline.npz")
+
+    def fails(self, model: onnx.ModelProto, name: str, precision: str) -> bool:
+        """Whether comparison D fails a model that the baseline knows by this file name."""
+        onnx.save(model, self.scratch / name)
+        report = verify_file(self.scratch / name, self.samples, self.settings, precision=precision)
+        checks = [check for check in report["artifacts"][name]["checks"] if check["comparison"].startswith("D")]
+        if not checks:
+            sys.exit(f"{name} was not held against the baseline")
+        return any(check["verdict"] == "FAIL" for check in checks)
+
+
+def main() -> None:
+    """Damages, re-quantises, judges, and prints both tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="a finished run")
+    parser.add_argument("--data", type=Path, required=True, help="labelled images: they only stand beside")
+    parser.add_argument("--seeds", type=int, default=5, help="of each of the four kinds of damage")
+    parser.add_argument("--draws", type=int, default=20, help="re-quantisations")
+    arguments = parser.parse_args()
+    run = open_run(arguments.run)
+    samples = SampleSet.load(run.samples)
+    gated = samples.source != samples.sources.index(UNGATED_SOURCE)
+    compared = Compared(
+        samples.normalised()[gated],
+        samples.teacher_logits[gated].argmax(axis=1),
+        load_evaluation_data(arguments.data, run.contract()),
+    )
+    fp32, int8 = (onnx.load(run.artifacts / name) for name in ("student.onnx", "student.int8.onnx"))
+    with tempfile.TemporaryDirectory() as scratch:
+        judge = Judge(run, Path(scratch))
+        print(f"{int(gated.sum())} samples are compared\n")
+        measure_damage(fp32, compared, judge, num_seeds=arguments.seeds)
+        others = (quantise_graph(fp32, pool).model for pool in Calibrator(run, samples).draws(arguments.draws))
+        measure_false_alarms(int8, others, compared, judge)
+
+
+def measure_damage(fp32: onnx.ModelProto, compared: Compared, judge: Judge, *, num_seeds: int) -> None:
+    """Prints what is caught of ``DAMAGES``, each by several seeds."""
+    print("| damage | seed | drop on the samples | real drop | caught |\n|---|---|---|---|---|")
+    before, caught = compared.rates(fp32), 0
+    damages = [(kind, seed) for kind in DAMAGES for seed in range(num_seeds)]
+    for kind, seed in damages:
+        worse = damaged(fp32, kind, seed, compared)
+        found = judge.fails(worse, "student.onnx", "fp32")
+        caught += found
+        print(f"| {kind} | {seed} | {drops(before, compared.rates(worse))} | {'yes' if found else 'NO'} |", flush=True)
+    print(f"\ncaught: {caught} of {len(damages)}\n")
+
+
+def measure_false_alarms(
+    int8: onnx.ModelProto, others: Iterator[onnx.ModelProto], compared: Compared, judge: Judge
+) -> None:
+    """Prints how many re-quantisations fail; ``int8`` is the one in the baseline."""
+    print("| calibration draw | drop on the samples | real drop | fails |\n|---|---|---|---|")
+    before, verdicts = compared.rates(int8), []
+    for seed, other in enumerate(others):
+        verdicts.append(judge.fails(other, "student.int8.onnx", "int8"))
+        shown = drops(before, compared.rates(other))
+        print(f"| {seed} | {shown} | {'YES' if verdicts[-1] else 'no'} |", flush=True)
+    print(f"\nfalse alarms: {sum(verdicts)} of {len(verdicts)}")
+
+
+def drops(before: tuple[float, float], after: tuple[float, float]) -> str:
+    """Both differences in points, as two cells."""
+    return " | ".join(f"{100 * (was - now):.1f}" for was, now in zip(before, after, strict=True))
+
+
+if __name__ == "__main__":
+    main()
