@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dfadc.calibration import Calibration, choose_calibration
-from dfadc.distillation.examiners import draw, examiner_steps, train_adversary, train_prior
+from dfadc.distillation.examiners import PRIOR_SEED, draw, examiner_steps, train_adversary, train_prior
 from dfadc.models.network_file import save_network, serialise
 from dfadc.models.outputs import answering_pixels
 from dfadc.storage import atomic_write_bytes
@@ -117,6 +117,7 @@ def _provenance(game: Game) -> dict[str, str | int | float]:
         "seed": recipe.seed,
         "step": game.players.step,
         "prior_steps": prior_steps,
+        "prior_seed": PRIOR_SEED,
         "adversary_steps": adversary_steps,
         "adversary_restarts": recipe.verify.adversary_restarts,
     }

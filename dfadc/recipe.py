@@ -225,7 +225,7 @@ class VerifySettings(GateSettings):
     num_samples: int = Field(2048, ge=1, le=1_000_000, description="frozen verification samples, all sources together")
     snapshots: int = Field(8, ge=0, le=64, description="moments of the run at which samples are set aside")
     prior_steps: int = Field(
-        150, ge=0, description="updates of the prior generator; at most a tenth of the generator's"
+        600, ge=0, description="updates of the prior generator; at most a third of the generator's"
     )
     adversary_steps: int = Field(150, ge=0, description="updates of each adversary; at most a tenth of the generator's")
     adversary_restarts: int = Field(2, ge=1, le=100, description="adversaries trained; the most harmful one is kept")

@@ -1,52 +1,67 @@
-"""Makes students of very different quality of one teacher and asks each the samples of every source.
+"""Makes students of very different quality of one teacher, and keeps them.
 
     python examples/believability/make_students.py examples/fashion_mnist/teacher.safetensors \
         --student compact_resnet_20 --data test_10000.npz --out believability/fashion_mnist
 
-distils with several budgets, recipes and seeds, damages some of the students on purpose, and writes one file a student:
-what teacher and student answer to each source's samples, and the real accuracy. A student that is there is not made
-again, so the command goes on where it was stopped. `relate.py` reads the folder.
+distils with several recipes and seeds, keeps the averaged student at several steps of each run, and damages some of
+them on purpose. `students/` of the folder then holds, for each, its weights, its run's own samples, and its accuracy on
+the labelled images. What is there is not made again, so the command goes on where it was stopped. `ask_students.py`
+asks them the samples of every source, `relate.py` reads the answers.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
-from dfadc import load_recipe, load_teacher, run_distillation
-from dfadc.distillation.examiners import train_adversary, train_prior
+from dfadc import load_recipe, load_teacher
+from dfadc.distillation.loop import distill
 from dfadc.finish import freeze_samples
-from dfadc.models.network_file import load_network, save_network
+from dfadc.models.network_file import NetworkMetadata, load_network, save_network
+from dfadc.storage import write_json
 from dfadc.training import prepare
 from dfadc.verification.data import load_evaluation_data
-from dfadc.verification.samples import SampleSet, StoredImages, dequantise
+from dfadc.watch import set_samples_aside, snapshot_size, snapshot_steps
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from dfadc.distillation.loop import StepLosses
     from dfadc.models.teacher import Teacher
+    from dfadc.training import Training
     from dfadc.verification.data import EvaluationData
 
-#: Name -> recipe and overrides of a distilled student.
-DISTILLED: dict[str, tuple[str, tuple[str, ...]]] = {
-    **{
-        f"auto-{steps}-seed{seed}": ("auto", (f"steps={steps}", f"seed={seed}"))
-        for steps in (25, 50, 100, 200, 400, 800)
-        for seed in (0, 1)
-    },
-    "auto-no-priors-200": ("auto", ("steps=200", "prior.batch_norm=0", "prior.one_hot=0", "prior.balance=0")),
-    "auto-no-replay-200": ("auto", ("steps=200", "replay.share=0", "augmentation.shift=0", "augmentation.mixup=0")),
-    "dfad-100": ("dfad", ("steps=100", "batch_size=64")),
-    "dfad-300": ("dfad", ("steps=300", "batch_size=64")),
+
+class Run(NamedTuple):
+    """A game to play.
+
+    Args:
+        recipe: its name.
+        overrides: settings besides.
+        marks: steps after which the averaged student is kept; the last one ends the run.
+    """
+
+    recipe: str
+    overrides: tuple[str, ...]
+    marks: tuple[int, ...]
+
+
+RUNS = {
+    "auto-seed1": Run("auto", ("seed=1",), (25, 50, 100, 200, 400)),
+    "auto-seed0": Run("auto", (), (25, 50, 100, 200, 400, 800)),
+    "auto-short-seed2": Run("auto", ("seed=2",), (100,)),
+    "dfad": Run("dfad", ("batch_size=64",), (100, 300)),
+    "auto-no-replay": Run("auto", ("replay.share=0", "augmentation.shift=0", "augmentation.mixup=0"), (200,)),
+    "auto-no-priors": Run("auto", ("prior.batch_norm=0", "prior.one_hot=0", "prior.balance=0"), (200,)),
 }
-#: Students that are damaged, and how: noise in standard deviations of a tensor, share of weights set to zero, bits.
-DAMAGED = ("auto-800-seed0", "auto-200-seed0")
+#: Runs whose last student is damaged, and how: noise in standard deviations of a tensor, share of weights set to zero,
+#: bits.
+DAMAGED = ("auto-seed1", "auto-seed0")
 DAMAGE = (
     ("noise", 0.1),
     ("noise", 0.2),
@@ -81,99 +96,75 @@ def accuracy(network: nn.Module, data: EvaluationData) -> float:
     return float((np.concatenate(answers) == data.labels).mean())
 
 
-@torch.no_grad()
-def _answer(network: nn.Module, stored: StoredImages, samples: SampleSet) -> NDArray[np.float32]:
-    images = torch.from_numpy(dequantise(stored, samples.contract))
-    return torch.cat([network.eval()(batch) for batch in images.split(128)]).numpy()
-
-
-class Bench:
-    """Makes students of one teacher into one folder and measures each.
+class Workshop:
+    """Makes students of one teacher into one folder.
 
     Args:
         teacher: of all of them.
         student: architecture of all of them.
         data: labelled images, for evaluation alone.
-        out: the folder.
-        examiner_steps: updates of prior generator and adversary, the same for every student.
+        folder: where they go.
     """
 
-    def __init__(self, *, teacher: Teacher, student: str, data: EvaluationData, out: Path, examiner_steps: int) -> None:
+    def __init__(self, *, teacher: Teacher, student: str, data: EvaluationData, folder: Path) -> None:
         self.teacher = teacher
         self.student = student
         self.data = data
-        self.out = out
-        steps = [f"verify.{name}_steps={examiner_steps}" for name in ("prior", "adversary")]
-        # Ten times as many steps: an examiner never takes more than a tenth of its run.
-        examiners = [*steps, f"steps={10 * max(1, examiner_steps)}", "verify.adversary_restarts=1"]
-        self.recipe = load_recipe("auto", [*examiners, "compute.compile=off"])
+        self.folder = folder
         self.teacher_accuracy = accuracy(teacher.module, data)
 
-    def distil(self, name: str, *, scale: float) -> None:
-        """One of ``DISTILLED``, on its budget times ``scale``."""
-        base, overrides = DISTILLED[name]
-        folder = self._run(name)
-        if not (folder / "samples.npz").exists():
-            recipe = load_recipe(base, [*overrides, "compute.compile=off"])
-            recipe = recipe.model_copy(update={"steps": max(1, round(recipe.steps * scale))})
-            run_distillation(self.teacher, self.student, recipe=recipe, out=folder, force=True)
-        self._measure(name, folder / "student.safetensors", folder / "samples.npz")
+    def distil(self, name: str, *, scale: float) -> str:
+        """Plays a run of ``RUNS``, every mark times ``scale``, unless its students are there; names the last one."""
+        run = RUNS[name]
+        marks = {step: f"{name}-{step}" for step in (max(1, round(mark * scale)) for mark in run.marks)}
+        if not all(self._is_made(student) for student in marks.values()):
+            settings = (*run.overrides, f"steps={max(marks)}", "compute.compile=off")
+            recipe = load_recipe(run.recipe, settings)
+            with prepare(self.teacher, self.student, recipe=recipe, device="cpu") as training:
+                self._play(training, marks)
+        return marks[max(marks)]
 
     def damage(self, name: str, kind: str, amount: float) -> None:
-        """A student of :meth:`distil`, damaged."""
-        folder = self._run(name)
-        student, metadata = load_network(folder / "student.safetensors")
-        weights = folder / f"{kind}{amount:g}.safetensors"
+        """Keeps a damaged copy of a student, unless it is there; its run's samples stay what they were."""
+        target = f"{name}-{kind}{amount:g}"
+        if not self._is_made(target):
+            student, metadata = load_network(self.folder / f"{name}.safetensors")
+            self._keep(target, damage(student, kind, amount), metadata=metadata, samples=self._record(name)["samples"])
+
+    def _is_made(self, name: str) -> bool:
+        return (self.folder / f"{name}.json").exists()
+
+    def _play(self, training: Training, marks: dict[int, str]) -> None:
+        game, recipe, built = training.game, training.recipe, training.student
+        metadata = NetworkMetadata(built.architecture, built.stem, self.teacher.contract)
+
+        def on_step(losses: StepLosses) -> None:
+            if losses.step in snapshot_steps(recipe) or losses.step == min(marks):
+                set_samples_aside(game, snapshot_size(recipe))
+            if losses.step in marks:
+                name = marks[losses.step]
+                freeze_samples(game).save(self.folder / f"{name}.samples.npz")
+                self._keep(name, game.players.student.average, metadata=metadata, samples=f"{name}.samples.npz")
+
+        distill(game, recipe.steps, on_step)
+
+    def _record(self, name: str) -> dict[str, Any]:
+        """What is known of a student."""
+        record: dict[str, Any] = json.loads((self.folder / f"{name}.json").read_text())
+        return record
+
+    def _keep(self, name: str, network: nn.Module, *, metadata: NetworkMetadata, samples: str) -> None:
+        real = accuracy(network, self.data)
         save_network(
-            weights,
-            damage(student, kind, amount),
+            self.folder / f"{name}.safetensors",
+            network,
             architecture=metadata.architecture,
             stem=metadata.stem,
             contract=metadata.contract,
         )
-        self._measure(f"{name}-{kind}{amount:g}", weights, folder / "samples.npz")
-
-    def _run(self, name: str) -> Path:
-        return self.out / "runs" / name
-
-    def _measure(self, name: str, weights: Path, samples: Path) -> None:
-        target = self.out / f"{name}.npz"
-        if target.exists():
-            return
-        asked = self._ask(weights, SampleSet.load(samples))
-        real = accuracy(load_network(weights)[0], self.data)
-        np.savez(
-            target,
-            source=asked.source,
-            sources=np.array(asked.sources),
-            teacher_logits=asked.teacher_logits,
-            student_logits=asked.student_logits,
-            accuracy=np.array(real),
-            teacher_accuracy=np.array(self.teacher_accuracy),
-        )
-        agreed = asked.teacher_logits.argmax(1) == asked.student_logits.argmax(1)
-        shown = "  ".join(f"{s} {agreed[asked.source == i].mean():.1%}" for i, s in enumerate(asked.sources))
-        print(f"{name:24} accuracy {real:.1%}  {shown}", flush=True)
-
-    def _ask(self, weights: Path, samples: SampleSet) -> SampleSet:
-        """The run's own samples, and those of examiners that are trained as long for every student."""
-        student = self.recipe.student.model_copy(update={"weights": str(weights)})
-        recipe = self.recipe.model_copy(update={"student": student})
-        own = samples.images[samples.source <= 1]
-        with prepare(self.teacher, self.student, recipe=recipe, device="cpu") as training:
-            game = training.game
-            asked = freeze_samples(game, prior=train_prior(game), adversary=train_adversary(game))
-            answers = [_answer(network, own, samples) for network in (game.teacher, game.players.student.average)]
-        assert isinstance(asked, SampleSet)
-        late = asked.source > 1
-        return SampleSet(
-            images=np.concatenate([own, asked.images[late]]),
-            source=np.concatenate([samples.source[samples.source <= 1], asked.source[late]]),
-            sources=asked.sources,
-            teacher_logits=np.concatenate([answers[0], asked.teacher_logits[late]]),
-            student_logits=np.concatenate([answers[1], asked.student_logits[late]]),
-            contract=asked.contract,
-        )
+        record = {"accuracy": real, "teacher_accuracy": self.teacher_accuracy, "samples": samples}
+        write_json(self.folder / f"{name}.json", record)
+        print(f"{name:28} accuracy {real:.1%}", flush=True)
 
 
 def main() -> None:
@@ -184,22 +175,17 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="labelled images: .npz or ImageFolder")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--scale", type=float, default=1.0, help="factor on every budget")
-    parser.add_argument("--examiner-steps", type=int, default=150, help="updates of prior generator and adversary")
-    parser.add_argument("--only", nargs="+", choices=DISTILLED, default=list(DISTILLED), help="distil these only")
+    parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS), help="play these runs only")
     arguments = parser.parse_args()
     teacher = load_teacher(arguments.teacher)
-    bench = Bench(
-        teacher=teacher,
-        student=arguments.student,
-        data=load_evaluation_data(arguments.data, teacher.contract),
-        out=arguments.out,
-        examiner_steps=arguments.examiner_steps,
-    )
+    folder = arguments.out / "students"
+    folder.mkdir(parents=True, exist_ok=True)
+    data = load_evaluation_data(arguments.data, teacher.contract)
+    workshop = Workshop(teacher=teacher, student=arguments.student, data=data, folder=folder)
     for name in arguments.only:
-        bench.distil(name, scale=arguments.scale)
-        if name in DAMAGED:
-            for kind, amount in DAMAGE:
-                bench.damage(name, kind, amount)
+        student = workshop.distil(name, scale=arguments.scale)
+        for kind, amount in DAMAGE if name in DAMAGED else ():
+            workshop.damage(student, kind, amount)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""How far agreement on generated samples tells real accuracy: reads what `make_students.py` wrote.
+"""How far agreement on generated samples tells real accuracy: reads what `ask_students.py` wrote.
 
     python examples/believability/relate.py believability/fashion_mnist believability/digits
 
-Each folder holds the students of one teacher. Half of them choose the source and fit its line; every figure is stated
-on the other half. The line is fitted on probit axes, where accuracies on two distributions often lie on one (Miller et
-al. 2021, arXiv 2107.04649), and goes from agreement to accuracy as a share of the teacher's.
+Each folder holds the answers of one teacher's students. Half of them choose the source and fit its line; every figure
+is stated on the other half. The line is fitted on probit axes, where accuracies on two distributions often lie on one
+(Miller et al. 2021, arXiv 2107.04649), and goes from agreement to accuracy as a share of the teacher's.
 """
 
 from __future__ import annotations
@@ -74,6 +74,12 @@ def read_students(folder: Path) -> list[Student]:
     return [students[index] for index in np.random.default_rng(0).permutation(len(students))]
 
 
+def common_sources(teachers: dict[str, list[Student]]) -> tuple[str, ...]:
+    """Sources that every student was asked the samples of, in their order."""
+    asked = [student.agreement for students in teachers.values() for student in students]
+    return tuple(source for source in asked[0] if all(source in each for each in asked))
+
+
 def relate(source: str, fitted: list[Student], stated: list[Student]) -> Relation:
     """Fits the line on some students and states the figures on others."""
     slope, offset = np.polyfit(_probit(_agreements(fitted, source)), _probit(_shares(fitted)), 1)
@@ -110,7 +116,7 @@ def _shares(students: list[Student]) -> NDArray[np.float64]:
 
 def draw(teachers: dict[str, list[Student]], chosen: str, path: Path) -> None:
     """Real accuracy against agreement: a row a teacher, a column a source, the fitted line on the chosen one."""
-    sources = tuple(next(iter(teachers.values()))[0].agreement)
+    sources = common_sources(teachers)
     figure, axes = plt.subplots(
         len(teachers),
         len(sources),
@@ -144,7 +150,7 @@ def draw(teachers: dict[str, list[Student]], chosen: str, path: Path) -> None:
 def main() -> None:
     """Prints the table of every source and the figures of the chosen one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", type=Path, nargs="+", help="each the --out of make_students.py")
+    parser.add_argument("folders", type=Path, nargs="+", help="each the --out of ask_students.py")
     parser.add_argument("--plot", type=Path, help="write a picture here")
     arguments = parser.parse_args()
     mpl.use("Agg")
@@ -152,7 +158,7 @@ def main() -> None:
     halves = {name: (s[: len(s) // 2], s[len(s) // 2 :]) for name, s in teachers.items()}
     print("| " + " | ".join(COLUMNS) + " |")
     print("|---" * len(COLUMNS) + "|")
-    sources = tuple(next(iter(teachers.values()))[0].agreement)
+    sources = common_sources(teachers)
     chosen_by: dict[str, list[float]] = {source: [] for source in sources}
     for name, (choosing, stating) in halves.items():
         for source in sources:

@@ -76,10 +76,10 @@ def test_nobody_in_the_game_moves(recipe: str) -> None:
     assert [len(layer._forward_pre_hooks) for layer in game.batch_norms] == [hooks, hooks]  # noqa: SLF001
 
 
-def test_the_students_answers_do_not_move_the_prior_generator() -> None:
+def test_neither_student_nor_seed_moves_the_prior_generator() -> None:
     drawn = []
-    for width in (4, 8):
-        game = build_game("auto", *LONG, student=SmallNetwork(width=width))
+    for seed, width in ((0, 4), (1, 8)):
+        game = build_game("auto", *LONG, f"seed={seed}", student=SmallNetwork(width=width))
         drawn.append(images_of(train_prior(game)))
     assert torch.equal(*drawn)
 
@@ -127,13 +127,13 @@ def test_the_most_harmful_of_the_restarts_is_kept(monkeypatch: pytest.MonkeyPatc
     assert kept is trained[found.index(min(found))]
 
 
-def test_they_take_at_most_a_tenth_of_the_generators_updates() -> None:
-    wanted = ("verify.prior_steps=150", "verify.adversary_steps=70")
-    assert examiner_steps(load_recipe("auto", ["steps=5000", *wanted])) == (150, 70)
-    assert examiner_steps(load_recipe("auto", ["steps=1000", *wanted])) == (100, 70)
-    assert examiner_steps(load_recipe("auto", ["steps=3", *wanted])) == (1, 1)
-    assert examiner_steps(load_recipe("auto", ["steps=50", "generator.steps=10", *wanted])) == (50, 50)
-    assert examiner_steps(load_recipe("auto", ["steps=5000", "verify.adversary_steps=0"])) == (150, 0)
+def test_they_take_no_more_than_their_shares_of_the_generators_updates() -> None:
+    wanted = ("verify.prior_steps=600", "verify.adversary_steps=70")
+    assert examiner_steps(load_recipe("auto", ["steps=5000", *wanted])) == (600, 70)
+    assert examiner_steps(load_recipe("auto", ["steps=600", *wanted])) == (200, 60)
+    assert examiner_steps(load_recipe("auto", ["steps=2", *wanted])) == (1, 1)
+    assert examiner_steps(load_recipe("auto", ["steps=60", "generator.steps=10", *wanted])) == (200, 60)
+    assert examiner_steps(load_recipe("auto", ["steps=5000", "verify.adversary_steps=0"])) == (600, 0)
 
 
 def test_any_number_of_images_can_be_drawn() -> None:

@@ -19,26 +19,31 @@ def run(script: str, *arguments: object) -> str:
     return done.stdout
 
 
-def test_students_are_made_damaged_and_measured_once(digits_teacher: Path, digits_data: Path, tmp_path: Path) -> None:
-    given = (digits_teacher, "--student", "compact_resnet_4", "--data", digits_data, "--out", tmp_path)
-    quick = ("--scale", 0.02, "--examiner-steps", 1, "--only", "auto-200-seed0", "dfad-100")
-    lines = run("make_students.py", *given, *quick).splitlines()
-    assert [line.split()[0] for line in lines] == [
-        *("auto-200-seed0", "auto-200-seed0-noise0.1", "auto-200-seed0-noise0.2", "auto-200-seed0-noise0.3"),
-        *("auto-200-seed0-noise0.45", "auto-200-seed0-prune0.4", "auto-200-seed0-prune0.6", "auto-200-seed0-bits3"),
-        "dfad-100",
+def test_students_are_made_damaged_and_asked_once(digits_teacher: Path, digits_data: Path, tmp_path: Path) -> None:
+    made = (digits_teacher, "--student", "compact_resnet_8", "--data", digits_data, "--out", tmp_path)
+    made = (*made, "--scale", 0.02, "--only", "auto-seed1", "dfad")
+    names = [line.split()[0] for line in run("make_students.py", *made).splitlines()]
+    assert names == [
+        *("auto-seed1-1", "auto-seed1-2", "auto-seed1-4", "auto-seed1-8"),
+        *("auto-seed1-8-noise0.1", "auto-seed1-8-noise0.2", "auto-seed1-8-noise0.3", "auto-seed1-8-noise0.45"),
+        *("auto-seed1-8-prune0.4", "auto-seed1-8-prune0.6", "auto-seed1-8-bits3", "dfad-2", "dfad-6"),
     ]
-    with np.load(tmp_path / "auto-200-seed0-prune0.6.npz") as stored, np.load(tmp_path / "auto-200-seed0.npz") as whole:
+    asked = (digits_teacher, "--out", tmp_path, "--samples", 64, "--prior-steps", 2, "--adversary-steps", 1)
+    assert sorted(line.split()[0] for line in run("ask_students.py", *asked).splitlines()) == sorted(names)
+    with (
+        np.load(tmp_path / "auto-seed1-8-prune0.6.npz") as stored,
+        np.load(tmp_path / "auto-seed1-8.npz") as whole,
+        np.load(tmp_path / "dfad-6.npz") as other,
+    ):
         assert stored["sources"].tolist() == ["generator", "snapshots", "prior", "adversary"]
-        assert stored["teacher_logits"].shape == stored["student_logits"].shape == (2048, 10)
-        # A run of four steps has four moments at which samples are set aside, not eight.
-        assert np.bincount(stored["source"]).tolist() == [768, 256, 512, 512]
-        asked_the_same = stored["source"] < 3
-        np.testing.assert_array_equal(
-            stored["teacher_logits"][asked_the_same], whole["teacher_logits"][whole["source"] < 3]
-        )
-        assert (stored["student_logits"][asked_the_same] != whole["student_logits"][whole["source"] < 3]).any()
-    assert run("make_students.py", *given, *quick) == ""  # nothing is made twice
+        assert np.bincount(stored["source"]).tolist() == [64, 64, 64, 64]
+        asked_the_same = stored["source"] < 3  # an adversary looks at its student
+        answers = [each["teacher_logits"][asked_the_same] for each in (stored, whole, other)]
+        np.testing.assert_array_equal(answers[0], answers[1])
+        np.testing.assert_array_equal(answers[0][128:], answers[2][128:])  # one prior generator for all
+        assert (answers[0][:128] != answers[2][:128]).any()  # a generator and its snapshots for each run
+        assert (stored["student_logits"][asked_the_same] != whole["student_logits"][asked_the_same]).any()
+    assert run("make_students.py", *made) == run("ask_students.py", *asked) == ""  # nothing is done twice
 
 
 def test_a_relation_is_found_where_there_is_one(tmp_path: Path) -> None:

@@ -1,0 +1,131 @@
+"""Asks every student that `make_students.py` kept the samples of each source, and writes the answers.
+
+    python examples/believability/ask_students.py examples/fashion_mnist/teacher.safetensors \
+        --out believability/fashion_mnist
+
+The samples of the *generator* and its *snapshots* are those of the student's own run; the *prior* generator is trained
+as `dfadc distill` trains it, once for all; an *adversary* is trained against each student, damaged
+ones included (`--adversary-steps 0` leaves it out: it takes most of the time). All of them as long for every student,
+whatever the budget of its run. No labelled image is looked at. What is answered is not asked again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from dfadc import load_recipe, load_teacher
+from dfadc.distillation.examiners import draw, train_adversary, train_prior
+from dfadc.models.network_file import load_network
+from dfadc.training import prepare
+from dfadc.verification.samples import SampleSet, StoredImages, dequantise, quantise
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from dfadc.distillation.players import Players
+    from dfadc.models.teacher import Teacher
+
+#: No examiner takes more than a share of its run's updates; this run is long enough for every one.
+STEPS = 100_000
+
+
+class Examination:
+    """Asks students of one teacher.
+
+    Args:
+        teacher: of all of them.
+        out: the folder of `make_students.py`.
+        settings: of every examiner, as ``--set`` takes them.
+        count: samples of each examiner.
+    """
+
+    def __init__(self, teacher: Teacher, out: Path, settings: tuple[str, ...], *, count: int) -> None:
+        self.teacher = teacher
+        self.out = out
+        self.settings = (*settings, f"steps={STEPS}", "compute.compile=off")
+        self.count = count
+        self._prior: StoredImages | None = None
+
+    def ask(self, name: str) -> str:
+        """Writes what a student answers, and sums it up in a line."""
+        weights = self.out / "students" / f"{name}.safetensors"
+        record = json.loads(weights.with_suffix(".json").read_text())
+        own = SampleSet.load(weights.with_name(record["samples"]))
+        images = {
+            source: own.images[own.source == own.sources.index(source)][: self.count]
+            for source in ("generator", "snapshots")
+        }
+        images["prior"] = self._draw_prior(weights)
+        images["adversary"] = self._draw_adversary(weights)
+        images = {source: drawn for source, drawn in images.items() if len(drawn)}
+        stored = np.concatenate(list(images.values()))
+        logits = [self._answer(network, stored) for network in (self.teacher.module, load_network(weights)[0])]
+        source = np.repeat(np.arange(len(images), dtype=np.int8), [len(drawn) for drawn in images.values()])
+        np.savez(
+            self.out / f"{name}.npz",
+            source=source,
+            sources=np.array(list(images)),
+            teacher_logits=logits[0],
+            student_logits=logits[1],
+            accuracy=np.array(record["accuracy"]),
+            teacher_accuracy=np.array(record["teacher_accuracy"]),
+        )
+        agreed = logits[0].argmax(axis=1) == logits[1].argmax(axis=1)
+        shown = "  ".join(f"{s} {agreed[source == i].mean():.1%}" for i, s in enumerate(images))
+        return f"{name:28} accuracy {record['accuracy']:.1%}  {shown}"
+
+    def _draw_prior(self, weights: Path) -> StoredImages:
+        """The prior generator's images: the same for all students, for it never looks at one."""
+        if self._prior is None:
+            self._prior = self._examine(weights, train_prior)
+        return self._prior
+
+    def _draw_adversary(self, weights: Path) -> StoredImages:
+        if "verify.adversary_steps=0" in self.settings:
+            return self._draw_prior(weights)[:0]
+        return self._examine(weights, train_adversary)
+
+    def _examine(self, weights: Path, train: Any) -> StoredImages:
+        settings = (*self.settings, f"student.weights={json.dumps(str(weights))}")
+        architecture = load_network(weights)[1].architecture
+        with prepare(self.teacher, architecture, recipe=load_recipe("auto", settings), device="cpu") as training:
+            players: Players = train(training.game)
+        return np.concatenate([quantise(b.numpy(), self.teacher.contract) for b in draw(players, self.count)])
+
+    @torch.no_grad()
+    def _answer(self, network: nn.Module, stored: StoredImages) -> NDArray[np.float32]:
+        images = torch.from_numpy(dequantise(stored, self.teacher.contract))
+        return torch.cat([network.eval()(batch) for batch in images.split(128)]).numpy()
+
+
+def main() -> None:
+    """Asks the students that have not answered yet."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("teacher", type=Path)
+    parser.add_argument("--out", type=Path, required=True, help="the --out of make_students.py")
+    parser.add_argument("--samples", type=int, default=512, help="of each source; 512 is what a run has")
+    parser.add_argument("--prior-steps", type=int, help="updates of the prior generator; default: the recipe's")
+    parser.add_argument("--adversary-steps", type=int, help="updates of the adversary; default: the recipe's; 0: none")
+    arguments = parser.parse_args()
+    steps = {"prior": arguments.prior_steps, "adversary": arguments.adversary_steps}
+    settings = [f"verify.{name}_steps={count}" for name, count in steps.items() if count is not None]
+    examination = Examination(
+        load_teacher(arguments.teacher),
+        arguments.out,
+        (*settings, "verify.adversary_restarts=1"),
+        count=arguments.samples,
+    )
+    for record in sorted((arguments.out / "students").glob("*.json")):
+        if not (arguments.out / f"{record.stem}.npz").exists():
+            print(examination.ask(record.stem), flush=True)
+
+
+if __name__ == "__main__":
+    main()
