@@ -42,7 +42,7 @@ def fewest_lost(changed: NDArray[np.int64], num_samples: int, max_drop: float) -
     # p = 2 P(Binomial(changed, 1/2) <= gained) < .05: the largest such `gained` is one below the lower quantile, or it.
     gained = binom.ppf(SIGNIFICANCE / 2, changed, 0.5).astype(np.int64)
     gained = np.where(2 * binom.cdf(gained, changed, 0.5) < SIGNIFICANCE, gained, gained - 1)
-    return np.maximum(dropped, changed - gained)
+    return np.asarray(np.maximum(dropped, changed - gained))
 
 
 def power(num_samples: int, drop: float, discordant_share: float, max_drop: float) -> float:

@@ -20,8 +20,8 @@ def run(script: str, *arguments: object) -> str:
 
 
 def test_students_are_made_damaged_and_asked_once(digits_teacher: Path, digits_data: Path, tmp_path: Path) -> None:
-    made = (digits_teacher, "--student", "compact_resnet_8", "--data", digits_data, "--out", tmp_path)
-    made = (*made, "--scale", 0.02, "--only", "auto-seed1", "dfad")
+    given = (digits_teacher, "--student", "compact_resnet_8", "--data", digits_data, "--out", tmp_path)
+    made = (*given, "--scale", 0.02, "--only", "auto-seed1", "dfad")
     names = [line.split()[0] for line in run("make_students.py", *made).splitlines()]
     assert names == [
         *("auto-seed1-1", "auto-seed1-2", "auto-seed1-4", "auto-seed1-8"),
