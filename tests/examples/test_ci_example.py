@@ -79,9 +79,9 @@ def test_damage_is_measured_and_so_are_false_alarms(
 ) -> None:
     shutil.copytree(finished_run.path, tmp_path / "run")
     assert run_command("export", tmp_path / "run", "-e", "onnx:int8").code == 0
-    command = [EXAMPLE / "measure_the_gate.py", tmp_path / "run", "--data", digits_data, "--seeds", "1", "--draws", "2"]
+    script = [EXAMPLE / "measure_the_gate.py", tmp_path / "run", "--data", digits_data, "--seeds", 1, "--draws", 2]
     done = subprocess.run(  # noqa: S603 -- our script
-        [sys.executable, *command], env=command_on_path, capture_output=True, text=True, check=False
+        [sys.executable, *map(str, script)], env=command_on_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if "|" in line]
