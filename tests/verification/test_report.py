@@ -213,7 +213,7 @@ def test_markdown_survives_a_round_trip_through_json(samples: SampleSet) -> None
     markdown = render_markdown(json.loads(json.dumps(report)))
     assert markdown == render_markdown(report)
     assert markdown.startswith("# Verification: FAIL\n")
-    assert "Accuracy on 1200 labelled images." in markdown
+    assert "Accuracy on 1,200 labelled images." in markdown
     assert "| teacher | large | 4,000,000 | 90 M | 95.00% [" in markdown
     assert "| student | small | 1,000,000 (25.0%) | 9 M (10.0%) | 92.50% [" in markdown
     assert len({line.replace("\\|", "").count("|") for line in markdown.splitlines() if "student.fp32" in line}) == 2
