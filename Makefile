@@ -7,6 +7,8 @@ EXTRAS ?= test,timm,openvino,tensorrt-rtx
 # Tested versions, for a virtual environment that make creates; `make CONSTRAINTS=` takes the newest ones instead.
 CONSTRAINTS ?= constraints.txt
 DEMO ?= runs/demo
+# Of the game alone; becomes steps once, at the rate that this machine is measured to play at.
+DEMO_MINUTES ?= 6.5
 DEMO_EXPORTS ?= onnx onnx:fp16 openvino:fp16 tensorrt-rtx:fp16
 
 BIN := $(VENV)/bin
@@ -24,7 +26,7 @@ install: $(INSTALLED) ## Virtual environment with dfadc and what its tests need
 
 demo: $(INSTALLED) ## Distil the Fashion-MNIST teacher without data, export, verify (10 minutes on 2 CPU cores)
 	$(BIN)/dfadc distill $(FASHION_MNIST)/teacher.safetensors --student compact_resnet_20 \
-		--data $(FASHION_MNIST)/test_2000.npz --out $(DEMO) --force $(addprefix --export ,$(DEMO_EXPORTS))
+		--data $(FASHION_MNIST)/test_2000.npz --minutes $(DEMO_MINUTES) --out $(DEMO) --force $(addprefix --export ,$(DEMO_EXPORTS))
 
 test: check ## Install, then lint, types and tests: what CI runs
 

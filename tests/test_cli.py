@@ -45,7 +45,7 @@ def test_every_command_has_help(command: str) -> None:
 def test_recipes_are_listed_with_the_default_first() -> None:
     outcome = run_command("recipe", "list")
     assert outcome.code == 0
-    assert re.findall(r"^│ ([\w+]+) ", outcome.out, re.MULTILINE) == list(recipe_names())
+    assert re.findall(r"^│ ([\w+-]+) ", outcome.out, re.MULTILINE) == list(recipe_names())
     assert recipe_names()[0] == "auto"
     assert "dfad" in recipe_names()
 
@@ -130,14 +130,14 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     arguments = ("distill", digits_teacher, "--student", QUICK_STUDENT, "--steps", 3, "--batch-size", 4, "--dry-run")
     outcome = run_command(*arguments)
     assert outcome.code == 0
-    assert "plan: recipe auto, 3 steps of 5 student and 1 generator updates on 4 images: 72 images" in outcome.out
+    assert "plan: recipe auto, 3 steps of 15 student and 1 generator updates on 4 images: 192 images" in outcome.out
     assert "MiB of memory" in outcome.out
     assert "batch-norm layers: their statistics guide the generator" in outcome.out
     assert "  input_size = 1, 8, 8  (metadata of the file)" in outcome.err
     with_flags = run_command(*arguments, "--mean", "0.5", "--std", "0.25", "--json")
     assert "  std = 0.25  (command line)" in with_flags.err
     as_json = json.loads(with_flags.out)
-    assert as_json["images"] == 72
+    assert as_json["images"] == 192
     assert as_json["recipe"]["steps"] == 3
     assert as_json["device"] in {"cpu", "cuda:0", "cuda", "mps"}
     assert files_of(tmp_path) == {}

@@ -279,11 +279,12 @@ def test_one_artifact_needs_neither_torch_nor_its_run(run: RunFolder, baseline: 
 def test_samples_that_lie_alone_are_judged_by_the_recipe_that_is_named(run: RunFolder, workplace: Path) -> None:
     artifact = run.artifacts / "student.onnx"
     shutil.copy(run.samples, "samples.npz")
-    report = verified(artifact, "--samples", "samples.npz", code=3)
+    report = json.loads(run_command("verify", artifact, "--samples", "samples.npz", "--json").out)
     assert report["gate"]["min_agreement"] == dfadc.load_recipe("auto").verify.min_agreement
     assert "gates of recipe auto: no recipe.toml lies beside samples.npz, and none was named" in report["notes"]
     assert verified(artifact, "--samples", "samples.npz", "--recipe", run.recipe)["notes"] == []
-    assert verified(artifact, "--samples", "samples.npz", "--recipe", "auto", code=3)["notes"] == []
+    Path("strict.toml").write_text("[verify]\nmin_agreement = 1.0\n", encoding="utf-8")
+    assert verified(artifact, "--samples", "samples.npz", "--recipe", "strict.toml", code=3)["notes"] == []
 
 
 def test_one_artifact_is_judged_as_what_it_is_or_is_said_to_be(run: RunFolder) -> None:

@@ -220,7 +220,7 @@ def test_resume_refuses_a_recipe_that_the_checkpoint_does_not_fit(
 
 def test_a_plan_says_what_will_be_done(teacher: Teacher) -> None:
     plan = prepare(teacher, STUDENT, recipe=miniature(), device="cpu").plan()
-    assert plan.images == STEPS * 8 * (2 + 1)
+    assert plan.images == STEPS * 8 * (2 + plan.recipe.replay.echoes + 1)
     assert plan.seconds == pytest.approx(STEPS * plan.estimate.seconds_per_step)
     assert plan.device == "cpu"
     assert plan.precision.split()[0] in ("fp32", "bf16")

@@ -60,7 +60,7 @@ def test_a_real_student_is_exported_as_promised(exported: ExportResult, contract
     assert description["metadata"]["dfadc.architecture"] == "torchvision:mobilenet_v2"
     assert description["metadata"]["dfadc.contract"] == contract.to_json()
     assert set(description["metadata"]) == {
-        f"dfadc.{key}" for key in ("architecture", "contract", "input", "output", "precision", "schema", "version")
+        f"dfadc.{key}" for key in ("architecture", "contract", "input", "output", "precision", "schema", "size", "version")
     }
     assert exported.sha256 == hashlib.sha256(exported.path.read_bytes()).hexdigest()
     assert exported.size_bytes == exported.path.stat().st_size
@@ -195,7 +195,7 @@ class Diverged(nn.Module):
         (NoisyInEval(), "of the logit range away from the module"),
         (Pair(), "returns tuple, not a tensor of logits"),
         (Diverged(), "are not finite"),
-        (nn.Flatten(), r"returns \(1, 192\) for 1 images, not \(N, 4\)"),
+        (nn.Flatten(), r"returns \(1, 192\) for 1 images, not \(1, 4\)"),
         (nn.Conv2d(1, 4, 1), "does not take 1 images of 3x8x8"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
