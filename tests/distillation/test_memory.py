@@ -62,7 +62,7 @@ def test_a_game_holds_the_same_after_many_steps() -> None:
         update_student(game, game.draw_student_batch())
     assert activations.peak > 0.4 * MEBIBYTE
     tensors, resident = growth(game, warm_up=100, steps=200)
-    assert tensors == 0
+    assert tensors <= 0  # what tests before have left behind may go meanwhile
     assert resident < 200 * activations.peak / 50
 
 
@@ -70,7 +70,7 @@ def test_a_game_holds_the_same_after_many_steps() -> None:
 @pytest.mark.slow
 def test_memory_is_flat_over_ten_thousand_steps() -> None:
     tensors, resident = growth(build_game("auto", *REMEMBERING), warm_up=500, steps=9_500)
-    assert tensors == 0
+    assert tensors <= 0  # what tests before have left behind may go meanwhile
     assert resident < 8 * MEBIBYTE
 
 

@@ -101,7 +101,8 @@ def test_the_probe_reads_the_same_twice_and_after_a_resume() -> None:
 
 @pytest.mark.parametrize("num_used", [1, 2, 10])
 def test_class_entropy_tells_a_collapse(num_used: int) -> None:
-    game = build_game("dfad", teacher=Classifier(num_used=num_used))
+    # One part of the probe: this teacher ranks the images that it is given together.
+    game = build_game("dfad", f"batch_size={PROBE_SIZE}", teacher=Classifier(num_used=num_used))
     counts = np.bincount(np.arange(PROBE_SIZE) % num_used, minlength=10) / PROBE_SIZE
     entropy = -sum(share * math.log(share) for share in counts if share) / math.log(10)
     assert Monitor(game).probe().class_entropy == pytest.approx(entropy, abs=1e-5)

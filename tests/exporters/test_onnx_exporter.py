@@ -60,7 +60,8 @@ def test_a_real_student_is_exported_as_promised(exported: ExportResult, contract
     assert description["metadata"]["dfadc.architecture"] == "torchvision:mobilenet_v2"
     assert description["metadata"]["dfadc.contract"] == contract.to_json()
     assert set(description["metadata"]) == {
-        f"dfadc.{key}" for key in ("architecture", "contract", "input", "output", "precision", "schema", "size", "version")
+        f"dfadc.{key}"
+        for key in ("architecture", "contract", "input", "output", "precision", "schema", "size", "version")
     }
     assert exported.sha256 == hashlib.sha256(exported.path.read_bytes()).hexdigest()
     assert exported.size_bytes == exported.path.stat().st_size
