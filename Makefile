@@ -39,8 +39,8 @@ lint: $(INSTALLED) ## ruff: rules and format
 types: $(INSTALLED) ## mypy, strict
 	$(BIN)/mypy
 
-tests: $(INSTALLED) ## pytest
-	$(BIN)/python -m pytest
+tests: $(INSTALLED) ## pytest, a process for each core, up to four
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 format: $(INSTALLED) ## Format and fix what ruff can
 	$(BIN)/ruff check --fix .

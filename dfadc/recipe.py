@@ -77,6 +77,7 @@ class GeneratorSettings(Settings):
         "scalable",
         description="scalable: 1-8 M parameters at any size; paper: A up to 64 px, B above; free_pixels: no network",
     )
+    width: float = Field(1.0, gt=0, le=4, description="channels of a scalable generator, as a multiple of its own")
     output: Literal["standardised", "pixels"] = Field(
         "standardised", description="tanh + batch norm without affine, or bounded to [0, 1] and normalised"
     )
@@ -202,9 +203,9 @@ class GateSettings(Settings):
     )
     max_student_drop: Limit = Field(0.01, description="how far an artifact's agreement may lie under its student's")
     max_baseline_drop: Limit = Field(0.01, description="drop against a baseline that fails where p < .05 besides")
-    min_fp32_agreement: Limit = Field("off", description="lower Wilson bound of fp32 artifact = fp32 student")
-    min_fp16_agreement: Limit = Field(0.995, description="lower Wilson bound of fp16 artifact = fp32 student")
-    min_int8_agreement: Limit = Field(0.97, description="lower Wilson bound of INT8 artifact = fp32 student")
+    min_fp32_agreement: Limit = Field("off", description="lower Wilson bound of fp32 artifact = student outside ties")
+    min_fp16_agreement: Limit = Field(0.995, description="lower Wilson bound of fp16 artifact = student outside ties")
+    min_int8_agreement: Limit = Field(0.97, description="lower Wilson bound of INT8 artifact = student outside ties")
     max_fp32_disagreements: Annotated[int, Field(ge=0)] | Literal["off"] = Field(
         0, description="answers of an fp32 artifact that differ from its fp32 student's, ties apart"
     )

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
 
 from dfadc.cli.main import run
 
@@ -41,6 +44,26 @@ def run_command(*arguments: object) -> Outcome:
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = run([str(argument) for argument in arguments])
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def run_script(script: Path, *arguments: object) -> Outcome:
+    """Runs a script in this process, as ``python SCRIPT ...`` would; what it imported from beside it is forgotten."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    argv, path, modules, threads = sys.argv, sys.path[:], set(sys.modules), torch.get_num_threads()
+    sys.argv, sys.path = [str(script), *map(str, arguments)], [str(script.parent), *path]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), torch.random.fork_rng(devices=[]):
+            runpy.run_path(str(script), run_name="__main__")
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        err.write(end.code if isinstance(end.code, str) else "")
+    finally:
+        sys.argv, sys.path = argv, path
+        torch.set_num_threads(threads)
+        for name in set(sys.modules) - modules:
+            if str(getattr(sys.modules[name], "__file__", None)).startswith(f"{script.parent}{os.sep}"):
+                del sys.modules[name]
     return Outcome(code, out.getvalue(), err.getvalue())
 
 

@@ -48,6 +48,7 @@ QUICK_RECIPE = {
     "batch_size": 16,
     "student.steps": 2,
     "student.ema_decay": 0.8,
+    "replay.echoes": 2,
     "generator.ema_decay": 0.8,
     "generator.optimizer.learning_rate": 0.01,
     "prior.balance": 20,

@@ -51,8 +51,8 @@ FILES_OF_A_RUN = {
 FASHION_MNIST = ROOT / "examples" / "fashion_mnist"
 #: One step on next to nothing: what takes time is building, measuring and exporting MobileNetV2.
 ONE_STEP = (
-    "--steps 1 --set batch_size=2 --set student.steps=1 --set verify.num_samples=8 --set compute.precision=fp32 "
-    "--export onnx --out run"
+    "--steps 1 --set batch_size=2 --set student.steps=1 --set student.stem=default --set verify.num_samples=8 "
+    "--set calibration.num_images=8 --set compute.precision=fp32 --export onnx --out run"
 )
 
 

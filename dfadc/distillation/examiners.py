@@ -44,7 +44,7 @@ PRIOR_SEED = 11
 _PRIOR_SHARE, _ADVERSARY_SHARE = 1 / 3, 1 / 10
 #: Length of their latents where the game's generator has none.
 _LATENT_DIM = 256
-#: Images on which the restarts of the adversary are compared.
+#: Images on which the restarts of the adversary are compared, at most: no more than verification takes in all.
 _TRIAL_SIZE = 512
 
 
@@ -121,10 +121,10 @@ def _train(game: Game, *, seed: int, steps: int, rules: dict[str, Any]) -> Playe
 @torch.no_grad()
 def _agreement(game: Game, players: Players) -> float:
     networks = (game.teacher, players.student.module.eval())
-    agreed = 0
-    for images in draw(players, _TRIAL_SIZE):
+    agreed, count = 0, min(_TRIAL_SIZE, game.recipe.verify.num_samples)
+    for images in draw(players, count):
         teacher_classes, student_classes = (
             network(images.to(game.policy.device)).argmax(dim=1) for network in networks
         )
         agreed += int((teacher_classes == student_classes).sum())
-    return agreed / _TRIAL_SIZE
+    return agreed / count

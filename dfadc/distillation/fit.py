@@ -215,6 +215,9 @@ def _generator_conflicts(recipe: Recipe) -> Iterator[Conflict]:
         yield f"{problem}: replay.share is {recipe.replay.share:g}", "--set replay.share=1"
     if not moves and rules.latent_rate != 1:
         yield f"generator.latent_rate moves latents, and {rules.latents} ones stay", "--set generator.latents=optimised"
+    if rules.width != 1 and rules.architecture != "scalable":
+        way = "--set generator.width=1, --set generator.architecture=scalable"
+        yield f"generator.width is for scalable generators, and {rules.architecture} ones have their paper's", way
     if rules.architecture != "free_pixels":
         if rules.latent_dim == 0:
             yield "generator.latent_dim = 0 is for free_pixels alone", "--set generator.latent_dim=256"

@@ -159,8 +159,11 @@ def build_generator(settings: GeneratorSettings, contract: ImageContract) -> nn.
             f"generator A is not for {height}x{width} images: its linear layer grows with their area",
             "--set generator.architecture=paper_b or scalable",
         )
-    body = {"paper_a": paper_a, "paper_b": paper_b, "scalable": scalable}[name]
-    return Generator(body(settings.latent_dim, channels, (height, width)), head, (height, width))
+    if name == "scalable":
+        body = scalable(settings.latent_dim, channels, (height, width), settings.width)
+    else:
+        body = {"paper_a": paper_a, "paper_b": paper_b}[name](settings.latent_dim, channels, (height, width))
+    return Generator(body, head, (height, width))
 
 
 def paper_a(latent_dim: int, channels: int, size: tuple[int, int]) -> nn.Module:
@@ -193,17 +196,19 @@ def paper_b(latent_dim: int, channels: int, size: tuple[int, int]) -> nn.Module:
     return body
 
 
-def scalable(latent_dim: int, channels: int, size: tuple[int, int]) -> nn.Module:
+def scalable(latent_dim: int, channels: int, size: tuple[int, int], width: float = 1.0) -> nn.Module:
     """Our own: 1-8 M parameters from 28 to 512 px, most of its arithmetic on small grids.
 
     A linear layer to a grid of at most 8 cells a side, rounds of ×2 nearest upsampling and convolution that halve the
     channels as the grid grows, and a last sub-pixel convolution (Shi et al. 2016): the full-size image costs one
-    convolution at half its size. At 28 px that is a seventh of generator A's arithmetic.
+    convolution at half its size. At 28 px that is a seventh of generator A's arithmetic. ``width`` multiplies the
+    channels of every layer but the last, for images that need fewer.
     """
     doublings = max(1, math.ceil(math.log2(max(size) / LARGEST_GRID)))
     # 40: from 33 px, where a third doubling makes the grid smallest, the linear layer keeps a million parameters.
     narrowest = 64 if doublings <= 2 else 40 if doublings == 3 else 32
-    widths = [min(256, narrowest * 2 ** (doublings - 1 - done)) for done in range(doublings)]
+    full = [min(256, narrowest * 2 ** (doublings - 1 - done)) for done in range(doublings)]
+    widths = [max(1, round(width * each)) for each in full]
     layers: list[nn.Module] = [
         Grid(latent_dim, widths[0], _grid(size, doublings)),
         nn.BatchNorm2d(widths[0]),

@@ -147,6 +147,14 @@ class Agreement(Proportion):
         """Top-1 agreement."""
         return self.rate
 
+    @property
+    def outside_ties(self) -> Proportion:
+        """The samples that the reference decides, or that the candidate answers alike.
+
+        A tie is decided by less than half precision resolves: which way it falls says nothing about an export.
+        """
+        return Proportion(n=self.n - self.num_ties, k=self.k)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values under the names of the fields and rates; floats may be NaN or infinite."""
         rates = {"agreement": self.rate, "low": self.low, "high": self.high}

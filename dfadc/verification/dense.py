@@ -282,6 +282,11 @@ class DenseAgreement(PixelScores):
     num_nonfinite: int
     boundary_width: int
 
+    @property
+    def outside_ties(self) -> Self:
+        """Itself: among so many pixels the few ties hide no good export."""
+        return self
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values under the names that :class:`Agreement` has, and those of overlap; may be NaN or infinite."""
         shared = ("n", "k", "agreement", "low", "high", "num_ties", "kl", "sqnr_db", "max_logit_error", "num_nonfinite")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:  # At run time this file needs no other: a device kit carries it as it is.
     from collections.abc import Collection, Mapping, Sequence
 
-    from dfadc.verification.agreement import Coverage
+    from dfadc.verification.agreement import Coverage, Proportion
     from dfadc.verification.dense import Measured
 
 Comparison = Literal["A", "B", "C", "D", "E"]
@@ -38,7 +38,7 @@ class ExportLimits:
     """Comparison A for one precision, over the samples of all sources; None switches a limit off.
 
     Args:
-        min_agreement: least lower Wilson bound of the top-1 agreement, in [0, 1].
+        min_agreement: least lower Wilson bound of the top-1 agreement outside ties, in [0, 1].
         max_disagreements: most disagreements outside ties.
         min_sqnr_db: least signal to quantisation noise, in dB.
         max_logit_error: largest logit error, as a share of the reference's logit range.
@@ -205,7 +205,9 @@ def _export_checks(measured: Measured, precision: str, thresholds: Thresholds) -
         held = differing <= limits.max_disagreements
         checks.append(checked("A", "disagreements", f"{found}, at most {limits.max_disagreements}", held=held))
     if limits.min_agreement is not None:
-        checks.append(_bound_check("A", measured, limits.min_agreement, "the artifact agrees with the fp32 student"))
+        claim = "the artifact agrees with the fp32 student"
+        decided = measured.outside_ties
+        checks.append(_bound_check("A", decided, limits.min_agreement, claim, num_ties=measured.n - decided.n))
     if limits.min_sqnr_db is not None:
         found = f"SQNR against the fp32 student is {measured.sqnr_db:.1f} dB"
         held = measured.sqnr_db >= limits.min_sqnr_db
@@ -272,17 +274,25 @@ def _unusable(comparison: Comparison, measured: Measured, who: str, source: str 
     return None
 
 
-def _bound_check(comparison: Comparison, measured: Measured, limit: float, claim: str) -> Check:
-    """The lower Wilson bound against a limit."""
+def _bound_check(
+    comparison: Comparison, measured: Measured | Proportion, limit: float, claim: str, *, num_ties: int = 0
+) -> Check:
+    """The lower bound of a rate against a limit; ``num_ties`` samples are not among those measured."""
     message = (
-        f"{claim} on {measured.agreement:.2%} [{measured.low:.2%}, {measured.high:.2%}] of {measured.n} "
-        f"{measured.unit}, lower bound at least {limit:.2%}"
+        f"{claim} on {measured.rate:.2%} [{_told_apart(measured.low, limit)}, {measured.high:.2%}] of {measured.n} "
+        f"{measured.unit}{f' outside {num_ties} ties' if num_ties else ''}, lower bound at least {limit:.2%}"
     )
     if measured.low_if_perfect < limit:
         message += (
             f" (even {measured.n} of {measured.n} would only show {measured.low_if_perfect:.2%}: take more samples)"
         )
     return checked(comparison, "agreement", message, held=measured.low >= limit)
+
+
+def _told_apart(bound: float, limit: float) -> str:
+    """A percentage with the two decimals or more that show on which side of the limit it lies."""
+    digits = next((digits for digits in range(2, 9) if f"{bound:.{digits}%}" != f"{limit:.{digits}%}"), 2)
+    return f"{bound:.{digits}%}"
 
 
 COMPARISON_NAMES: Mapping[Comparison, str] = {

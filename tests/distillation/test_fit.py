@@ -79,6 +79,7 @@ FREE_PIXELS = ["generator.architecture=free_pixels", "generator.latent_dim=0", "
         (["generator.latents=noisy"], "latents that are noisy belong to one batch"),
         (["generator.latent_rate=2"], "fresh ones stay"),
         (["generator.latent_dim=0"], "is for free_pixels alone"),
+        (["generator.architecture=paper", "generator.width=0.5"], "generator.width is for scalable generators"),
         (["generator.architecture=free_pixels", "generator.latent_dim=0"], "nothing that moves but latents"),
         ([*POOL, "generator.architecture=free_pixels", "generator.latents=optimised"], "as long as the image is large"),
         ([*POOL, *FREE_PIXELS, "generator.meta=fomaml"], "no weights that could be meta-learned"),

@@ -71,6 +71,16 @@ def test_the_scalable_generator_has_one_to_eight_million_parameters(side: int, c
     assert 1_000_000 <= count(generator) <= 8_000_000
 
 
+@pytest.mark.parametrize("side", [28, 96, 224])
+def test_a_generator_of_half_the_width_has_half_the_channels_in_every_layer(side: int) -> None:
+    with torch.device("meta"):
+        full, half = (build("scalable", contract_of(side, side), latent_dim=16, width=width) for width in (1.0, 0.5))
+        assert half(torch.empty(2, 16)).shape == (2, 3, side, side)
+    channels = [[m.in_channels for m in each.modules() if isinstance(m, nn.Conv2d)] for each in (full, half)]
+    assert len(channels[0]) >= 2
+    assert channels[1] == [wide // 2 for wide in channels[0]]
+
+
 @pytest.mark.parametrize("architecture", ["scalable", "paper_a", "paper_b"])
 def test_standardised_images_have_zero_mean_and_unit_variance_in_every_batch(architecture: Architecture) -> None:
     torch.manual_seed(0)

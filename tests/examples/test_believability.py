@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
+from command_line import run_script
 from scipy.stats import norm
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "believability"
 
 
 def run(script: str, *arguments: object) -> str:
-    command = [sys.executable, str(FOLDER / script), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)  # noqa: S603 -- our script
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    done = run_script(FOLDER / script, *arguments)
+    assert done.code == 0, done.err
+    return done.out
 
 
 def test_students_are_made_damaged_and_asked_once(digits_teacher: Path, digits_data: Path, tmp_path: Path) -> None:

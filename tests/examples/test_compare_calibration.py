@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from command_line import run_script
 
 if TYPE_CHECKING:
+    from command_line import Outcome
     from conftest import Digits
 
     from dfadc.run import RunFolder
@@ -20,9 +20,8 @@ SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "fashion_mnist" / "c
 KINDS = ["generated images", "uniform noise", "normal noise", "real images"]
 
 
-def compare(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)  # noqa: S603 -- our script
+def compare(*arguments: str | Path) -> Outcome:
+    return run_script(SCRIPT, *arguments)
 
 
 @pytest.fixture
@@ -47,11 +46,11 @@ def test_each_pool_and_preset_has_a_row(
     train_images = tmp_path / "train.npz"
     np.savez(train_images, images=digits_split[0].images)
     done = compare(run, "--data", test_images, "--train-images", train_images)
-    assert done.returncode == 0, done.stderr
-    first, *_ = done.stdout.splitlines()
+    assert done.code == 0, done.err
+    first, *_ = done.out.splitlines()
     assert first.startswith("fp32: ")
     assert first.endswith("of 397 images")
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines() if "|" in line]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.out.splitlines() if "|" in line]
     header, _, *body = rows
     assert all(len(row) == len(header) for row in rows)
     assert [tuple(row[:2]) for row in body] == [(kind, preset) for kind in KINDS for preset in ("portable", "ort-cpu")]
@@ -64,6 +63,6 @@ def test_each_pool_and_preset_has_a_row(
 def test_images_of_another_size_are_refused(run: Path, test_images: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "train.npz", images=np.zeros((20, 1, 28, 28), np.uint8))
     done = compare(run, "--data", test_images, "--train-images", tmp_path / "train.npz")
-    assert done.returncode == 2
-    assert "(1, 28, 28)" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.code == 2
+    assert "(1, 28, 28)" in done.err
+    assert "Traceback" not in done.err

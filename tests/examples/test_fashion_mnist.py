@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import gzip
 import struct
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
+from command_line import run_script
 
 from dfadc.models.flops import count_parameters
 from dfadc.models.network_file import load_network
 
 if TYPE_CHECKING:
+    from command_line import Outcome
     from conftest import Digits
     from numpy.typing import NDArray
 
@@ -29,9 +29,8 @@ def write_idx(path: Path, values: NDArray[np.uint8]) -> None:
     path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
 
 
-def train(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(EXAMPLE / "train_teacher.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)  # noqa: S603 -- our script
+def train(*arguments: str | Path) -> Outcome:
+    return run_script(EXAMPLE / "train_teacher.py", *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +50,8 @@ def test_the_script_trains_and_writes_a_teacher(idx_folder: Path, tmp_path: Path
         *("--data", idx_folder, "--architecture", "compact_resnet_8", "--epochs", "2", "--batch-size", "32"),
         *("--out", teacher, "--write-evaluation", images),
     )
-    assert done.returncode == 0, done.stderr
-    accuracy = float(done.stdout.partition("test accuracy ")[2].partition("%")[0])
+    assert done.code == 0, done.err
+    accuracy = float(done.out.partition("test accuracy ")[2].partition("%")[0])
     assert accuracy > 40  # of mirrored, shifted digits after two epochs: images and labels belong together
     module, metadata = load_network(teacher)
     assert metadata.architecture == "compact_resnet_8"
@@ -66,9 +65,9 @@ def test_the_script_trains_and_writes_a_teacher(idx_folder: Path, tmp_path: Path
 def test_a_missing_idx_file_is_named(idx_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "train-images-idx3-ubyte").symlink_to(idx_folder / "train-images-idx3-ubyte")
     done = train("--data", tmp_path, "--out", tmp_path / "teacher.safetensors")
-    assert done.returncode == 2
-    assert "train-labels-idx1-ubyte" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.code == 2
+    assert "train-labels-idx1-ubyte" in done.err
+    assert "Traceback" not in done.err
 
 
 @pytest.mark.parametrize(
@@ -98,16 +97,15 @@ def test_the_committed_teachers_are_what_they_say(
 def test_each_architecture_has_a_training_and_a_file_of_its_own(idx_folder: Path, tmp_path: Path) -> None:
     teacher = tmp_path / "lenet5.safetensors"
     done = train("--data", idx_folder, "--architecture", "lenet5", "--epochs", "1", "--out", teacher)
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     said = load_network(teacher)[1].extra["dfadc.training"]
     assert "1 epochs, batch 128, rate 0.05, shift 2, flips, 0% erased, seed 0" in said
 
 
 def test_the_test_images_are_written_for_evaluation(idx_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "test.npz"
-    command = [sys.executable, str(EXAMPLE / "write_test_images.py"), "--data", str(idx_folder), "--out", str(out)]
-    done = subprocess.run([*command, "--count", "7"], capture_output=True, text=True, check=False, timeout=120)  # noqa: S603
-    assert done.returncode == 0, done.stderr
+    done = run_script(EXAMPLE / "write_test_images.py", "--data", idx_folder, "--out", out, "--count", 7)
+    assert done.code == 0, done.err
     with np.load(out) as test:
         assert test["images"].shape == (7, 1, 28, 28)
         assert test["images"].dtype == np.uint8

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from command_line import run_command, settings
+from command_line import run_command, run_script, settings
 from PIL import Image
 from torch import nn
 
@@ -57,6 +56,7 @@ from train_paper_teacher import main as train  # noqa: E402
 from write_evaluation import main as write_evaluation  # noqa: E402
 
 if TYPE_CHECKING:
+    from command_line import Outcome
     from conftest import Digits
     from numpy.typing import NDArray
 
@@ -420,15 +420,14 @@ def test_an_experiment_is_one_command_each(experiment: Experiment) -> None:
 
 
 def test_the_command_line_names_the_experiments() -> None:
-    def ask(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(EXAMPLE / "experiments.py"), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)  # noqa: S603
+    def ask(*words: str) -> Outcome:
+        return run_script(EXAMPLE / "experiments.py", *words)
 
-    assert ask("nyuv2").stdout.splitlines() == list(commands(EXPERIMENTS["nyuv2"]))
+    assert ask("nyuv2").out.splitlines() == list(commands(EXPERIMENTS["nyuv2"]))
     unknown = ask("imagenet")
-    assert unknown.returncode == 2
-    assert "unknown experiment 'imagenet'" in unknown.stderr
-    assert "Traceback" not in unknown.stderr
+    assert unknown.code == 2
+    assert "unknown experiment 'imagenet'" in unknown.err
+    assert "Traceback" not in unknown.err
     with pytest.raises(DfadcError, match="unknown experiment"):
         find_experiment("")
 

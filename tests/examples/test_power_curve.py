@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import run_script
 
 from dfadc.verification.paired import Pairs
 from dfadc.verification.regression import BaselineComparison, baseline_checks
@@ -25,9 +24,9 @@ def fails(n: int, lost: int, gained: int, max_drop: float) -> bool:
 
 def table(samples: str, max_drop: str) -> dict[str, list[str]]:
     """The printed cells by their row's drop."""
-    command = [sys.executable, str(SCRIPT), "--samples", samples, "--max-drop", max_drop]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)  # noqa: S603 -- our script
-    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines()]
+    done = run_script(SCRIPT, "--samples", samples, "--max-drop", max_drop)
+    assert done.code == 0, done.err
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.out.splitlines()]
     return {row[0]: row[1:] for row in cells}
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
+from command_line import run_script
 from test_fashion_mnist import write_idx
 
 from dfadc.models.network_file import load_network
@@ -18,14 +17,14 @@ from dfadc.verification.dense import PixelScores
 from dfadc.verification.masks import load_masked_images
 
 if TYPE_CHECKING:
+    from command_line import Outcome
     from conftest import Digits
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "segmentation"
 
 
-def run(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(EXAMPLE / script), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)  # noqa: S603 -- our script
+def run(script: str, *arguments: str | Path) -> Outcome:
+    return run_script(EXAMPLE / script, *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +41,7 @@ def idx_folder(digits_split: tuple[Digits, Digits], tmp_path_factory: pytest.Tem
 def test_scenes_are_masked_where_they_are_drawn(idx_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "scenes.npz"
     done = run("scenes.py", "--data", idx_folder, "--count", "20", "--out", out)
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     with np.load(out) as scenes:
         images, masks = scenes["images"], scenes["masks"]
     assert images.shape == (20, 1, 64, 64)
@@ -56,8 +55,8 @@ def test_the_script_trains_and_writes_a_teacher(idx_folder: Path, tmp_path: Path
         *("train_segmenter.py", "--data", idx_folder, "--architecture", "compact_unet_8"),
         *("--steps", "4", "--batch-size", "4", "--test-scenes", "8", "--out", out),
     )
-    assert done.returncode == 0, done.stderr
-    assert "mean IoU" in done.stdout
+    assert done.code == 0, done.err
+    assert "mean IoU" in done.out
     module, metadata = load_network(out)
     assert metadata.contract.task == "segmentation"
     assert "4 steps of 4 scenes, seed 0" in metadata.extra["dfadc.training"]
@@ -77,6 +76,6 @@ def test_the_committed_teacher_is_what_it_says() -> None:
 
 def test_a_missing_idx_file_is_named(tmp_path: Path) -> None:
     done = run("scenes.py", "--data", tmp_path)
-    assert done.returncode == 2
-    assert "t10k-images-idx3-ubyte" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.code == 2
+    assert "t10k-images-idx3-ubyte" in done.err
+    assert "Traceback" not in done.err

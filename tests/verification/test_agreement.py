@@ -141,6 +141,7 @@ def test_only_disagreements_with_a_tiny_margin_are_ties() -> None:
     candidate = np.array([[10.0, 0.0], [1.1, 1.0], [1.0, 1.1], [2.0, 1.5]])
     result = compare(candidate, reference)
     assert (result.n - result.k, result.num_ties) == (2, 1)
+    assert (result.outside_ties.n, result.outside_ties.k) == (3, 2)
 
 
 def test_per_class_counts_by_the_references_class() -> None:
