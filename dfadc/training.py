@@ -95,6 +95,7 @@ class Training:
         student = with_logits_like(student, teacher.contract, diagnosis.logit_size)
         self.teacher = teacher
         self.student = student
+        self.logit_size = diagnosis.logit_size
         self.recipe = recipe
         self.notes = (*teacher.warnings, *student.notes, *_size_notes(teacher, student), *diagnosis.notes, *notes)
         # Counted before the game hangs its hooks on the teacher.
@@ -222,7 +223,14 @@ class Training:
         torch.manual_seed(recipe.seed)
         generator = build_generator(recipe.generator, contract)
         teacher = self.teacher.module.to(policy.device, memory_format=policy.memory_format)  # type: ignore[call-overload]
-        players = Players(self.student.module, generator, recipe=recipe, contract=contract, policy=policy)
+        players = Players(
+            self.student.module,
+            generator,
+            recipe=recipe,
+            contract=contract,
+            policy=policy,
+            logit_size=self.logit_size,
+        )
         return Game(teacher, self.batch_norms, players=players, recipe=recipe, contract=contract, policy=policy)
 
 

@@ -38,7 +38,7 @@ def fit_recipe(recipe: Recipe, contract: ImageContract, num_batch_norms: int) ->
     notes = [*task_notes, *notes]
     conflicts = [
         *_student_conflicts(recipe, contract),
-        *_echo_conflicts(recipe, contract),
+        *_echo_conflicts(recipe),
         *_generator_conflicts(recipe),
         *_term_conflicts(recipe),
         *_class_conflicts(recipe, contract),
@@ -152,9 +152,9 @@ def _adapt(recipe: Recipe, contract: ImageContract, num_batch_norms: int) -> tup
     if recipe.generator.output == "pixels" and not contract.has_pixels and recipe.adapt:
         changes["generator.output"] = "standardised"
         notes.append("mean and std are unknown: the generator's images are standardised instead of bounded to pixels")
-    if recipe.adapt and any(_echo_conflicts(recipe, contract)):
+    if recipe.adapt and any(_echo_conflicts(recipe)):
         changes["replay.echoes"] = 0
-        notes.extend(f"{problem}: it is 0" for problem, _ in _echo_conflicts(recipe, contract))
+        notes.extend(f"{problem}: it is 0" for problem, _ in _echo_conflicts(recipe))
     return (change_recipe(recipe, changes) if changes else recipe), notes
 
 
@@ -196,14 +196,12 @@ def _student_conflicts(recipe: Recipe, contract: ImageContract) -> Iterator[Conf
         yield "with replay.share = 1 the student would begin on an empty ring", way
 
 
-def _echo_conflicts(recipe: Recipe, contract: ImageContract) -> Iterator[Conflict]:
+def _echo_conflicts(recipe: Recipe) -> Iterator[Conflict]:
     """About what the student is shown again as it was."""
     replay, student = recipe.replay, recipe.student
     if replay.echoes and replay.share == 1:
         problem = "replay.echoes repeats what the student was shown, and with replay.share = 1 it sees only repetitions"
         yield problem, f"--set student.steps={student.steps + replay.echoes}, --set replay.echoes=0"
-    if replay.echoes and contract.task != "classification":
-        yield "replay.echoes keeps one answer an image, and this teacher has one for every pixel", "leave it away"
 
 
 def _generator_conflicts(recipe: Recipe) -> Iterator[Conflict]:

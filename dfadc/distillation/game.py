@@ -27,7 +27,7 @@ class StudentBatch(NamedTuple):
         latents: (F, Z), for F images of the generator.
         average_latents: (A, Z), for A images of the averaged generator.
         replayed: (N - F - A, C, H, W), images of earlier steps, already augmented; there may be none.
-        answers: (N - F - A, K), the teacher's logits to the replayed images where they are known, else (0, K).
+        answers: (N - F - A, K, ...), the teacher's logits to the replayed images where they are known, else (0, ...).
         mixup: scalar, the weight of each image itself in the mixture; 1: not mixed.
     """
 

@@ -41,6 +41,7 @@ class Players:
         recipe: the run's settings.
         contract: what an image is.
         policy: how tensors are computed.
+        logit_size: (h, w) of the teacher's logits where it answers every pixel.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Players:
         recipe: Recipe,
         contract: ImageContract,
         policy: ComputePolicy,
+        logit_size: tuple[int, ...] = (),
     ) -> None:
         self.device = policy.device
         self.latent_dim = recipe.generator.latent_dim or math.prod(contract.input_size)
@@ -69,7 +71,7 @@ class Players:
         self.student = Player(student, recipe.student, policy)
         self.generator = GeneratorPlayer(generator, recipe.generator, policy, latents=latents, contract=contract)
         self.ring = build_ring(recipe, contract, policy.device)
-        self.echo = build_echo(recipe, contract, policy.device)
+        self.echo = build_echo(recipe, contract, policy.device, logit_size)
         self.reservoir = Reservoir(recipe.replay.reservoir, contract.input_size, policy.device)
         self.set_aside = torch.empty((0, *contract.input_size), dtype=STORED_DTYPE)
         self.step = 0
@@ -94,7 +96,7 @@ class Players:
 
         Args:
             images: that the student was shown, or will be.
-            answers: the teacher's logits (N, K), where the ring keeps them.
+            answers: the teacher's logits (N, ...), where the ring keeps them.
             offer: images for the reservoir.
         """
         self.ring.push(images, answers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,7 +51,8 @@ class ReplayRing(ImageStore):
         capacity: images at most.
         input_size: (C, H, W) of an image.
         device: where the images stay.
-        num_classes: K, where the teacher's logits are kept with the images; 0: they are not.
+        answer_shape: of the teacher's logits to one image, (K,) or (K, h, w), where they are kept with it; (0,): they
+            are not.
         balanced: whether drawing gives every class that the teacher saw the same chance, however many images it has.
     """
 
@@ -60,11 +62,11 @@ class ReplayRing(ImageStore):
         input_size: tuple[int, int, int],
         device: torch.device,
         *,
-        num_classes: int = 0,
+        answer_shape: tuple[int, ...] = (0,),
         balanced: bool = False,
     ) -> None:
         super().__init__(capacity, input_size, device)
-        self.answers = torch.zeros((capacity, num_classes), device=device)
+        self.answers = torch.zeros((capacity, *answer_shape), device=device)
         self.balanced = balanced
 
     @property
@@ -73,7 +75,7 @@ class ReplayRing(ImageStore):
         return bool(self.answers.shape[1])
 
     def push(self, images: Tensor, answers: Tensor | None = None) -> None:
-        """Stores images (N, C, H, W), and logits (N, K) where it keeps them; the oldest give way."""
+        """Stores images (N, C, H, W), and logits (N, ...) where it keeps them; the oldest give way."""
         if not len(self.images) or not len(images):
             return
         # Of more images than fit only the last ones stay; the same slot twice in one assignment would be undefined.
@@ -87,7 +89,7 @@ class ReplayRing(ImageStore):
             self.answers[slots] = finite(answers.detach()[-len(kept) :].float())
 
     def draw(self, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Stored images, with replacement, in fp32 (count, C, H, W), and their logits (count, K), K 0 if none."""
+        """Stored images, with replacement, in fp32 (count, C, H, W), and their logits (count, ...), or (count, 0)."""
         if self.balanced:
             slots = self._draw_balanced(count, rng)
         else:
@@ -118,13 +120,14 @@ class ReplayRing(ImageStore):
         self.answers[: len(self)] = state["answers"]
 
 
-def build_echo(recipe: Recipe, contract: ImageContract, device: torch.device) -> ReplayRing:
+def build_echo(
+    recipe: Recipe, contract: ImageContract, device: torch.device, logit_size: tuple[int, ...] = ()
+) -> ReplayRing:
     """What the student's last new batches were, and the teacher's answers to them; of no capacity without echoes."""
+    answer_shape = (contract.num_classes, *logit_size)
     capacity = ECHO_STEPS * recipe.student.steps * recipe.batch_size if recipe.replay.echoes else 0
-    bounded = ring_capacity(
-        capacity, contract.input_size, recipe.replay.max_mebibytes, num_classes=contract.num_classes
-    )
-    return ReplayRing(min(capacity, bounded), contract.input_size, device, num_classes=contract.num_classes)
+    bounded = ring_capacity(capacity, contract.input_size, recipe.replay.max_mebibytes, answer_shape=answer_shape)
+    return ReplayRing(min(capacity, bounded), contract.input_size, device, answer_shape=answer_shape)
 
 
 class Reservoir(ImageStore):
@@ -155,21 +158,22 @@ def build_ring(recipe: Recipe, contract: ImageContract, device: torch.device) ->
     """
     changed = recipe.augmentation.shift or recipe.augmentation.flip or recipe.augmentation.mixup
     keeps_answers = contract.task == "classification" and (recipe.replay.balanced or not changed)
-    num_classes = contract.num_classes if keeps_answers else 0
+    answer_shape = (contract.num_classes if keeps_answers else 0,)
     capacity = ring_capacity(
-        recipe.replay.capacity, contract.input_size, recipe.replay.max_mebibytes, num_classes=num_classes
+        recipe.replay.capacity, contract.input_size, recipe.replay.max_mebibytes, answer_shape=answer_shape
     )
     return ReplayRing(
         capacity if recipe.replay.share > 0 else 0,
         contract.input_size,
         device,
-        num_classes=num_classes,
+        answer_shape=answer_shape,
         balanced=recipe.replay.balanced,
     )
 
 
-def ring_capacity(wanted: int, input_size: tuple[int, int, int], max_mebibytes: int, *, num_classes: int = 0) -> int:
+def ring_capacity(
+    wanted: int, input_size: tuple[int, int, int], max_mebibytes: int, *, answer_shape: tuple[int, ...] = (0,)
+) -> int:
     """How many images of this size the ring holds: ``wanted``, or as many as fit the memory bound (at least one)."""
-    channels, height, width = input_size
-    image_bytes = channels * height * width * STORED_DTYPE.itemsize + num_classes * torch.float32.itemsize
+    image_bytes = math.prod(input_size) * STORED_DTYPE.itemsize + math.prod(answer_shape) * torch.float32.itemsize
     return max(1, min(wanted, max_mebibytes * 2**20 // image_bytes))

@@ -22,10 +22,11 @@ from dfadc.models.architectures import build_architecture
 from dfadc.models.network_file import save_network
 
 NUM_TEST = 500
-#: The paper's MNIST settings (latents of 100), but for five things: an eighth of its batch, a generator with less than
-#: half of the arithmetic of its generator A, a student that moves by Adam, without which LeNet5-half, which has no
-#: batch norm, learns more slowly, ten updates of it where the paper makes five (of so small batches), and both rates
-#: falling to 0 where the paper's stay.
+#: The paper's MNIST settings (latents of 100), but for five things: an eighth of its batch; ten student updates a step
+#: where the paper makes five; a student that moves by Adam, without which LeNet5-half, which has no batch norm, learns
+#: more slowly; both rates falling to 0 where the paper's stay; and a far smaller generator than its A. What the small
+#: one draws can be learnt: chosen by agreement with the teacher on its own training digits, after 300 steps 97.2% with
+#: half of the scalable generator's channels, 99.5% with a quarter.
 SETTINGS = (
     "batch_size=64",
     "student.steps=10",
@@ -36,6 +37,7 @@ SETTINGS = (
     "student.schedule.kind=cosine",
     "generator.schedule.kind=cosine",
     "generator.architecture=scalable",
+    "generator.width=0.25",
     "generator.latent_dim=100",
 )
 
@@ -74,7 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/digits"), help="folder for teacher, test set and run")
     parser.add_argument("--epochs", type=int, default=40, help="epochs of the teacher")
-    parser.add_argument("--steps", type=int, default=1000, help="steps of the game")
+    parser.add_argument("--steps", type=int, default=600, help="steps of the game")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     pixels, labels = load_images()

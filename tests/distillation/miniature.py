@@ -64,7 +64,8 @@ def build_game(
     policy = choose_policy(settings.compute, torch.device("cpu"))
     student = SmallNetwork(contract) if student is None else student
     generator = build_generator(settings.generator, contract)
-    players = Players(student, generator, recipe=settings, contract=contract, policy=policy)
+    logit_size = contract.input_size[1:] if contract.task == "segmentation" else ()
+    players = Players(student, generator, recipe=settings, contract=contract, policy=policy, logit_size=logit_size)
     teacher = teacher.to(memory_format=policy.memory_format)
     return Game(teacher, batch_norms, players=players, recipe=settings, contract=contract, policy=policy)
 

@@ -345,6 +345,9 @@ def test_dense_outputs_are_played_for_too() -> None:
     distill(game, 2, losses.append)
     assert all(each.student_loss.isfinite() and each.generator_loss.isfinite() for each in losses)
     assert float(game.players.student.skipped) == float(game.players.generator.skipped) == 0
+    echo = game.draw_echo_batch()
+    assert echo.answers.shape == (len(echo.replayed), 5, 8, 8)
+    torch.testing.assert_close(echo.answers, teacher(echo.replayed).detach(), rtol=0.02, atol=0.02)  # stored in fp16
 
 
 # ------------------------------------------------------------------------------- precision, layout and compiling

@@ -90,7 +90,7 @@ def answers_to(*classes: int, num_classes: int = 3) -> torch.Tensor:
 @settings(deadline=None, max_examples=50)
 @given(capacity=st.integers(1, 7), batches=st.lists(st.integers(1, 20), max_size=6), seed=st.integers(0, 99))
 def test_answers_stay_with_their_images(capacity: int, batches: list[int], seed: int) -> None:
-    ring, seen = ReplayRing(capacity, SIZE, CPU, num_classes=2), 0
+    ring, seen = ReplayRing(capacity, SIZE, CPU, answer_shape=(2,)), 0
     for batch in batches:
         numbers = torch.arange(seen, seen + batch, dtype=torch.float32)
         ring.push(numbered(*numbers.int().tolist()), torch.stack([numbers, -numbers], dim=1))
@@ -102,7 +102,7 @@ def test_answers_stay_with_their_images(capacity: int, batches: list[int], seed:
 
 
 def test_a_balanced_draw_gives_every_class_that_is_there_the_same_chance() -> None:
-    ring = ReplayRing(20, SIZE, CPU, num_classes=4, balanced=True)
+    ring = ReplayRing(20, SIZE, CPU, answer_shape=(4,), balanced=True)
     # One image of class 2, three of class 0, eight of class 1, none of class 3.
     classes = [2, 0, 0, 0, *[1] * 8]
     ring.push(numbered(*range(12)), answers_to(*classes, num_classes=4))
@@ -116,7 +116,7 @@ def test_a_balanced_draw_gives_every_class_that_is_there_the_same_chance() -> No
 
 
 def test_a_balanced_draw_forgets_what_gave_way() -> None:
-    ring = ReplayRing(3, SIZE, CPU, num_classes=3, balanced=True)
+    ring = ReplayRing(3, SIZE, CPU, answer_shape=(3,), balanced=True)
     ring.push(numbered(0, 1, 2), answers_to(0, 0, 0))
     ring.push(numbered(3, 4, 5), answers_to(1, 1, 2))
     images, answers = ring.draw(400, rng())
@@ -125,7 +125,7 @@ def test_a_balanced_draw_forgets_what_gave_way() -> None:
 
 
 def test_a_ring_goes_on_with_its_answers() -> None:
-    before, after = (ReplayRing(5, SIZE, CPU, num_classes=3, balanced=True) for _ in range(2))
+    before, after = (ReplayRing(5, SIZE, CPU, answer_shape=(3,), balanced=True) for _ in range(2))
     before.push(numbered(*range(7)), answers_to(0, 1, 2, 0, 1, 2, 0))
     after.load_state_dict(before.state_dict())
     for each in (before, after):
@@ -155,7 +155,7 @@ def test_answers_are_kept_where_they_stay_true_or_classes_are_needed(
 
 
 def test_answers_count_for_the_memory_bound() -> None:
-    assert ring_capacity(10**6, (1, 8, 8), 1, num_classes=1000) == 2**20 // (64 * 2 + 1000 * 4)
+    assert ring_capacity(10**6, (1, 8, 8), 1, answer_shape=(1000,)) == 2**20 // (64 * 2 + 1000 * 4)
 
 
 @pytest.mark.parametrize("pushed", [0, 3, 5, 12])
