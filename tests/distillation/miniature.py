@@ -60,7 +60,8 @@ def build_game(
     torch.manual_seed(0)
     teacher = make_teacher(contract) if teacher is None else teacher
     batch_norms = [layer for layer in teacher.modules() if is_batch_norm_with_statistics(layer)]
-    settings, _ = fit_recipe(load_recipe(recipe, [*MINIATURE, *overrides]), contract, len(batch_norms))
+    few = ["replay.echoes=2"] if load_recipe(recipe).replay.echoes else []
+    settings, _ = fit_recipe(load_recipe(recipe, [*MINIATURE, *few, *overrides]), contract, len(batch_norms))
     policy = choose_policy(settings.compute, torch.device("cpu"))
     student = SmallNetwork(contract) if student is None else student
     generator = build_generator(settings.generator, contract)
