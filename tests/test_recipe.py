@@ -140,7 +140,7 @@ def test_later_overrides_win() -> None:
 
 def test_overrides_change_nothing_else() -> None:
     changed = load_recipe("auto", ["student.optimizer.learning_rate=0.05"])
-    assert change_recipe(changed, {"student.optimizer.learning_rate": 0.1}) == load_recipe("auto")
+    assert change_recipe(changed, {"student.optimizer.learning_rate": 0.2}) == load_recipe("auto")
 
 
 @pytest.mark.parametrize("override", ["steps", "=7", "", "--steps"])
