@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from command_line import run_command, settings
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 import dfadc
 from dfadc.contract import ImageContract
@@ -93,6 +95,15 @@ def _one_thread() -> Iterator[None]:
         patch.setenv("OMP_NUM_THREADS", "1")
         yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _translations_read_once() -> Iterator[None]:
+    """torch.onnx reads how it translates every operator anew for each export: half of the time of a small one."""
+    read = functools.cache(ONNXRegistry.from_torchlib)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(read))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from exporters.base import ExportResult
 
 
+#: Expansion, channels, repeats and stride, as in the paper's table (1801.04381, table 2), of its first blocks.
+BLOCKS = [[1, 16, 1, 1], [6, 24, 2, 2], [6, 32, 3, 2], [6, 64, 1, 2]]
+
+
 @pytest.fixture(scope="session")
 def contract() -> ImageContract:
     return ImageContract((3, 32, 32), 10, mean=(0.49, 0.48, 0.45), std=(0.25, 0.24, 0.26))
@@ -28,11 +32,11 @@ def contract() -> ImageContract:
 
 @pytest.fixture(scope="session")
 def student(images: NDArray[np.float32]) -> nn.Module:
-    """MobileNetV2 a quarter wide, its batch norms off their defaults as in a trained network, its logits spread."""
+    """MobileNetV2, a quarter wide, its first blocks; batch norms off their defaults as in training, logits spread."""
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network: nn.Module = mobilenet_v2(num_classes=10, width_mult=0.25)
+        network: nn.Module = mobilenet_v2(num_classes=10, width_mult=0.25, inverted_residual_setting=BLOCKS)
     with torch.no_grad():
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):

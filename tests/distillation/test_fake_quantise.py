@@ -229,6 +229,7 @@ def test_examiners_ask_the_student_in_float() -> None:
     assert torch.equal(game.quantiser.ranges, before)
 
 
+@pytest.mark.slow
 def test_compiled_it_is_whole_graphs_with_the_same_losses() -> None:
     eager, compiled = (build_game("dfad", "student.quantise_from=0.5", "steps=4") for _ in range(2))
     torch.compiler.reset()

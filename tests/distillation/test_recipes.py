@@ -98,9 +98,17 @@ class TracedNetwork(nn.Module):
 COMPILED: dict[str, list[str]] = {name: [] for name in recipe_names() if name != "dfad"} | {
     "auto": ["prior.balance_momentum=0.9"]
 }
+#: Of them, what is traced by default: together they take every branch of both losses.
+TRACED_BY_DEFAULT = ("auto", "pool", "nayer")
 
 
-@pytest.mark.parametrize(("name", "overrides"), COMPILED.items())
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        pytest.param(name, overrides, id=name, marks=() if name in TRACED_BY_DEFAULT else pytest.mark.slow)
+        for name, overrides in COMPILED.items()
+    ],
+)
 def test_a_recipe_compiles_as_whole_graphs_that_compute_the_same(name: str, overrides: list[str]) -> None:
     torch.manual_seed(0)
     teacher = TracedNetwork().eval().requires_grad_(requires_grad=False)

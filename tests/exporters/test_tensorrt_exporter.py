@@ -58,7 +58,7 @@ def test_a_real_fp16_engine_with_its_sidecar(half_onnx: Path, tmp_path: Path) ->
     assert sidecar["parent_sha256"] == hashlib.sha256(half_onnx.read_bytes()).hexdigest()
     assert sidecar["batch"] == [1, 8, 32]
     assert sidecar["gpus"] == ["sm86", "sm89"]
-    assert sidecar["layer_dtypes"] == {"half": 53}
+    assert sidecar["layer_dtypes"] == {"half": 23}
     assert sidecar["versions"].keys() == {"tensorrt_rtx"}
     assert sidecar["metadata"]["dfadc.architecture"] == "torchvision:mobilenet_v2"
     assert build(half_onnx, tmp_path / "again", FP16, settings).sha256 == result.sha256
