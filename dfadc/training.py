@@ -25,6 +25,7 @@ from dfadc.distillation.precision import choose_device, choose_policy, fit_polic
 from dfadc.errors import DfadcError
 from dfadc.event_files import require_tensorboard
 from dfadc.models.flops import count_flops, count_parameters
+from dfadc.models.outputs import taking_images
 from dfadc.models.students import Student, build_student, with_logits_like
 from dfadc.recipe import Recipe, change_recipe, recipe_to_toml
 from dfadc.run import SCHEMA, RunFolder, environment
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
 
     from dfadc.models.teacher import Teacher
     from dfadc.watch import Reading
+
+
+#: Minutes that buy fewer steps of the game than this are remarked upon: no student was any good after so few.
+FEW_STEPS = 100
 
 
 @dataclass(frozen=True)
@@ -120,6 +125,9 @@ class Training:
             self.game.recipe = self.recipe
         precision = f"{self.policy.precision} ({self.policy.reason})"
         notes = (*self.notes, *check_budget(self.recipe))
+        if minutes is not None and self.recipe.steps < FEW_STEPS:
+            few = f"{minutes:g} minutes are {self.recipe.steps} steps here, and a student needs hundreds"
+            notes = (*notes, f"{few}: take more minutes, a smaller student, or --set student.stem=default")
         return self._plan(str(self.policy.device), precision, cost, notes)
 
     def start(self, folder: RunFolder, plan: Plan) -> None:
@@ -257,6 +265,7 @@ def _check_low_resolution(recipe: Recipe, teacher: Teacher, student: Student) ->
     rules = recipe.generator
     if not rules.low_resolution:
         return
+    asked, way = f"generator.low_resolution = {rules.low_resolution:g}", "--set generator.low_resolution=0"
     channels, *sides = teacher.contract.input_size
     height, width = scaled_size((sides[0], sides[1]), rules.low_resolution_scale)
     shapes = []
@@ -264,22 +273,15 @@ def _check_low_resolution(recipe: Recipe, teacher: Teacher, student: Student) ->
         ("teacher", teacher.architecture, teacher.module),
         ("student", student.architecture, student.module.eval()),
     ):
-        try:
-            with torch.no_grad():
-                shapes.append(network(torch.zeros(2, channels, height, width)).shape)
-        except (AssertionError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as exc:
-            reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
-            raise DfadcError(
-                f"generator.low_resolution = {rules.low_resolution:g}: the {role} {name} does not take images of "
-                f"{height}x{width}: {reason}",
-                "--set generator.low_resolution=0",
-            ) from exc
+        problem = f"{asked}: the {role} {name} does not take images of {height}x{width}"
+        with taking_images(problem, way), torch.no_grad():
+            shapes.append(network(torch.zeros(2, channels, height, width)).shape)
     student.module.train()
     if shapes[0] != shapes[1]:
         raise DfadcError(
-            f"generator.low_resolution = {rules.low_resolution:g}: to images of {height}x{width} teacher and student "
-            f"give logits of shape {tuple(shapes[0])} and {tuple(shapes[1])}",
-            "--set generator.low_resolution=0",
+            f"{asked}: to images of {height}x{width} teacher and student give logits of shape {tuple(shapes[0])} and "
+            f"{tuple(shapes[1])}",
+            way,
         )
 
 

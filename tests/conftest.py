@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import signal
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -47,12 +48,12 @@ QUICK_STEPS = 24
 #: Recipe ``auto`` in seconds. Its student is no good, and the gates are set to what it reaches.
 QUICK_RECIPE = {
     "steps": QUICK_STEPS,
-    "batch_size": 16,
+    "batch_size": 32,
     "student.steps": 2,
     "student.ema_decay": 0.8,
-    "replay.echoes": 2,
+    "student.optimizer.learning_rate": 0.1,
+    "replay.echoes": 6,
     "generator.ema_decay": 0.8,
-    "generator.optimizer.learning_rate": 0.01,
     "prior.balance": 20,
     "compute.precision": "fp32",
     "compute.compile": "off",
@@ -84,6 +85,14 @@ def _nowhere_special() -> Iterator[None]:
         for name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"):
             patch.delenv(name, raising=False)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ctrl_c_interrupts() -> Iterator[None]:
+    """A shell that runs the tests in the background has them ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -232,6 +232,8 @@ def test_a_time_budget_becomes_the_steps_of_the_run(teacher: Teacher, tmp_path: 
     plan = training.plan(minutes=0.02)
     assert plan.recipe.steps == max(1, int(1.2 / plan.estimate.seconds_per_step))
     assert plan.recipe == training.recipe == training.game.recipe
+    assert any(f"0.02 minutes are {plan.recipe.steps} steps here" in note for note in plan.notes)
+    assert not any("minutes are" in note for note in training.plan().notes)
     folder = claim_folder(tmp_path / "run", force=False)
     training.start(folder, plan)
     assert load_recipe(folder.recipe) == plan.recipe

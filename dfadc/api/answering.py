@@ -15,8 +15,8 @@ from dfadc.errors import DfadcError
 from dfadc.verification.agreement import predict
 from dfadc.verification.answers import ask, level
 from dfadc.verification.baseline import Baseline
-from dfadc.verification.dense import DenseAnswers, PixelCounts
 from dfadc.verification.dense_samples import batch_size
+from dfadc.verification.pixel_scores import PixelCounts
 from exporters.describe import artifact_metadata
 from exporters.engine_sessions import open_session
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from dfadc.contract import ImageContract
     from dfadc.run import RunFolder
     from dfadc.verification.data import EvaluationData
+    from dfadc.verification.dense import DenseAnswers
     from dfadc.verification.dense_samples import Samples
     from dfadc.verification.masks import MaskedImages
 

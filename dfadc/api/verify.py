@@ -23,8 +23,8 @@ from dfadc.api.gates import gate_thresholds, recipe_to_judge_by
 from dfadc.api.report import describe_run, write_report
 from dfadc.errors import DfadcError, RequirementMissing
 from dfadc.verification.agreement import Accuracy
-from dfadc.verification.dense import PixelCounts, PixelScores
 from dfadc.verification.dense_samples import load_samples
+from dfadc.verification.pixel_scores import PixelCounts, PixelScores
 from dfadc.verification.regression import (
     BaselineComparison,
     baseline_checks,

@@ -215,7 +215,7 @@ def _generator_conflicts(recipe: Recipe) -> Iterator[Conflict]:
         yield f"generator.latent_rate moves latents, and {rules.latents} ones stay", "--set generator.latents=optimised"
     if rules.width != 1 and rules.architecture != "scalable":
         way = "--set generator.width=1, --set generator.architecture=scalable"
-        yield f"generator.width is for scalable generators, and {rules.architecture} ones have their paper's", way
+        yield f"generator.width is for scalable generators, not for {rules.architecture}", way
     if rules.architecture != "free_pixels":
         if rules.latent_dim == 0:
             yield "generator.latent_dim = 0 is for free_pixels alone", "--set generator.latent_dim=256"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ from torch.nn import functional
 from dfadc.errors import DfadcError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from dfadc.contract import ImageContract
     from dfadc.recipe import GeneratorSettings
 
@@ -159,10 +162,12 @@ def build_generator(settings: GeneratorSettings, contract: ImageContract) -> nn.
             f"generator A is not for {height}x{width} images: its linear layer grows with their area",
             "--set generator.architecture=paper_b or scalable",
         )
-    if name == "scalable":
-        body = scalable(settings.latent_dim, channels, (height, width), settings.width)
-    else:
-        body = {"paper_a": paper_a, "paper_b": paper_b}[name](settings.latent_dim, channels, (height, width))
+    bodies: dict[str, Callable[[int, int, tuple[int, int]], nn.Module]] = {
+        "paper_a": paper_a,
+        "paper_b": paper_b,
+        "scalable": partial(scalable, width=settings.width),
+    }
+    body = bodies[name](settings.latent_dim, channels, (height, width))
     return Generator(body, head, (height, width))
 
 

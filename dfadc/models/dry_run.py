@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dfadc.contract import ContractFields, ImageContract, Task
 from dfadc.errors import DfadcError
-from dfadc.models.outputs import LogitsOf, unwrap_logits
+from dfadc.models.outputs import LogitsOf, taking_images, unwrap_logits
 
 BATCH = 2
 #: How close to one a row of outputs must sum to be taken for probabilities.
@@ -48,14 +48,11 @@ def run_dry(module: nn.Module, fields: ContractFields, input_size: tuple[int, in
     """
     images = random_images(fields, input_size).requires_grad_()
     size = "x".join(map(str, input_size))
-    try:
+    with taking_images(
+        f"the teacher cannot take a batch of {BATCH} images of size {size}",
+        "check --input-size; a traced or exported network needs a dynamic batch",
+    ):
         output = module(images)
-    except (AssertionError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as exc:
-        reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
-        raise DfadcError(
-            f"the teacher cannot take a batch of {BATCH} images of size {size}: {reason}",
-            "check --input-size; a traced or exported network needs a dynamic batch",
-        ) from exc
     logits = unwrap_logits(output)
     if not logits.requires_grad:
         raise DfadcError(

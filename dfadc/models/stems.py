@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dfadc.errors import DfadcError
 from dfadc.models.flops import ShapesOnly
+from dfadc.models.outputs import CANNOT_TAKE
 
 Stem = Literal["default", "small"]
 _STEMS: dict[object, Stem] = {"default": "default", "small": "small"}
@@ -113,7 +114,7 @@ def _strided_levels(module: nn.Module, channels: int) -> list[_Level]:
         device = torch.device("cpu") if parameter is None else parameter.device
         with torch.no_grad(), ShapesOnly():
             module(torch.zeros(1, channels, _PROBE_SIDE, _PROBE_SIDE, device=device))
-    except (AssertionError, NotImplementedError, RuntimeError, ValueError):
+    except CANNOT_TAKE:
         # A network with a fixed size of its own: its stem is not ours to change.
         return []
     finally:

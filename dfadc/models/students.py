@@ -19,7 +19,7 @@ from dfadc.models.construction import torchvision_classifiers, torchvision_segme
 from dfadc.models.flops import ShapesOnly, count_parameters
 from dfadc.models.matching import drop_auxiliary
 from dfadc.models.networks import NETWORKS, SEGMENTERS
-from dfadc.models.outputs import ResizedLogits, unwrap_logits, with_logits
+from dfadc.models.outputs import ResizedLogits, taking_images, unwrap_logits, with_logits
 from dfadc.models.state_dict import load_strictly_
 from dfadc.models.stems import SMALL_SIDE, Stem, parse_stem
 from dfadc.models.teacher_file import read_state_dict
@@ -157,16 +157,17 @@ def check_fits(built: Architecture, contract: ImageContract) -> int:
     parameter = next(built.module.parameters(), None)
     device = torch.device("cpu") if parameter is None else parameter.device
     was_training = built.module.training
+    way = "choose another student; `dfadc students --input-size` lists what fits"
+    counter = FlopCounterMode(display=False)
     try:
         built.module.eval()
-        with torch.no_grad(), ShapesOnly(), FlopCounterMode(display=False) as counter:
+        with (
+            taking_images(f"{built.name} cannot take images of size {size}", way),
+            torch.no_grad(),
+            ShapesOnly(),
+            counter,
+        ):
             logits = unwrap_logits(network(torch.zeros(2, *contract.input_size, device=device)))
-    except (AssertionError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as exc:
-        reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
-        raise DfadcError(
-            f"{built.name} cannot take images of size {size}: {reason}",
-            "choose another student; `dfadc students --input-size` lists what fits",
-        ) from exc
     finally:
         built.module.train(was_training)
     _check_logits(built.name, tuple(logits.shape), contract)

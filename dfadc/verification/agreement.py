@@ -185,6 +185,11 @@ class Coverage:
         return max(0.0, -math.fsum(share * math.log(share) for share in shares) / math.log(len(self.counts)))
 
     @property
+    def largest_share(self) -> float:
+        """Share of the samples that the teacher puts into its commonest class; 0 where there are no samples."""
+        return max(self.counts) / self.n if self.n else 0.0
+
+    @property
     def num_empty(self) -> int:
         """Classes the teacher never answers with."""
         return self.counts.count(0)

@@ -66,7 +66,8 @@ class Thresholds:
     The gates of ``min_class_agreement`` and ``min_accuracy`` are extras: where they are off, nothing is said.
 
     Args:
-        min_agreement: least lower Wilson bound of the fp32 student's agreement with the teacher.
+        min_agreement: least lower Wilson bound of the fp32 student's agreement with the teacher; the share of the
+            teacher's commonest class, where that is more: one class for every sample would reach it.
         min_coverage: least normalised entropy of the teacher's classes; 0.7 is five of ten classes, evenly.
         max_student_drop: how far an artifact's agreement with the teacher may lie under the fp32 student's.
         min_class_agreement: least lower Wilson bound of the agreement with the teacher in each class.
@@ -238,16 +239,20 @@ def _drop_check(artifact: Measured, student: Measured, thresholds: Thresholds) -
 
 def _student_checks(student: Measured, coverage: Coverage, thresholds: Thresholds) -> list[Check]:
     """The absolute gates of comparisons B and C."""
-    return [_absolute_check(student, thresholds), _coverage_check(coverage, thresholds)]
+    return [_absolute_check(student, coverage, thresholds), _coverage_check(coverage, thresholds)]
 
 
-def _absolute_check(student: Measured, thresholds: Thresholds) -> Check:
+def _absolute_check(student: Measured, coverage: Coverage, thresholds: Thresholds) -> Check:
+    """The student agrees often enough, and more often than one that answers the teacher's commonest class alone."""
     unusable = _unusable("B", student, "the fp32 student or the teacher", thresholds.source)
     if unusable is not None:
         return unusable
     if thresholds.min_agreement is None:
         return ungated("B", "agreement", "the gate on agreement is switched off")
     claim = f"the fp32 student agrees with the teacher (source {thresholds.source})"
+    if coverage.largest_share > thresholds.min_agreement:
+        why = ", what one class for all of them would reach"
+        return _bound_check("B", student, coverage.largest_share, claim, why=why)
     return _bound_check("B", student, thresholds.min_agreement, claim)
 
 
@@ -275,12 +280,18 @@ def _unusable(comparison: Comparison, measured: Measured, who: str, source: str 
 
 
 def _bound_check(
-    comparison: Comparison, measured: Measured | Proportion, limit: float, claim: str, *, num_ties: int = 0
+    comparison: Comparison,
+    measured: Measured | Proportion,
+    limit: float,
+    claim: str,
+    *,
+    num_ties: int = 0,
+    why: str = "",
 ) -> Check:
     """The lower bound of a rate against a limit; ``num_ties`` samples are not among those measured."""
     message = (
         f"{claim} on {measured.rate:.2%} [{_told_apart(measured.low, limit)}, {measured.high:.2%}] of {measured.n} "
-        f"{measured.unit}{f' outside {num_ties} ties' if num_ties else ''}, lower bound at least {limit:.2%}"
+        f"{measured.unit}{f' outside {num_ties} ties' if num_ties else ''}, lower bound at least {limit:.2%}{why}"
     )
     if measured.low_if_perfect < limit:
         message += (

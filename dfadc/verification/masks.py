@@ -16,9 +16,9 @@ from PIL import Image
 
 from dfadc.errors import DfadcError
 from dfadc.verification.data import Pixels, check_images, normalised_batches, read_npz, require_pixels
-from dfadc.verification.dense import PixelCounts, boundary_band, count_pixels
 from dfadc.verification.dense_samples import collect_dense
 from dfadc.verification.image_folder import SUFFIXES, fit_to_size, read_image
+from dfadc.verification.pixel_scores import PixelCounts, boundary_band, count_pixels
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

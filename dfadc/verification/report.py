@@ -11,10 +11,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dfadc.verification.agreement import ALL_SOURCES, Coverage
-from dfadc.verification.dense import Measured, MeasuredAccuracy, PixelScores
 from dfadc.verification.gate import Judgement, Thresholds, conclude
+from dfadc.verification.pixel_scores import PixelScores
 
 if TYPE_CHECKING:
+    from dfadc.verification.dense import Measured, MeasuredAccuracy
     from dfadc.verification.dense_samples import Samples
     from dfadc.verification.results import ArtifactResult, StudentResult
 

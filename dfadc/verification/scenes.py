@@ -12,8 +12,8 @@ import numpy.typing as npt
 from dfadc.verification.pictures import PER_CLASS, SINGLE_SIDE, Pixels, displayable, png_uri
 
 if TYPE_CHECKING:
-    from dfadc.verification.dense import Classes
     from dfadc.verification.dense_samples import DenseSampleSet
+    from dfadc.verification.pixel_scores import Classes
 
 #: Scenes that a report shows of each source: the worst ones.
 WORST_PER_SOURCE = 6

@@ -110,3 +110,9 @@ def test_the_test_images_are_written_for_evaluation(idx_folder: Path, tmp_path: 
         assert test["images"].shape == (7, 1, 28, 28)
         assert test["images"].dtype == np.uint8
         assert test["labels"].shape == (7,)
+        seen = test["images"].copy()
+    train = (*("--data", idx_folder, "--split", "train"), *("--out", out, "--count", 7))
+    assert run_script(EXAMPLE / "write_test_images.py", *train).code == 0
+    with np.load(out) as others:
+        assert others["labels"].shape == (7,)
+        assert (others["images"] != seen).any(axis=(1, 2, 3)).all()

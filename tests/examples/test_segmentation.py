@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +14,9 @@ from test_fashion_mnist import write_idx
 
 from dfadc.models.network_file import load_network
 from dfadc.models.outputs import answering_pixels
-from dfadc.verification.dense import PixelScores
+from dfadc.run import SCHEMA
 from dfadc.verification.masks import load_masked_images
+from dfadc.verification.pixel_scores import PixelScores
 
 if TYPE_CHECKING:
     from command_line import Outcome
@@ -72,6 +74,24 @@ def test_the_committed_teacher_is_what_it_says() -> None:
     assert scores.num_images == 200
     assert scores.accuracy >= 0.94  # 95.2% and a mean IoU of 78.0% on 1,000 other scenes
     assert scores.mean_iou >= 0.74
+
+
+def test_a_student_is_measured_against_masks_and_teacher(tmp_path: Path) -> None:
+    """The teacher as its own student: it agrees with itself, and is as right as itself."""
+    teacher = EXAMPLE / "teacher.safetensors"
+    contract = load_network(teacher)[1].contract
+    (tmp_path / "student.safetensors").symlink_to(teacher)
+    (tmp_path / "run.json").write_text(json.dumps({"schema": SCHEMA, "contract": contract.to_dict()}))
+    done = run("measure_student.py", tmp_path)
+    assert done.code == 0, done.err
+    lines = done.out.splitlines()
+    assert [line[:24] for line in lines] == [
+        "teacher, with the masks ",
+        "student, with the masks ",
+        "student, with the teache",
+    ]
+    assert lines[0][26:] == lines[1][26:]
+    assert lines[2].endswith("100.00% [100.00%, 100.00%]  mean IoU 100.00%")
 
 
 def test_a_missing_idx_file_is_named(tmp_path: Path) -> None:

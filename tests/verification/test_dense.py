@@ -10,16 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dfadc.verification.dense import (
-    MIN_IMAGES,
-    DenseAnswers,
-    PixelScores,
-    boundary_band,
-    choose_positions,
-    compare_dense,
-    count_pixels,
-    cover_dense,
-)
+from dfadc.verification.dense import DenseAnswers, choose_positions, compare_dense, cover_dense
+from dfadc.verification.pixel_scores import MIN_IMAGES, PixelScores, boundary_band, count_pixels
 
 if TYPE_CHECKING:
     from dfadc.verification.dense import DenseAgreement

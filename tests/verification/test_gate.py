@@ -135,12 +135,22 @@ def test_a_student_that_answers_nan_fails() -> None:
 
 
 @pytest.mark.parametrize(
-    ("counts", "verdict"), [((400,) * 5 + (0,) * 5, FAIL), ((300,) * 6 + (0,) * 4, PASS), ((2000,) + (0,) * 9, FAIL)]
+    ("counts", "verdict"), [((400,) * 5 + (0,) * 5, FAIL), ((300,) * 6 + (0,) * 4, PASS), ((1500,) + (50,) * 9, FAIL)]
 )
 def test_comparison_c(counts: tuple[int, ...], verdict: Verdict) -> None:
     judgement = judge(coverage=Coverage(counts, 0))
     assert judgement.verdict is verdict
     assert all(why.startswith("C coverage: normalised class entropy") for why in judgement.reasons)
+
+
+def test_a_student_that_answers_one_class_alone_fails_however_low_the_bar() -> None:
+    """It agrees as often as the teacher answers that class; one that agrees more often knows another, too."""
+    low = replace(THRESHOLDS, min_agreement=0.5, min_coverage=0.3)
+    coverage = Coverage((1200, *(100,) * 8, 0), 0)
+    for k, verdict in ((1200, FAIL), (1243, PASS)):
+        judgement = judge_student(against_teacher=replace(STUDENT, k=k), coverage=coverage, thresholds=low)
+        assert judgement.verdict is verdict, judgement.reasons
+        assert all("at least 60.00%, what one class for all of them would reach" in why for why in judgement.reasons)
 
 
 def test_no_samples_of_the_gates_source_fails() -> None:

@@ -11,8 +11,8 @@ from PIL import Image
 
 from dfadc.contract import ImageContract
 from dfadc.errors import DfadcError
-from dfadc.verification.dense import PixelScores
 from dfadc.verification.masks import load_masked_images
+from dfadc.verification.pixel_scores import PixelScores
 
 if TYPE_CHECKING:
     from collections.abc import Callable

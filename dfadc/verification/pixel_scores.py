@@ -1,0 +1,241 @@
+"""How well classes of pixels overlap: counts, rates and IoU with their intervals. numpy only, as :mod:`.agreement` is.
+
+Pixels of an image are not independent, images are: intervals are percentiles of a bootstrap over images, with a fixed
+seed. Of fewer than ``MIN_IMAGES`` images nothing is claimed: their interval is [0, 1].
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+Classes = npt.NDArray[np.unsignedinteger[Any]]
+Counts = npt.NDArray[np.int64]
+
+#: Fewer images than this say too little: about a class, or about anything.
+MIN_IMAGES = 10
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class PixelCounts:
+    """Pixels of each image by class, where a reference has one.
+
+    Args:
+        both: (N, K) pixels that reference and candidate put into the class.
+        reference: (N, K) that the reference does.
+        candidate: (N, K) that the candidate does, of those that the reference puts anywhere.
+    """
+
+    both: Counts
+    reference: Counts
+    candidate: Counts
+
+    def __getitem__(self, part: Any) -> PixelCounts:
+        return PixelCounts(self.both[part], self.reference[part], self.candidate[part])
+
+
+def count_pixels(candidate: Classes, reference: Classes, num_classes: int) -> PixelCounts:
+    """Counts pixels of classes (N, H, W) each; from ``num_classes`` on a reference is left out, a candidate wrong."""
+    side = num_classes + 1
+    found = np.empty((len(reference), num_classes, side), np.int64)
+    for index, (of_candidate, of_reference) in enumerate(zip(candidate, reference, strict=True)):
+        counted = of_reference < num_classes
+        pairs = of_reference[counted].astype(np.int64) * side + np.minimum(of_candidate[counted], num_classes)
+        found[index] = np.bincount(pairs, minlength=num_classes * side).reshape(num_classes, side)
+    return PixelCounts(
+        np.diagonal(found, axis1=1, axis2=2).copy(), found.sum(axis=2), found[:, :, :num_classes].sum(axis=1)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ClassScore:
+    """Pixels that the reference puts into class ``index``: k of n are put there by the candidate too.
+
+    Args:
+        n: pixels.
+        k: of them the candidate's.
+        index: the class.
+        interval: of k / n.
+        iou: k over the pixels that either puts there; NaN where there are none.
+        iou_interval: of the IoU.
+        num_images: images in which the reference has the class.
+    """
+
+    n: int
+    k: int
+    index: int
+    interval: tuple[float, float]
+    iou: float
+    iou_interval: tuple[float, float]
+    num_images: int
+
+    @property
+    def rate(self) -> float:
+        """Observed rate k / n; NaN where n is 0."""
+        return self.k / self.n if self.n else math.nan
+
+    @property
+    def low(self) -> float:
+        """Lower end of the rate's interval."""
+        return self.interval[0]
+
+    @property
+    def high(self) -> float:
+        """Upper end of the rate's interval."""
+        return self.interval[1]
+
+    @property
+    def too_few(self) -> bool:
+        """Whether the class is in fewer than ``MIN_IMAGES`` images."""
+        return self.num_images < MIN_IMAGES
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; rates may be NaN."""
+        rates = {"agreement": self.rate, "low": self.low, "high": self.high}
+        iou = {"iou": self.iou, "iou_low": self.iou_interval[0], "iou_high": self.iou_interval[1]}
+        counts = {"class": self.index, "n": self.n, "k": self.k}
+        return {**counts, **rates, **iou, "num_images": self.num_images, "too_few": self.too_few}
+
+
+@dataclass(frozen=True, slots=True)
+class PixelScores:
+    """n pixels of some images, k of which count, and how well classes overlap.
+
+    Args:
+        n: pixels.
+        k: pixels that candidate and reference put into the same class.
+        num_images: images that they belong to.
+        interval: of k / n.
+        mean_iou: over the classes that either answers with.
+        mean_iou_interval: of that.
+        per_class: one entry a class.
+    """
+
+    n: int
+    k: int
+    num_images: int
+    interval: tuple[float, float]
+    mean_iou: float
+    mean_iou_interval: tuple[float, float]
+    per_class: tuple[ClassScore, ...]
+
+    @property
+    def rate(self) -> float:
+        """Observed rate k / n; NaN where n is 0."""
+        return self.k / self.n if self.n else math.nan
+
+    @property
+    def low(self) -> float:
+        """Lower end of the rate's interval."""
+        return self.interval[0]
+
+    @property
+    def high(self) -> float:
+        """Upper end of the rate's interval."""
+        return self.interval[1]
+
+    @property
+    def agreement(self) -> float:
+        """Share of the pixels on which candidate and reference agree."""
+        return self.rate
+
+    @property
+    def accuracy(self) -> float:
+        """The same, where the reference are masks that a person made."""
+        return self.rate
+
+    @property
+    def low_if_perfect(self) -> float:
+        """The lower end that n of n would have."""
+        return 1.0 if self.num_images >= MIN_IMAGES else 0.0
+
+    @property
+    def unit(self) -> str:
+        """What is counted, for messages."""
+        return f"pixels of {self.num_images} images"
+
+    def iou_dict(self) -> dict[str, Any]:
+        """What a report says of overlap, as plain values; rates may be NaN."""
+        low, high = self.mean_iou_interval
+        return {"num_images": self.num_images, "mean_iou": self.mean_iou, "mean_iou_low": low, "mean_iou_high": high}
+
+    @classmethod
+    def of(cls, counts: PixelCounts) -> Self:
+        """Scores with their intervals."""
+        both, reference, candidate = (_resampled(part) for part in (counts.both, counts.reference, counts.candidate))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            recall = both / reference
+            iou = both / (reference + candidate - both)
+            rate = both.sum(axis=1) / reference.sum(axis=1)
+            seen = np.isfinite(iou)
+            mean_iou = np.where(seen, iou, 0).sum(axis=1) / seen.sum(axis=1)
+        num_images = len(counts.reference)
+        few = num_images < MIN_IMAGES
+        images = (counts.reference > 0).sum(axis=0)
+        return cls(
+            n=int(counts.reference.sum()),
+            k=int(counts.both.sum()),
+            num_images=num_images,
+            interval=_interval(rate, few=few),
+            mean_iou=float(mean_iou[0]),
+            mean_iou_interval=_interval(mean_iou, few=few),
+            per_class=tuple(
+                ClassScore(
+                    n=int(counts.reference[:, index].sum()),
+                    k=int(counts.both[:, index].sum()),
+                    index=index,
+                    interval=_interval(recall[:, index], few=few),
+                    iou=float(iou[0, index]),
+                    iou_interval=_interval(iou[:, index], few=few),
+                    num_images=int(images[index]),
+                )
+                for index in range(counts.reference.shape[1])
+            ),
+        )
+
+
+def boundary_band(classes: Classes, width: int) -> npt.NDArray[np.bool_]:
+    """(N, H, W) pixels within ``width`` of a pixel of another class, diagonals counted as one."""
+    band = np.zeros(classes.shape, np.bool_)
+    for axis in (1, 2):
+        border = np.diff(classes.astype(np.int32), axis=axis) != 0
+        before, after = [slice(None)] * 3, [slice(None)] * 3
+        before[axis], after[axis] = slice(None, -1), slice(1, None)
+        band[tuple(before)] |= border
+        band[tuple(after)] |= border
+    for _ in range(width - 1):
+        grown = np.pad(band, ((0, 0), (1, 1), (1, 1)))
+        height, breadth = classes.shape[1], classes.shape[2]
+        band = np.logical_or.reduce(
+            [grown[:, row : row + height, column : column + breadth] for row in range(3) for column in range(3)]
+        )
+    return band
+
+
+def _resampled(counts: Counts) -> npt.NDArray[np.float64]:
+    """(1 + RESAMPLES, K) sums over the images (N, K): first as they are, then over images drawn with replacement."""
+    return np.concatenate([counts.sum(axis=0)[None], _draws(len(counts)) @ counts]).astype(np.float64)
+
+
+@functools.lru_cache(maxsize=8)
+def _draws(num_images: int) -> npt.NDArray[np.float64]:
+    """(RESAMPLES, N): how often each image is drawn; the same every time."""
+    if num_images == 0:
+        return np.zeros((RESAMPLES, 0))
+    shares = np.full(num_images, 1 / num_images)
+    return np.random.default_rng(0).multinomial(num_images, shares, size=RESAMPLES).astype(np.float64)
+
+
+def _interval(values: npt.NDArray[np.float64], *, few: bool) -> tuple[float, float]:
+    """The middle 95 % of resamples (1 + RESAMPLES,), widened to what was observed, which comes first."""
+    finite = values[1:][np.isfinite(values[1:])]
+    if few or not finite.size or not np.isfinite(values[0]):
+        return 0.0, 1.0
+    low, high = np.quantile(finite, (0.025, 0.975))
+    return float(min(low, values[0])), float(max(high, values[0]))

@@ -1,0 +1,56 @@
+"""How a run's student segments real scenes: against their masks, and against its teacher.
+
+python examples/segmentation/measure_student.py runs/segmentation
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from scenes import SCENES_FILE
+from train_segmenter import TEACHER_FILE
+
+from dfadc.errors import DfadcError
+from dfadc.models.network_file import load_network
+from dfadc.models.outputs import answering_pixels
+from dfadc.run import open_run
+from dfadc.verification.masks import load_masked_images
+from dfadc.verification.pixel_scores import PixelScores, count_pixels
+
+
+@torch.no_grad()
+def main(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    *,
+    teacher: Annotated[Path, typer.Option(help="The run's teacher file.")] = TEACHER_FILE,
+    data: Annotated[Path, typer.Option(help="Scenes with masks.")] = SCENES_FILE,
+) -> None:
+    """Prints pixel accuracy or agreement with its interval, and the mean IoU."""
+    contract = open_run(run).contract()
+    scenes = load_masked_images(data, contract)
+    answers = []
+    for path in (teacher, open_run(run).student):
+        network = answering_pixels(load_network(path)[0], contract).eval()
+        logits = [network(torch.from_numpy(images)).numpy() for images in scenes.batches(50)]
+        answers.append((logits, np.concatenate(logits).argmax(axis=1).astype(np.uint8)))
+    (of_teacher, taught), (of_student, learned) = answers
+    for what, counts in (
+        ("teacher, with the masks", scenes.judge(iter(of_teacher))),
+        ("student, with the masks", scenes.judge(iter(of_student))),
+        ("student, with the teacher", count_pixels(learned, taught, contract.num_classes)),
+    ):
+        scores = PixelScores.of(counts)
+        print(f"{what:26} {scores.rate:.2%} [{scores.low:.2%}, {scores.high:.2%}]  mean IoU {scores.mean_iou:.2%}")
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(main)
+    except DfadcError as error:
+        print(f"{error.message}\n{error.hint}", file=sys.stderr)
+        sys.exit(error.exit_code)
