@@ -40,7 +40,7 @@ types: $(INSTALLED) ## mypy, strict
 	$(BIN)/mypy
 
 tests: $(INSTALLED) ## pytest, a process for each core, up to four
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 format: $(INSTALLED) ## Format and fix what ruff can
 	$(BIN)/ruff check --fix .

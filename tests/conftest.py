@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
+import json
+import shutil
 import signal
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from command_line import run_command, settings
+from command_line import Outcome, run_command, settings
+from filelock import FileLock
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional
@@ -21,10 +24,9 @@ from dfadc.models.architectures import build_architecture
 from dfadc.models.network_file import save_network
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from command_line import Outcome
     from numpy.typing import NDArray
 
     from dfadc.run import RunFolder
@@ -141,22 +143,44 @@ def digits_data(digits_split: tuple[Digits, Digits], tmp_path_factory: pytest.Te
 
 
 @pytest.fixture(scope="session")
-def trained_digits_teacher(
-    digits_split: tuple[Digits, Digits], tmp_path_factory: pytest.TempPathFactory
-) -> TrainedTeacher:
+def session_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder that all processes of this session see."""
+    own = tmp_path_factory.getbasetemp()
+    return own if worker_id == "master" else own.parent
+
+
+def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """A folder with what ``make`` puts there, in whichever process of the session asks first; the others wait."""
+    done = folder.with_name(f"{folder.name}.done")
+    with FileLock(f"{folder}.lock"):
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            done.touch()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained_digits_teacher(digits_split: tuple[Digits, Digits], session_folder: Path) -> TrainedTeacher:
     """A batch-norm teacher, trained once a session with a fixed seed, as a dfadc teacher file."""
     train, held_out = digits_split
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = build_architecture(DIGITS_ARCHITECTURE, DIGITS_CONTRACT)
-        _train(network.module, train, epochs=10)
-    with torch.no_grad():
-        predictions = network.module.eval()(_normalise(held_out.images)).argmax(1)
-    accuracy = (predictions == torch.from_numpy(held_out.labels)).double().mean().item()
-    assert accuracy >= DIGITS_ACCURACY, f"the digits teacher reached only {accuracy:.3f}"
-    path = tmp_path_factory.mktemp("teacher") / "digits.safetensors"
-    save_network(path, network.module, architecture=network.name, stem=network.stem, contract=DIGITS_CONTRACT)
-    return TrainedTeacher(path, accuracy)
+
+    def make(folder: Path) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            network = build_architecture(DIGITS_ARCHITECTURE, DIGITS_CONTRACT)
+            _train(network.module, train, epochs=10)
+        with torch.no_grad():
+            predictions = network.module.eval()(_normalise(held_out.images)).argmax(1)
+        accuracy = (predictions == torch.from_numpy(held_out.labels)).double().mean().item()
+        assert accuracy >= DIGITS_ACCURACY, f"the digits teacher reached only {accuracy:.3f}"
+        path = folder / "digits.safetensors"
+        save_network(path, network.module, architecture=network.name, stem=network.stem, contract=DIGITS_CONTRACT)
+        (folder / "accuracy.json").write_text(json.dumps(accuracy))
+
+    folder = made_once(session_folder / "teacher", make)
+    return TrainedTeacher(folder / "digits.safetensors", json.loads((folder / "accuracy.json").read_text()))
 
 
 @pytest.fixture(scope="session")
@@ -166,29 +190,32 @@ def digits_teacher(trained_digits_teacher: TrainedTeacher) -> Path:
 
 
 @pytest.fixture(scope="session")
-def finished_run(digits_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+def finished_run(digits_teacher: Path, session_folder: Path) -> RunFolder:
     """The digits teacher distilled, exported and verified through the Python API. Tests that change it copy it."""
-    recipe = dfadc.load_recipe("auto", [f"{path}={value}" for path, value in QUICK_RECIPE.items()])
-    run = dfadc.run_distillation(
-        digits_teacher, QUICK_STUDENT, out=tmp_path_factory.mktemp("api") / "run", recipe=recipe
-    )
-    dfadc.export_student(run, ["onnx"])
-    dfadc.verify_run(run)
-    return run
+
+    def make(folder: Path) -> None:
+        recipe = dfadc.load_recipe("auto", [f"{path}={value}" for path, value in QUICK_RECIPE.items()])
+        run = dfadc.run_distillation(digits_teacher, QUICK_STUDENT, out=folder / "run", recipe=recipe)
+        dfadc.export_student(run, ["onnx"])
+        dfadc.verify_run(run)
+
+    return dfadc.open_run(made_once(session_folder / "api", make) / "run")
 
 
 @pytest.fixture(scope="session")
-def command_run(
-    digits_teacher: Path, digits_data: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[RunFolder, Outcome]:
+def command_run(digits_teacher: Path, digits_data: Path, session_folder: Path) -> tuple[RunFolder, Outcome]:
     """The same by one command, which was given labelled images besides; and what it printed."""
-    folder = tmp_path_factory.mktemp("command") / "run"
-    outcome = run_command(
-        *("distill", digits_teacher, "--student", QUICK_STUDENT, *settings(QUICK_RECIPE)),
-        *("--export", "onnx", "--out", folder, "--data", digits_data, "--json"),
-    )
-    assert outcome.code == 0, outcome.err
-    return dfadc.open_run(folder), outcome
+
+    def make(folder: Path) -> None:
+        outcome = run_command(
+            *("distill", digits_teacher, "--student", QUICK_STUDENT, *settings(QUICK_RECIPE)),
+            *("--export", "onnx", "--out", folder / "run", "--data", digits_data, "--json"),
+        )
+        assert outcome.code == 0, outcome.err
+        (folder / "printed.json").write_text(json.dumps(outcome))
+
+    folder = made_once(session_folder / "command", make)
+    return dfadc.open_run(folder / "run"), Outcome(*json.loads((folder / "printed.json").read_text()))
 
 
 def _normalise(images: NDArray[np.uint8]) -> torch.Tensor:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 from command_line import command_process, files_of, finish_command, run_command
-from conftest import QUICK_STEPS, QUICK_STUDENT
+from conftest import QUICK_RECIPE, QUICK_STUDENT
 
 from dfadc.api.distil import Observer, load_teacher, resume_distillation, run_distillation
+from dfadc.api.export import export_student
 from dfadc.contract import ContractFields
 from dfadc.errors import DfadcError, Interrupted
 from dfadc.recipe import change_recipe, load_recipe
@@ -29,6 +30,15 @@ if TYPE_CHECKING:
 
 #: Minutes between checkpoints that make every step write one.
 ALWAYS = 1e-6
+STEPS = 16
+#: Half as long and a third of the updates. What its student is worth is not asked.
+SHORT_RECIPE = {
+    **QUICK_RECIPE,
+    "steps": STEPS,
+    "replay.echoes": 2,
+    "verify.num_samples": 64,
+    "verify.min_agreement": 0.0,
+}
 
 
 def read_until(process: subprocess.Popen[str], beginning: str) -> str:
@@ -43,17 +53,26 @@ def read_until(process: subprocess.Popen[str], beginning: str) -> str:
 
 
 @pytest.fixture(scope="module")
+def whole_run(digits_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """What the interrupted runs of this file have to become."""
+    recipe = load_recipe("auto", [f"{path}={value}" for path, value in SHORT_RECIPE.items()])
+    run = run_distillation(digits_teacher, QUICK_STUDENT, out=tmp_path_factory.mktemp("whole") / "run", recipe=recipe)
+    export_student(run, ["onnx"])
+    return run
+
+
+@pytest.fixture(scope="module")
 def stopped_runs(
-    finished_run: RunFolder, digits_teacher: Path, tmp_path_factory: pytest.TempPathFactory
+    whole_run: RunFolder, digits_teacher: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[signal.Signals, tuple[RunFolder, Outcome]]:
-    """The finished run begun again in processes of their own, each stopped by another signal after its first steps."""
+    """That run begun again in processes of their own, each stopped by another signal after its first steps."""
 
     def start_and_stop(number: signal.Signals) -> tuple[RunFolder, Outcome]:
         run = RunFolder(tmp_path_factory.mktemp(number.name) / "run")
-        arguments = ("distill", digits_teacher, "--student", QUICK_STUDENT, "--recipe", finished_run.recipe)
+        arguments = ("distill", digits_teacher, "--student", QUICK_STUDENT, "--recipe", whole_run.recipe)
         often = ("--set", f"log.checkpoint_minutes={ALWAYS}")
         with command_process(*arguments, *often, "--out", run.path) as process:
-            said = read_until(process, f"step 1/{QUICK_STEPS}")
+            said = read_until(process, f"step 1/{STEPS}")
             wanted = run.checkpoints / "previous.pt"
             while number == signal.SIGKILL and not wanted.exists() and process.poll() is None:
                 time.sleep(0.01)
@@ -67,11 +86,11 @@ def stopped_runs(
 
 @pytest.fixture(scope="module")
 def interrupted_at_five(
-    finished_run: RunFolder, digits_teacher: Path, tmp_path_factory: pytest.TempPathFactory
+    whole_run: RunFolder, digits_teacher: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> RunFolder:
     """The same, interrupted in this process after five steps, with two checkpoints. Tests copy it."""
     out = tmp_path_factory.mktemp("interrupted") / "run"
-    recipe = change_recipe(load_recipe(finished_run.recipe), {"log.checkpoint_minutes": ALWAYS})
+    recipe = change_recipe(load_recipe(whole_run.recipe), {"log.checkpoint_minutes": ALWAYS})
 
     def interrupt(reading: Reading) -> None:
         if reading.step == 5:
@@ -100,7 +119,7 @@ def assert_same_results(run: RunFolder, uninterrupted: RunFolder) -> None:
 
 
 def test_ctrl_c_saves_and_resume_finishes(
-    stopped_runs: dict[signal.Signals, tuple[RunFolder, Outcome]], finished_run: RunFolder
+    stopped_runs: dict[signal.Signals, tuple[RunFolder, Outcome]], whole_run: RunFolder
 ) -> None:
     run, outcome = stopped_runs[signal.SIGINT]
     assert outcome.code == 130
@@ -112,22 +131,20 @@ def test_ctrl_c_saves_and_resume_finishes(
     resumed = run_command("distill", "--resume", run.path, "--export", "onnx")
     assert resumed.code == 0, resumed.err
     assert "note: going on from step" in resumed.err
-    assert_same_results(run, finished_run)
+    assert_same_results(run, whole_run)
     onnx = "artifacts/student.onnx"
-    assert (run.path / onnx).read_bytes() == (finished_run.path / onnx).read_bytes()
+    assert (run.path / onnx).read_bytes() == (whole_run.path / onnx).read_bytes()
 
 
-def test_sigterm_saves_too(
-    stopped_runs: dict[signal.Signals, tuple[RunFolder, Outcome]], finished_run: RunFolder
-) -> None:
+def test_sigterm_saves_too(stopped_runs: dict[signal.Signals, tuple[RunFolder, Outcome]], whole_run: RunFolder) -> None:
     run, outcome = stopped_runs[signal.SIGTERM]
     assert outcome.code == 130
     assert len(outcome.errors) == 1
-    assert_same_results(resume_distillation(run), finished_run)
+    assert_same_results(resume_distillation(run), whole_run)
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(
-    stopped_runs: dict[signal.Signals, tuple[RunFolder, Outcome]], finished_run: RunFolder
+    stopped_runs: dict[signal.Signals, tuple[RunFolder, Outcome]], whole_run: RunFolder
 ) -> None:
     run, outcome = stopped_runs[signal.SIGKILL]
     assert outcome.code == -signal.SIGKILL
@@ -136,12 +153,12 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(
     leftover, of_the_user = run.checkpoints / ".last.pt.k3_9zz0a.pt", run.path / ".gitignore"
     leftover.touch()
     of_the_user.touch()
-    assert_same_results(resume_distillation(run), finished_run)
+    assert_same_results(resume_distillation(run), whole_run)
     assert not leftover.exists()
     assert of_the_user.exists()
 
 
-def test_a_run_interrupted_twice_is_still_the_same(interrupted: RunFolder, finished_run: RunFolder) -> None:
+def test_a_run_interrupted_twice_is_still_the_same(interrupted: RunFolder, whole_run: RunFolder) -> None:
     before = interrupted.record()["seconds"]
 
     def interrupt(reading: Reading) -> None:
@@ -151,21 +168,19 @@ def test_a_run_interrupted_twice_is_still_the_same(interrupted: RunFolder, finis
     with pytest.raises(Interrupted, match="step 7 of"):
         resume_distillation(interrupted, observer=Observer(on_reading=interrupt))
     assert interrupted.record()["seconds"] > before
-    assert_same_results(resume_distillation(interrupted), finished_run)
+    assert_same_results(resume_distillation(interrupted), whole_run)
 
 
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(interrupted: RunFolder, finished_run: RunFolder) -> None:
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(interrupted: RunFolder, whole_run: RunFolder) -> None:
     last = interrupted.checkpoints / "last.pt"
     last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
     told: list[str] = []
     resume_distillation(interrupted, observer=Observer(on_plan=lambda plan: told.extend(plan.notes)))
-    assert told[-1] == f"going on from step 4 of {QUICK_STEPS}"
-    assert_same_results(interrupted, finished_run)
+    assert told[-1] == f"going on from step 4 of {STEPS}"
+    assert_same_results(interrupted, whole_run)
 
 
-def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint_before(
-    interrupted: RunFolder, finished_run: RunFolder
-) -> None:
+def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint_before(interrupted: RunFolder, whole_run: RunFolder) -> None:
     """The limit on a file's size lets the small files through, and no checkpoint."""
     last = interrupted.checkpoints / "last.pt"
     kept = last.read_bytes()
@@ -180,12 +195,12 @@ def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint_before(
     assert "Traceback" not in outcome.err
     assert kept in (last.read_bytes(), (interrupted.checkpoints / "previous.pt").read_bytes())
     assert [path.name for path in interrupted.checkpoints.iterdir() if path.name.startswith(".")] == []
-    assert_same_results(resume_distillation(interrupted), finished_run)
+    assert_same_results(resume_distillation(interrupted), whole_run)
 
 
-def test_resume_refuses_a_teacher_that_changed(interrupted: RunFolder, finished_run: RunFolder, tmp_path: Path) -> None:
+def test_resume_refuses_a_teacher_that_changed(interrupted: RunFolder, whole_run: RunFolder, tmp_path: Path) -> None:
     before = files_of(interrupted.path)
-    outcome = run_command("distill", finished_run.student, "--resume", interrupted.path)
+    outcome = run_command("distill", whole_run.student, "--resume", interrupted.path)
     assert outcome.code == 2
     assert "the teacher changed since the run" in outcome.errors[0]
     moved = tmp_path / "moved.safetensors"
@@ -221,13 +236,13 @@ def test_resume_refuses_a_teacher_loaded_in_another_way(interrupted: RunFolder) 
         resume_distillation(interrupted, load_teacher(path, fields=ContractFields(input_size=(1, 16, 16))))
 
 
-def test_resume_refuses_a_finished_run(finished_run: RunFolder) -> None:
-    before = files_of(finished_run.path)
-    outcome = run_command("distill", "--resume", finished_run.path)
+def test_resume_refuses_a_finished_run(whole_run: RunFolder) -> None:
+    before = files_of(whole_run.path)
+    outcome = run_command("distill", "--resume", whole_run.path)
     assert outcome.code == 2
-    assert outcome.errors == [f"error: the run {finished_run.path} is finished"]
+    assert outcome.errors == [f"error: the run {whole_run.path} is finished"]
     assert len(outcome.hints) == 1
-    assert files_of(finished_run.path) == before
+    assert files_of(whole_run.path) == before
 
 
 @pytest.mark.parametrize(
@@ -272,7 +287,7 @@ def test_resume_needs_a_checkpoint_that_fits(interrupted: RunFolder) -> None:
 
 
 @pytest.mark.parametrize("command", ["export", "verify"])
-def test_an_unfinished_run_has_nothing_to_export_or_verify(interrupted_at_five: RunFolder, command: str) -> None:
+def test_an_unwhole_run_has_nothing_to_export_or_verify(interrupted_at_five: RunFolder, command: str) -> None:
     outcome = run_command(command, interrupted_at_five.path)
     assert outcome.code == 2
     assert "is not finished" in outcome.errors[0]

@@ -30,7 +30,7 @@ MEBIBYTE = 2**20
 #: Everything that remembers: replay, reservoir, averages, momenta of priors.
 REMEMBERING = (
     *("student.steps=1", "batch_size=4", "prior.batch_norm_momentum=0.9", "prior.balance_momentum=0.9"),
-    *("replay.balanced=true", "steps=100000"),
+    *("replay.balanced=true", "replay.echoes=2", "steps=100000"),
 )
 
 
@@ -56,14 +56,14 @@ def growth(game: Game, *, warm_up: int, steps: int) -> tuple[int, int]:
 def test_a_game_holds_the_same_after_many_steps() -> None:
     """An update keeps half a megabyte while it lasts: a fiftieth of that, left behind by each, would show."""
     wide = SmallNetwork(width=32)
-    game = build_game("auto", *REMEMBERING, "batch_size=16", student=wide)
+    game = build_game("auto", *REMEMBERING, "batch_size=32", student=wide)
     activations = ActivationBytes(set())
     with torch.autograd.graph.saved_tensors_hooks(activations.pack, lambda kept: kept.tensor):
         update_student(game, game.draw_student_batch())
     assert activations.peak > 0.4 * MEBIBYTE
-    tensors, resident = growth(game, warm_up=200, steps=200)
+    tensors, resident = growth(game, warm_up=100, steps=100)
     assert tensors <= 0  # what tests before have left behind may go meanwhile
-    assert resident < 200 * activations.peak / 50
+    assert resident < 100 * activations.peak / 50
 
 
 @needs_proc
