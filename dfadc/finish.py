@@ -11,7 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from dfadc.calibration import Calibration, choose_calibration
-from dfadc.distillation.examiners import PRIOR_SEED, draw, examiner_steps, train_adversary, train_prior
+from dfadc.distillation.examiners import (
+    PRIOR_SEED,
+    draw,
+    draw_prior,
+    examiner_steps,
+    sharpen_steps,
+    train_adversary,
+    train_prior,
+)
 from dfadc.models.network_file import save_network, serialise
 from dfadc.models.outputs import answering_pixels
 from dfadc.storage import atomic_write_bytes
@@ -30,7 +38,7 @@ if TYPE_CHECKING:
     from dfadc.training import Training
     from dfadc.verification.dense_samples import Samples
 
-#: Images that teacher and student answer at once.
+#: Images that a generator draws or a network answers at once, at most.
 ANSWER_BATCH = 128
 
 
@@ -57,7 +65,7 @@ def write_results(training: Training, folder: RunFolder, on_note: Callable[[str]
     _write_generator(game.players, game.contract, folder.generator)
     prior_steps, adversary_steps = examiner_steps(game.recipe)
     on_note(
-        f"finishing: a prior generator of {prior_steps} updates, then "
+        f"finishing: a prior generator of {prior_steps} updates and samples of it, then "
         f"{game.recipe.verify.adversary_restarts} adversaries of {adversary_steps}"
     )
     prior = train_prior(game) if prior_steps else None
@@ -83,16 +91,18 @@ def freeze_samples(game: Game, *, prior: Players | None = None, adversary: Playe
     # Evenly over the moments of the run, should there be more than the file may hold.
     aside = game.players.set_aside
     wanted = min(len(aside), total // 4)
+    most = _batch_size(game)
     aside = aside[torch.linspace(0, len(aside) - 1, wanted).round().long()] if wanted else aside[:0]
     images = {
-        "snapshots": _stored(aside.split(ANSWER_BATCH), contract),
-        "prior": _draw(prior, total // 4, contract),
-        "adversary": _draw(adversary, total // 4, contract),
+        "snapshots": _stored(aside.split(most), contract),
+        "prior": _stored(draw_prior(game, prior, total // 4, most) if prior else (), contract),
+        "adversary": _draw(game, adversary, total // 4),
     }
     rest = total - sum(map(len, images.values()))
-    images = {"generator": _draw(game.players, rest, contract), **images}
+    images = {"generator": _draw(game, game.players, rest), **images}
     stored = np.concatenate(list(images.values()))
     source = np.repeat(np.arange(len(images), dtype=np.int8), [len(drawn) for drawn in images.values()])
+    provenance = _provenance(game, len(images["prior"]))
     networks = (game.teacher, game.players.student.average)
     if contract.task == "segmentation":
         positions = choose_positions(*contract.input_size[1:])
@@ -101,16 +111,14 @@ def freeze_samples(game: Game, *, prior: Players | None = None, adversary: Playe
             for network in networks
         )
         return DenseSampleSet(
-            stored, source, tuple(images), teacher, student, positions, contract, provenance=_provenance(game)
+            stored, source, tuple(images), teacher, student, positions, contract, provenance=provenance
         )
     teacher_logits, student_logits = (_logits(network, stored, game) for network in networks)
-    return SampleSet(
-        stored, source, tuple(images), teacher_logits, student_logits, contract, provenance=_provenance(game)
-    )
+    return SampleSet(stored, source, tuple(images), teacher_logits, student_logits, contract, provenance=provenance)
 
 
-def _provenance(game: Game) -> dict[str, str | int | float]:
-    """How the samples were made: seeds, and how long each generator was trained."""
+def _provenance(game: Game, prior_samples: int) -> dict[str, str | int | float]:
+    """How the samples were made: seeds, how long each generator was trained, and how far pixels were moved."""
     recipe = game.recipe
     prior_steps, adversary_steps = examiner_steps(recipe)
     return {
@@ -118,6 +126,7 @@ def _provenance(game: Game) -> dict[str, str | int | float]:
         "step": game.players.step,
         "prior_steps": prior_steps,
         "prior_seed": PRIOR_SEED,
+        "sharpen_steps": sharpen_steps(game, prior_samples) if prior_samples else 0,
         "adversary_steps": adversary_steps,
         "adversary_restarts": recipe.verify.adversary_restarts,
     }
@@ -129,17 +138,23 @@ def collect_calibration(game: Game, *, prior: Players | None, exclude: Samples) 
     # Twice what is asked for, so that the classes can be balanced.
     wanted = 2 * settings.num_images
     candidates = {
-        "reservoir": _stored(reservoir.images[: len(reservoir)].cpu().split(ANSWER_BATCH), contract),
-        "generator": _draw(game.players, wanted, contract),
-        "prior": _draw(prior, wanted, contract),
+        "reservoir": _stored(reservoir.images[: len(reservoir)].cpu().split(_batch_size(game)), contract),
+        "generator": _draw(game, game.players, wanted),
+        "prior": _draw(game, prior, wanted),
     }
     answers = _classes_of_images(candidates, game)
     return choose_calibration(candidates, answers, settings=settings, exclude=exclude.images)
 
 
-def _draw(players: Players | None, count: int, contract: ImageContract) -> StoredImages:
+def _draw(game: Game, players: Players | None, count: int) -> StoredImages:
     """``count`` images as they are stored; none where there is no such generator."""
-    return _stored(() if players is None else draw(players, count, ANSWER_BATCH), contract)
+    return _stored(() if players is None else draw(players, count, _batch_size(game)), game.contract)
+
+
+def _batch_size(game: Game) -> int:
+    """Images at once: no more than in an update, which is known to fit."""
+    recipe = game.recipe
+    return batch_size(game.contract, min(ANSWER_BATCH, recipe.compute.micro_batch or recipe.batch_size))
 
 
 def _stored(batches: Iterable[Tensor], contract: ImageContract) -> StoredImages:
@@ -180,7 +195,7 @@ def _logits(network: nn.Module, stored: StoredImages, game: Game) -> npt.NDArray
 def _answers(network: nn.Module, stored: StoredImages, game: Game) -> Iterator[npt.NDArray[np.float32]]:
     """Batches of logits (n, K) or, at the images' size, (n, K, H, W), in fp32 to images as they are stored."""
     answering = answering_pixels(network, game.contract).eval()
-    size = batch_size(game.contract, ANSWER_BATCH)
+    size = _batch_size(game)
     for start in range(0, len(stored), size):
         images = torch.from_numpy(dequantise(stored[start : start + size], game.contract))
         yield answering(images.to(game.policy.device)).float().cpu().numpy()

@@ -192,7 +192,7 @@ class GateSettings(Settings):
     gate_source: Literal["generator", "snapshots", "prior", "adversary"] = Field(
         "prior", description="samples that the gate looks at"
     )
-    min_agreement: Limit = Field(0.6, description="lower Wilson bound of student = teacher on the gate's source")
+    min_agreement: Limit = Field(0.7, description="lower Wilson bound of student = teacher on the gate's source")
     min_coverage: Limit = Field(0.5, description="normalised entropy of the teacher's classes over the samples")
     min_class_agreement: Limit = Field(
         "off", description="extra: lower Wilson bound of network = teacher in each class of 30 samples or more"
@@ -227,6 +227,12 @@ class VerifySettings(GateSettings):
     snapshots: int = Field(8, ge=0, le=64, description="moments of the run at which samples are set aside")
     prior_steps: int = Field(
         600, ge=0, description="updates of the prior generator; at most a third of the generator's"
+    )
+    sharpen_steps: int = Field(
+        40,
+        ge=0,
+        description="updates of the pixels of the prior generator's samples, where the teacher has batch norms; "
+        "at most an eighth of the images it answers in the game",
     )
     adversary_steps: int = Field(150, ge=0, description="updates of each adversary; at most a tenth of the generator's")
     adversary_restarts: int = Field(2, ge=1, le=100, description="adversaries trained; the most harmful one is kept")

@@ -367,7 +367,7 @@ def test_a_gate_of_the_recipe_that_needs_labels_does_not_go_without(
 def test_the_gates_defaults_are_the_recipes() -> None:
     """A device kit has no recipe: what it falls back on is said twice."""
     thresholds = gate_thresholds(dfadc.Recipe())
-    assert thresholds == Thresholds(min_agreement=0.6, min_coverage=0.5, max_baseline_drop=0.01)
+    assert thresholds == Thresholds(min_agreement=0.7, min_coverage=0.5, max_baseline_drop=0.01)
 
 
 def test_every_gate_of_the_recipe_can_be_set(run: RunFolder) -> None:

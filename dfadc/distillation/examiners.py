@@ -10,6 +10,7 @@ from dfadc.distillation.game import Game
 from dfadc.distillation.generator import build_generator
 from dfadc.distillation.loop import update_generator
 from dfadc.distillation.players import Players
+from dfadc.distillation.sharpen import sharpen
 from dfadc.recipe import change_recipe
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ PRIOR_SEED = 11
 #: What they may take of the game's own generator updates, so that finishing costs a fraction of the game: a step of
 #: `auto` asks the teacher about six batches, an update of an examiner about one.
 _PRIOR_SHARE, _ADVERSARY_SHARE = 1 / 3, 1 / 10
+#: The same for the pixels of the samples, of all images that the teacher answers in the game.
+_SHARPEN_SHARE = 1 / 8
 #: Length of their latents where the game's generator has none.
 _LATENT_DIM = 256
 #: Images on which the restarts of the adversary are compared, at most: no more than verification takes in all.
@@ -87,6 +90,27 @@ def draw(players: Players, count: int, batch_size: int = 128) -> Iterator[Tensor
     generator = players.generator.average.eval()
     for latents in players.draw_unseen_latents(count).split(batch_size):
         yield generator(latents).float().cpu()
+
+
+def draw_prior(game: Game, prior: Players, count: int, batch_size: int = 128) -> Iterator[Tensor]:
+    """What :func:`draw` draws of the prior generator, with pixels that :func:`sharpen` has moved."""
+    steps, policy = sharpen_steps(game, count), game.policy
+    for images in draw(prior, count, batch_size):
+        if steps:
+            asked = images.to(policy.device, memory_format=policy.memory_format)
+            sharpened = sharpen(asked, game.teacher, game.batch_norms, contract=game.contract, steps=steps)
+            yield sharpened.cpu()
+        else:
+            yield images
+
+
+def sharpen_steps(game: Game, count: int) -> int:
+    """Updates of the pixels of ``count`` samples; none for dense answers and without batch norms (not measured)."""
+    recipe = game.recipe
+    if not game.batch_norms or game.contract.task == "segmentation":
+        return 0
+    answered = recipe.steps * (recipe.student.steps + recipe.generator.steps) * recipe.batch_size
+    return min(recipe.verify.sharpen_steps, int(_SHARPEN_SHARE * answered / max(1, count)))
 
 
 def _train(game: Game, *, seed: int, steps: int, rules: dict[str, Any]) -> Players:

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from dfadc import load_recipe, load_teacher
-from dfadc.distillation.examiners import draw, train_adversary, train_prior
+from dfadc.distillation.examiners import draw, draw_prior, train_adversary, train_prior
 from dfadc.models.network_file import load_network
 from dfadc.training import prepare
 from dfadc.verification.samples import SampleSet, StoredImages, dequantise, quantise
@@ -97,7 +97,10 @@ class Examination:
         architecture = load_network(weights)[1].architecture
         with prepare(self.teacher, architecture, recipe=load_recipe("auto", settings), device="cpu") as training:
             players: Players = train(training.game)
-        return np.concatenate([quantise(b.numpy(), self.teacher.contract) for b in draw(players, self.count)])
+            drawn = (
+                draw_prior(training.game, players, self.count) if train is train_prior else draw(players, self.count)
+            )
+            return np.concatenate([quantise(b.numpy(), self.teacher.contract) for b in drawn])
 
     @torch.no_grad()
     def _answer(self, network: nn.Module, stored: StoredImages) -> NDArray[np.float32]:
