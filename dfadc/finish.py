@@ -153,8 +153,7 @@ def _draw(game: Game, players: Players | None, count: int) -> StoredImages:
 
 def _batch_size(game: Game) -> int:
     """Images at once: no more than in an update, which is known to fit."""
-    recipe = game.recipe
-    return batch_size(game.contract, min(ANSWER_BATCH, recipe.compute.micro_batch or recipe.batch_size))
+    return batch_size(game.contract, min(ANSWER_BATCH, game.recipe.images_at_once))
 
 
 def _stored(batches: Iterable[Tensor], contract: ImageContract) -> StoredImages:

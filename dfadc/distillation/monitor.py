@@ -13,6 +13,8 @@ from torch import Tensor
 from dfadc.errors import TrainingDiverged
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from dfadc.distillation.game import Game
     from dfadc.distillation.player import Player
 
@@ -115,13 +117,13 @@ class Monitor:
     @torch.no_grad()
     def probe(self) -> ProbeReading:
         """Asks averaged student and teacher about the probe's images; moves nothing."""
-        student = self.game.players.student.average.eval()
-        with self.game.policy.autocast():
-            images = self._images().contiguous(memory_format=self.game.policy.memory_format)
-            # In parts, for a look should not need more memory than an update.
-            parts = images.split(self.game.recipe.compute.micro_batch or self.game.recipe.batch_size)
-            teacher_classes = torch.cat([self.game.teacher(part).argmax(dim=1) for part in parts])
-            student_classes = torch.cat([student(part).argmax(dim=1) for part in parts])
+        student, policy = self.game.players.student.average.eval(), self.game.policy
+        answers = []
+        with policy.autocast():
+            for part in self._images():
+                images = part.contiguous(memory_format=policy.memory_format)
+                answers.append([network(images).argmax(dim=1) for network in (self.game.teacher, student)])
+        teacher_classes, student_classes = (torch.cat(of_one) for of_one in zip(*answers, strict=True))
         num_classes = self.game.contract.num_classes
         shares = torch.bincount(teacher_classes.flatten(), minlength=num_classes) / teacher_classes.numel()
         return ProbeReading(
@@ -129,12 +131,13 @@ class Monitor:
             agreement=float((teacher_classes == student_classes).float().mean()),
         )
 
-    def _images(self) -> Tensor:
-        players = self.game.players
-        if self.game.recipe.replay.share == 1 and len(players.ring):
-            return players.ring.newest(PROBE_SIZE)
-        images: Tensor = players.generator.average.eval()(self.latents)
-        return images
+    def _images(self) -> Iterator[Tensor]:
+        """The probe's images in parts, for a look should not need more memory than an update."""
+        players, recipe = self.game.players, self.game.recipe
+        if recipe.replay.share == 1 and len(players.ring):
+            yield from players.ring.newest(PROBE_SIZE).split(recipe.images_at_once)
+        else:
+            yield from map(players.generator.average.eval(), self.latents.split(recipe.images_at_once))
 
     def check_collapse(self, probe: ProbeReading, student_loss: float) -> str | None:
         """Says that the generator draws few classes, or lets it begin anew where it has collapsed.

@@ -15,9 +15,12 @@ from torch import Tensor, nn
 from dfadc.contract import ImageContract
 from dfadc.distillation.arithmetic import flops_per_step
 from dfadc.distillation.estimate import estimate
+from dfadc.distillation.examiners import train_adversary, train_prior
 from dfadc.distillation.generator import build_generator
 from dfadc.distillation.loop import distill, update_generator, update_student
 from dfadc.distillation.memory import ActivationBytes, peak_bytes, resident_tensors, untouched_bytes
+from dfadc.distillation.monitor import PROBE_SIZE, Monitor
+from dfadc.finish import collect_calibration, freeze_samples
 from dfadc.models.flops import count_flops
 from dfadc.recipe import load_recipe
 
@@ -64,6 +67,27 @@ def test_a_game_holds_the_same_after_many_steps() -> None:
     tensors, resident = growth(game, warm_up=100, steps=100)
     assert tensors <= 0  # what tests before have left behind may go meanwhile
     assert resident < 100 * activations.peak / 50
+
+
+def test_nothing_holds_more_images_at_once_than_an_update() -> None:
+    """Neither a look at the game nor what finishes it: at 224 px the probe alone would take gigabytes."""
+    game = build_game("auto", "batch_size=8", "compute.micro_batch=4", "verify.num_samples=64", "steps=40")
+    networks = [game.teacher, game.players.student.average, game.players.student.module, game.players.generator.average]
+    seen: list[int] = []
+
+    def count(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen.append(len(inputs[0]))
+
+    for network in networks:
+        network.register_forward_pre_hook(count)
+    Monitor(game).look(float("nan"))
+    assert sum(seen) == 3 * PROBE_SIZE
+    prior, adversary = train_prior(game), train_adversary(game)
+    for players in (prior, adversary):
+        players.generator.average.register_forward_pre_hook(count)
+    samples = freeze_samples(game, prior=prior, adversary=adversary)
+    collect_calibration(game, prior=prior, exclude=samples)
+    assert max(seen) == game.recipe.images_at_once == 4
 
 
 @needs_proc
