@@ -152,8 +152,8 @@ def _draw(game: Game, players: Players | None, count: int) -> StoredImages:
 
 
 def _batch_size(game: Game) -> int:
-    """Images at once: no more than in an update, which is known to fit."""
-    return batch_size(game.contract, min(ANSWER_BATCH, game.recipe.images_at_once))
+    """Images that are drawn or answered at once."""
+    return batch_size(game.contract, min(ANSWER_BATCH, game.images_at_once))
 
 
 def _stored(batches: Iterable[Tensor], contract: ImageContract) -> StoredImages:

@@ -286,11 +286,6 @@ class Recipe(Settings):
         """Student updates in each step of the game."""
         return self.student.steps + self.replay.echoes
 
-    @property
-    def images_at_once(self) -> int:
-        """Images that are in a network together, at most: what memory has to hold."""
-        return min(self.batch_size, self.compute.micro_batch or self.batch_size)
-
 
 def recipe_names() -> tuple[str, ...]:
     """Names of the shipped recipes, ``auto`` first."""

@@ -146,7 +146,7 @@ def _train(game: Game, *, seed: int, steps: int, rules: dict[str, Any]) -> Playe
 def _agreement(game: Game, players: Players) -> float:
     networks = (game.teacher, players.student.module.eval())
     agreed, count = 0, min(_TRIAL_SIZE, game.recipe.verify.num_samples)
-    for images in draw(players, count, game.recipe.images_at_once):
+    for images in draw(players, count, game.images_at_once):
         teacher_classes, student_classes = (
             network(images.to(game.policy.device)).argmax(dim=1) for network in networks
         )

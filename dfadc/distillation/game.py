@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from dfadc.distillation.players import Players
     from dfadc.distillation.precision import ComputePolicy
     from dfadc.recipe import Recipe
+
+
+#: Values of images that may be in a network together outside updates, whatever an update holds.
+FREE_VALUES = 2**20
 
 
 class StudentBatch(NamedTuple):
@@ -112,6 +117,12 @@ class Game:
         self.scale = 1.0
         self.student_loss: Callable[[StudentBatch], Lesson] = self._student_loss
         self.generator_loss: Callable[[GeneratorBatch], tuple[Tensor, dict[str, Tensor]]] = self._generator_loss
+
+    @property
+    def images_at_once(self) -> int:
+        """Images that are in a network together outside updates: as many as in an update, which is known to fit."""
+        batch_size, part = self.recipe.batch_size, self.recipe.compute.micro_batch
+        return max(min(batch_size, part or batch_size), FREE_VALUES // math.prod(self.contract.input_size))
 
     def compile(self, backend: str = "inductor") -> None:
         """Compiles both forward-and-loss functions, each as one graph for each shape.

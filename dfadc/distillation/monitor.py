@@ -133,11 +133,11 @@ class Monitor:
 
     def _images(self) -> Iterator[Tensor]:
         """The probe's images in parts, for a look should not need more memory than an update."""
-        players, recipe = self.game.players, self.game.recipe
-        if recipe.replay.share == 1 and len(players.ring):
-            yield from players.ring.newest(PROBE_SIZE).split(recipe.images_at_once)
+        players, size = self.game.players, self.game.images_at_once
+        if self.game.recipe.replay.share == 1 and len(players.ring):
+            yield from players.ring.newest(PROBE_SIZE).split(size)
         else:
-            yield from map(players.generator.average.eval(), self.latents.split(recipe.images_at_once))
+            yield from map(players.generator.average.eval(), self.latents.split(size))
 
     def check_collapse(self, probe: ProbeReading, student_loss: float) -> str | None:
         """Says that the generator draws few classes, or lets it begin anew where it has collapsed.
