@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
     from dfadc.run import RunFolder
 
-#: Fixtures that only the tests of the exporters and of dense answers use.
-pytest_plugins = ["small_student", "small_scenes"]
+#: Fixtures that only the tests of the exporters, of dense answers, and of gates use.
+pytest_plugins = ["small_student", "small_scenes", "judged_runs"]
 
 DIGITS_CONTRACT = ImageContract(
     input_size=(1, 8, 8),

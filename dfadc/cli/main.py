@@ -1,4 +1,4 @@
-"""The `dfadc` command: its subcommands, and the one place where an error becomes a message and an exit code."""
+"""The `dfadc` command: its subcommands, and the one place where an error becomes an exit code."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from dfadc.cli.export import export
 from dfadc.cli.inspect import inspect
 from dfadc.cli.recipe import recipe_app
 from dfadc.cli.report import report
+from dfadc.cli.script import print_error
 from dfadc.cli.students import students
 from dfadc.cli.verify import verify
 from dfadc.errors import DfadcError
@@ -56,9 +57,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         app(args=list(arguments), prog_name="dfadc")
     except DfadcError as exc:
-        typer.echo(f"error: {exc.message}", err=True)
-        if exc.hint:
-            typer.echo(f"hint: {exc.hint}", err=True)
+        print_error(exc)
         annotate_error(exc)
         return exc.exit_code
     except SystemExit as exc:

@@ -53,8 +53,33 @@ def count_pixels(candidate: Classes, reference: Classes, num_classes: int) -> Pi
     )
 
 
+class _Share:
+    """k of n, and the interval of k / n."""
+
+    __slots__ = ()
+
+    n: int
+    k: int
+    interval: tuple[float, float]
+
+    @property
+    def rate(self) -> float:
+        """Observed rate k / n; NaN where n is 0."""
+        return self.k / self.n if self.n else math.nan
+
+    @property
+    def low(self) -> float:
+        """Lower end of the rate's interval."""
+        return self.interval[0]
+
+    @property
+    def high(self) -> float:
+        """Upper end of the rate's interval."""
+        return self.interval[1]
+
+
 @dataclass(frozen=True, slots=True)
-class ClassScore:
+class ClassScore(_Share):
     """Pixels that the reference puts into class ``index``: k of n are put there by the candidate too.
 
     Args:
@@ -76,21 +101,6 @@ class ClassScore:
     num_images: int
 
     @property
-    def rate(self) -> float:
-        """Observed rate k / n; NaN where n is 0."""
-        return self.k / self.n if self.n else math.nan
-
-    @property
-    def low(self) -> float:
-        """Lower end of the rate's interval."""
-        return self.interval[0]
-
-    @property
-    def high(self) -> float:
-        """Upper end of the rate's interval."""
-        return self.interval[1]
-
-    @property
     def too_few(self) -> bool:
         """Whether the class is in fewer than ``MIN_IMAGES`` images."""
         return self.num_images < MIN_IMAGES
@@ -104,7 +114,7 @@ class ClassScore:
 
 
 @dataclass(frozen=True, slots=True)
-class PixelScores:
+class PixelScores(_Share):
     """n pixels of some images, k of which count, and how well classes overlap.
 
     Args:
@@ -124,21 +134,6 @@ class PixelScores:
     mean_iou: float
     mean_iou_interval: tuple[float, float]
     per_class: tuple[ClassScore, ...]
-
-    @property
-    def rate(self) -> float:
-        """Observed rate k / n; NaN where n is 0."""
-        return self.k / self.n if self.n else math.nan
-
-    @property
-    def low(self) -> float:
-        """Lower end of the rate's interval."""
-        return self.interval[0]
-
-    @property
-    def high(self) -> float:
-        """Upper end of the rate's interval."""
-        return self.interval[1]
 
     @property
     def agreement(self) -> float:

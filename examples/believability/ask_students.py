@@ -115,10 +115,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the --out of make_students.py")
     parser.add_argument("--samples", type=int, default=512, help="of each source; 512 is what a run has")
     parser.add_argument("--prior-steps", type=int, help="updates of the prior generator; default: the recipe's")
+    parser.add_argument("--sharpen-steps", type=int, help="updates of its samples' pixels; default: the recipe's")
     parser.add_argument("--adversary-steps", type=int, help="updates of the adversary; default: the recipe's; 0: none")
     arguments = parser.parse_args()
-    steps = {"prior": arguments.prior_steps, "adversary": arguments.adversary_steps}
-    settings = [f"verify.{name}_steps={count}" for name, count in steps.items() if count is not None]
+    wanted = {name: getattr(arguments, f"{name}_steps") for name in ("prior", "sharpen", "adversary")}
+    settings = [f"verify.{name}_steps={count}" for name, count in wanted.items() if count is not None]
     examination = Examination(
         load_teacher(arguments.teacher),
         arguments.out,

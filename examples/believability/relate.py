@@ -17,25 +17,34 @@ from typing import TYPE_CHECKING, NamedTuple
 import matplotlib as mpl
 import numpy as np
 from matplotlib import pyplot as plt
+from scipy.special import softmax
 from scipy.stats import norm, spearmanr
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+#: Random ways to halve the students, by which the luck of the one that is stated is judged.
+NUM_HALVINGS = 200
+#: Real accuracy above which a student counts as good.
+HIGH = 0.8
 COLUMNS = (
     *("teacher", "source", "students", "rank correlation, choosing half", "the same, stating half"),
     *("mean gap, points", "scatter, points", "worst over-estimate, points"),
 )
+STEADINESS = (
+    *("teacher", "source", "teacher's confidence", "rank correlation, all students"),
+    *("over random halves", "mean gap over them, points", f"mean gap above {HIGH:.0%} accuracy, points"),
+)
 
 
 class Student(NamedTuple):
-    """One student: real accuracy, the teacher's, and (agreement, number of samples) on each source."""
+    """One student: real accuracy, the teacher's, and (agreement, teacher's mean confidence) on each source."""
 
     name: str
     accuracy: float
     teacher_accuracy: float
-    agreement: dict[str, tuple[float, int]]
+    agreement: dict[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -65,11 +74,10 @@ def read_students(folder: Path) -> list[Student]:
     for path in sorted(folder.glob("*.npz")):
         with np.load(path, allow_pickle=False) as stored:
             agreed = stored["teacher_logits"].argmax(axis=1) == stored["student_logits"].argmax(axis=1)
-            by_source = {
-                str(name): (float(agreed[stored["source"] == index].mean()), int((stored["source"] == index).sum()))
-                for index, name in enumerate(stored["sources"])
-            }
-            by_source["all"] = (float(agreed.mean()), len(agreed))
+            sure = softmax(stored["teacher_logits"], axis=1).max(axis=1)
+            parts = {str(name): stored["source"] == index for index, name in enumerate(stored["sources"])}
+            parts["all"] = np.ones(len(agreed), np.bool_)
+            by_source = {name: (float(agreed[part].mean()), float(sure[part].mean())) for name, part in parts.items()}
             students.append(Student(path.stem, float(stored["accuracy"]), float(stored["teacher_accuracy"]), by_source))
     return [students[index] for index in np.random.default_rng(0).permutation(len(students))]
 
@@ -94,6 +102,26 @@ def relate(source: str, fitted: list[Student], stated: list[Student]) -> Relatio
         scatter=float(gaps.std()),
         worst_overestimate=(float(gaps[worst]), stated[worst].name),
         line=(float(slope), float(offset)),
+    )
+
+
+def steadiness(source: str, students: list[Student]) -> str:
+    """A row of ``STEADINESS``: how much of a relation is luck of the halves, and what it is worth for good students."""
+    dice, half = np.random.default_rng(1), len(students) // 2
+    orders = [dice.permutation(len(students)) for _ in range(NUM_HALVINGS)]
+    shuffled = [[students[index] for index in order] for order in orders]
+    found = [relate(source, each[:half], each[half:]) for each in shuffled]
+    correlation, gap = (
+        (np.mean(values), *np.quantile(values, (0.05, 0.95)))
+        for values in ([f.rank_correlation for f in found], [100 * f.mean_gap for f in found])
+    )
+    good = [student for student in students if student.accuracy > HIGH]
+    of_good = f"{100 * relate(source, students, good).mean_gap:.1f} ({len(good)} students)" if good else "none"
+    sure = np.mean([student.agreement[source][1] for student in students])
+    return (
+        f"{source} | {sure:.2f} | {relate(source, students, students).rank_correlation:.3f} "
+        f"| {correlation[0]:.3f} ({correlation[1]:.2f} to {correlation[2]:.2f}) "
+        f"| {gap[0]:.1f} ({gap[1]:.1f} to {gap[2]:.1f}) | {of_good}"
     )
 
 
@@ -173,6 +201,11 @@ def main() -> None:
             )
     chosen = max(sources, key=lambda source: min(chosen_by[source]))
     print(f"\nchosen, by the lowest rank correlation over the teachers' choosing halves: {chosen}")
+    print("\n| " + " | ".join(STEADINESS) + " |")
+    print("|---" * len(STEADINESS) + "|")
+    for name, students in teachers.items():
+        for source in sources:
+            print(f"| {name} | {steadiness(source, students)} |")
     if arguments.plot is not None:
         draw(teachers, chosen, arguments.plot)
 

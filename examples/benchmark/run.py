@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -23,6 +22,7 @@ from methods import METHODS
 from table import read_results
 from tasks import TASKS
 
+from dfadc.cli.script import run_as_script
 from dfadc.errors import DfadcError, StorageFailed
 
 
@@ -96,8 +96,4 @@ def _choose(wanted: list[str] | None, known: dict[str, Any], kind: str) -> list[
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except DfadcError as error:
-        print(f"{error.message}\n{error.hint}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    run_as_script(main)

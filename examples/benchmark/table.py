@@ -20,6 +20,7 @@ from methods import METHODS
 from shares import PARTS
 from tasks import TASKS
 
+from dfadc.cli.script import run_as_script
 from dfadc.errors import DfadcError
 from dfadc.storage import atomic_write
 
@@ -165,8 +166,4 @@ def _title(line: Line) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except DfadcError as error:
-        print(f"{error.message}\n{error.hint}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    run_as_script(main)

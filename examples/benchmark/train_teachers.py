@@ -9,7 +9,6 @@ teachers of Fashion-MNIST come from ``examples/fashion_mnist/train_teacher.py``.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +17,7 @@ import typer
 from tasks import TASKS
 from train_teacher import Split, Training, fit, measure_accuracy
 
+from dfadc.cli.script import run_as_script
 from dfadc.contract import ImageContract
 from dfadc.distillation.precision import choose_policy
 from dfadc.errors import DfadcError
@@ -79,8 +79,4 @@ def contract_of(train: Split) -> ImageContract:
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except DfadcError as error:
-        print(f"{error.message}\n{error.hint}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    run_as_script(main)

@@ -10,7 +10,6 @@ no row for real images.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +19,7 @@ from train_teacher import FILE_PREFIXES, read_idx
 
 from dfadc import open_run
 from dfadc.calibration import load_images
+from dfadc.cli.script import run_as_script
 from dfadc.errors import DfadcError
 from dfadc.verification.agreement import compare
 from dfadc.verification.data import EvaluationData, load_evaluation_data
@@ -111,8 +111,4 @@ def evaluate(model: onnx.ModelProto, labelled: EvaluationData) -> tuple[NDArray[
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except DfadcError as error:
-        print(f"{error.message}\n{error.hint}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    run_as_script(main)

@@ -11,7 +11,6 @@ a local copy of the four idx files instead (on Debian the package ``dataset-fash
 from __future__ import annotations
 
 import gzip
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.datasets import FashionMNIST
 
+from dfadc.cli.script import run_as_script
 from dfadc.contract import ImageContract
 from dfadc.distillation.precision import ComputePolicy, choose_policy
 from dfadc.errors import DfadcError
@@ -251,8 +251,4 @@ def write_evaluation_images(test: Split, path: Path, *, count: int = NUM_EVALUAT
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except DfadcError as error:
-        print(f"{error.message}\n{error.hint}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    run_as_script(main)

@@ -9,13 +9,15 @@ Nothing else in this folder knows a data set or a pair of networks: a new experi
 from __future__ import annotations
 
 import statistics
-import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
+
+from dfadc.cli.script import run_as_script
 from dfadc.contract import ImageContract
 from dfadc.errors import DfadcError
 
@@ -278,10 +280,12 @@ def read_results() -> list[dict[str, Any]]:
     return results
 
 
+def main(
+    experiment: Annotated[str | None, typer.Argument(help="Print its commands; without it, the tables.")] = None,
+) -> None:
+    """Prints the commands of an experiment, or the tables of published figures beside ours."""
+    print(*(commands(find_experiment(experiment)) if experiment else tables(read_results())), sep="\n")
+
+
 if __name__ == "__main__":
-    try:
-        lines = commands(find_experiment(sys.argv[1])) if len(sys.argv) > 1 else tables(read_results())
-        print(*lines, sep="\n")
-    except DfadcError as error:
-        print(f"{error.message}\n{error.hint}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    run_as_script(main)

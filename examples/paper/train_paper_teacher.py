@@ -7,7 +7,6 @@ The weights of the last step are saved: no test image chooses anything.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -18,8 +17,8 @@ from labelled_images import NO_CLASS, Split, read_split
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dfadc.cli.script import run_as_script
 from dfadc.distillation.precision import ComputePolicy, choose_device, choose_policy
-from dfadc.errors import DfadcError
 from dfadc.models.architectures import build_architecture
 from dfadc.models.network_file import save_network
 from dfadc.models.outputs import answering_pixels
@@ -150,8 +149,4 @@ def measure_quality(
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except DfadcError as error:
-        print(f"{error.message}\n{error.hint}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    run_as_script(main)

@@ -5,7 +5,6 @@ python examples/paper/write_evaluation.py cifar10 --out runs/paper/cifar10/test.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +13,7 @@ import typer
 from experiments import DATASETS, find_experiment
 from labelled_images import read_split
 
-from dfadc.errors import DfadcError
+from dfadc.cli.script import run_as_script
 from dfadc.storage import atomic_write
 
 
@@ -38,8 +37,4 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except DfadcError as error:
-        print(f"{error.message}\n{error.hint}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    run_as_script(main)

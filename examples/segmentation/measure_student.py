@@ -5,7 +5,6 @@ python examples/segmentation/measure_student.py runs/segmentation
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +14,7 @@ import typer
 from scenes import SCENES_FILE
 from train_segmenter import TEACHER_FILE
 
-from dfadc.errors import DfadcError
+from dfadc.cli.script import run_as_script
 from dfadc.models.network_file import load_network
 from dfadc.models.outputs import answering_pixels
 from dfadc.run import open_run
@@ -49,8 +48,4 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except DfadcError as error:
-        print(f"{error.message}\n{error.hint}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    run_as_script(main)

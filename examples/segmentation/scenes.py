@@ -9,13 +9,13 @@ four idx files (on Debian the package ``dataset-fashion-mnist`` brings them).
 from __future__ import annotations
 
 import gzip
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import numpy as np
 import typer
 
+from dfadc.cli.script import run_as_script
 from dfadc.contract import ImageContract
 from dfadc.errors import DfadcError
 from dfadc.storage import atomic_write
@@ -128,8 +128,4 @@ def read_idx(folder: Path, name: str) -> NDArray[np.uint8]:
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except DfadcError as error:
-        print(f"{error.message}\n{error.hint}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    run_as_script(main)

@@ -8,7 +8,6 @@ and writes a dfadc teacher file. The weights of the last step are saved: no test
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,8 +18,8 @@ import typer
 from scenes import CONTRACT, FOLDER, Scenes, compose_scenes, read_garments
 from torch.nn import functional
 
+from dfadc.cli.script import run_as_script
 from dfadc.distillation.precision import choose_policy
-from dfadc.errors import DfadcError
 from dfadc.models.architectures import build_architecture
 from dfadc.models.flops import count_flops, count_parameters
 from dfadc.models.network_file import save_network
@@ -126,8 +125,4 @@ def as_tensors(scenes: Scenes) -> tuple[Tensor, Tensor]:
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except DfadcError as error:
-        print(f"{error.message}\n{error.hint}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    run_as_script(main)

@@ -68,14 +68,16 @@ def test_a_relation_is_found_where_there_is_one(tmp_path: Path) -> None:
             teacher_accuracy=np.array(0.9),
         )
     printed = run("relate.py", folder, "--plot", tmp_path / "plot.png")
-    rows = {
-        cells[2]: cells
-        for line in printed.splitlines()
-        if len(cells := [cell.strip() for cell in line.split("|")]) > 8 and cells[1] == "invented"
-    }
+    lines = [[cell.strip() for cell in line.split("|")] for line in printed.splitlines()]
+    rows, luck = ({row[2]: row for row in lines if len(row) == n and row[1] == "invented"} for n in (10, 9))
     assert rows["prior"][3] == "12 + 12"
     assert float(rows["prior"][5]) == 1.0
     assert float(rows["prior"][6]) < 0.2  # points
     assert float(rows["generator"][6]) > 5
-    assert printed.strip().endswith("choosing halves: prior")
+    assert "choosing halves: prior" in printed
+    assert luck["prior"][3] == "0.73"  # e / (1 + e)
+    assert luck["prior"][4:6] == ["1.000", "1.000 (1.00 to 1.00)"]
+    assert float(luck["prior"][6].split()[0]) < 0.2
+    assert luck["prior"][7].endswith("(2 students)")
+    assert float(luck["generator"][5].split()[0]) < 0.5
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")

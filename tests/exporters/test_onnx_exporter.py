@@ -5,7 +5,7 @@ import hashlib
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import numpy as np
 import onnx
@@ -115,6 +115,24 @@ def test_the_callers_module_and_random_state_are_untouched(tmp_path: Path, capfd
     assert next(module.parameters()).is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(torch.get_rng_state(), random_state)
     assert capfd.readouterr() == ("", "")
+
+
+class Watched(nn.ReLU6):
+    """Remembers whether it was asked to work in place."""
+
+    asked: ClassVar[list[bool]] = []
+
+    def forward(self, values: Tensor) -> Tensor:
+        self.asked.append(self.inplace)
+        return super().forward(values)
+
+
+def test_activations_in_place_are_none_in_the_copy_that_is_exported(tmp_path: Path) -> None:
+    module = nn.Sequential(small_network(), Watched(inplace=True))
+    export_small(module, tmp_path / "student.onnx")
+    assert not any(Watched.asked)
+    assert len(Watched.asked) > 1
+    assert module[1].inplace
 
 
 def test_compiled_half_and_training_modules_give_the_plain_bytes(tmp_path: Path) -> None:

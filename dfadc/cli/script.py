@@ -1,0 +1,29 @@
+"""What every command and example script does with an error that a user can put right."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from dfadc.errors import DfadcError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def run_as_script(main: Callable[..., Any]) -> None:
+    """Runs a function as a program of its own, with the command line's arguments as typer reads them."""
+    try:
+        typer.run(main)
+    except DfadcError as exc:
+        print_error(exc)
+        sys.exit(exc.exit_code)
+
+
+def print_error(error: DfadcError) -> None:
+    """Says on stderr what is wrong, and how to put it right."""
+    typer.echo(f"error: {error.message}", err=True)
+    if error.hint:
+        typer.echo(f"hint: {error.hint}", err=True)
