@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from dfadc.contract import ImageContract
 
-#: The recipe that reads the teacher, and what it becomes for one that answers every pixel.
-_AUTO, _AUTO_DENSE = "auto", "auto-seg"
+#: The recipe that reads the teacher, and what it becomes for one that answers every pixel or has no batch norm.
+_AUTO, _AUTO_DENSE, _AUTO_PLAIN = "auto", "auto-seg", "dfad+"
 #: A conflict within a recipe, and the way out of it.
 Conflict = tuple[str, str]
 
@@ -33,10 +33,27 @@ def fit_recipe(recipe: Recipe, contract: ImageContract, num_batch_norms: int) ->
     Raises:
         DfadcError: the recipe asks for what this teacher cannot give, or combines what cannot be combined.
     """
-    recipe, task_notes = _take_dense_settings(recipe, contract)
-    recipe, notes = _adapt(recipe, contract, num_batch_norms)
-    notes = [*task_notes, *notes]
-    conflicts = [
+    notes: list[str] = []
+    reads_teacher = recipe.name == _AUTO and recipe.adapt
+    is_dense = contract.task == "segmentation"
+    if reads_teacher and is_dense:
+        shipped, other = load_recipe(_AUTO), load_recipe(_AUTO_DENSE)
+        because = "the teacher answers every pixel"
+        recipe = _take_settings(recipe, shipped, other, because, contract=contract, notes=notes)
+    recipe = _adapt(recipe, contract, num_batch_norms, notes)
+    if reads_teacher and not is_dense and num_batch_norms == 0:
+        shipped, other = (_adapt(load_recipe(each), contract, 0, []) for each in (_AUTO, _AUTO_PLAIN))
+        because = "the teacher has no batch-norm statistics"
+        recipe = _take_settings(recipe, shipped, other, because, contract=contract, notes=notes)
+    if conflicts := _conflicts(recipe, contract):
+        raise DfadcError("; ".join(problem for problem, _ in conflicts), "; ".join(way for _, way in conflicts))
+    check_budget(recipe)
+    return recipe, (describe_game(recipe), *notes) if recipe.adapt else tuple(notes)
+
+
+def _conflicts(recipe: Recipe, contract: ImageContract) -> list[Conflict]:
+    """Everything about a recipe that cannot be combined."""
+    return [
         *_student_conflicts(recipe, contract),
         *_echo_conflicts(recipe),
         *_generator_conflicts(recipe),
@@ -44,10 +61,6 @@ def fit_recipe(recipe: Recipe, contract: ImageContract, num_batch_norms: int) ->
         *_class_conflicts(recipe, contract),
         *_batch_conflicts(recipe),
     ]
-    if conflicts:
-        raise DfadcError("; ".join(problem for problem, _ in conflicts), "; ".join(way for _, way in conflicts))
-    check_budget(recipe)
-    return recipe, (describe_game(recipe), *notes) if recipe.adapt else tuple(notes)
 
 
 def describe_game(recipe: Recipe) -> str:
@@ -56,8 +69,12 @@ def describe_game(recipe: Recipe) -> str:
     priors = ("batch_norm", "one_hot", "balance", "activation", "total_variation", "l2")
     seeks = {rules.discrepancy: rules.adversarial, **{name: getattr(prior, name) for name in priors}}
     learns = {"l1": student.l1, "scaled_l1": student.scaled_l1, "kl": student.kl}
-    fresh = 1 - replay.share - replay.average_share
-    images = {"fresh": fresh, "of the averaged generator": replay.average_share, "replayed": replay.share}
+    shares = {
+        "of the averaged generator": replay.average_share,
+        "replayed": replay.share,
+        "procedural": replay.procedural_share,
+    }
+    images = {"fresh": 1 - sum(shares.values()), **shares}
     seen = ", ".join(f"{share:.0%} {source}" for source, share in images.items() if share > 0)
     echoes = f"; {replay.echoes} of {recipe.student_updates} updates repeat what it was shown" if replay.echoes else ""
     return (
@@ -110,29 +127,32 @@ def check_budget(recipe: Recipe) -> tuple[str, ...]:
     return (f"warm-up: {filled}; the student's {updates:,} updates follow",)
 
 
-def _take_dense_settings(recipe: Recipe, contract: ImageContract) -> tuple[Recipe, list[str]]:
-    """Recipe ``auto`` for a dense teacher: wherever it is as shipped, it is as ``auto-seg``."""
-    if recipe.name != _AUTO or not recipe.adapt or contract.task == "classification":
-        return recipe, []
-    shipped, dense = load_recipe(_AUTO), load_recipe(_AUTO_DENSE)
+def _take_settings(
+    recipe: Recipe, shipped: Recipe, other: Recipe, because: str, *, contract: ImageContract, notes: list[str]
+) -> Recipe:
+    """Recipe ``auto`` with the settings of another wherever it is as shipped, unless they and the user's collide."""
     changes: dict[str, object] = {}
     for path, *_ in describe_fields():
         get = attrgetter(path)
-        if path not in ("name", "description") and get(recipe) == get(shipped) != get(dense):
-            changes[path] = get(dense)
+        if path not in ("name", "description") and get(recipe) == get(shipped) != get(other):
+            changes[path] = get(other)
     if not changes:
-        return recipe, []
+        return recipe
+    changed = change_recipe(recipe, changes)
+    if _conflicts(changed, contract) and not _conflicts(recipe, contract):
+        way = f"recipe {other.name} is for such teachers, and its settings and yours cannot be combined"
+        notes.append(f"{because}: {way}")
+        return recipe
     said = ", ".join(f"{path} = {value}" for path, value in changes.items())
-    note = (
-        f"the teacher answers every pixel: where recipe {_AUTO} was left as it is, the settings of {_AUTO_DENSE} are "
-        f"taken ({said}); --recipe {_AUTO_DENSE} leaves all to you"
+    notes.append(
+        f"{because}: where recipe {_AUTO} was left as it is, the settings of {other.name} are taken ({said}); "
+        f"--recipe {other.name} leaves all to you"
     )
-    return change_recipe(recipe, changes), [note]
+    return changed
 
 
-def _adapt(recipe: Recipe, contract: ImageContract, num_batch_norms: int) -> tuple[Recipe, list[str]]:
+def _adapt(recipe: Recipe, contract: ImageContract, num_batch_norms: int, notes: list[str]) -> Recipe:
     """Drops what this teacher cannot give."""
-    notes: list[str] = []
     changes: dict[str, object] = {}
     if recipe.prior.batch_norm > 0 and num_batch_norms == 0:
         if not recipe.adapt:
@@ -155,7 +175,7 @@ def _adapt(recipe: Recipe, contract: ImageContract, num_batch_norms: int) -> tup
     if recipe.adapt and any(_echo_conflicts(recipe)):
         changes["replay.echoes"] = 0
         notes.extend(f"{problem}: it is 0" for problem, _ in _echo_conflicts(recipe))
-    return (change_recipe(recipe, changes) if changes else recipe), notes
+    return change_recipe(recipe, changes) if changes else recipe
 
 
 def _scale_l1(recipe: Recipe) -> dict[str, object]:
@@ -182,8 +202,18 @@ def _student_conflicts(recipe: Recipe, contract: ImageContract) -> Iterator[Conf
         yield "augmentation.shift and flip move replayed images, and replay.share is 0", way
     if replay.balanced and replay.share == 0:
         yield "replay.balanced chooses among replayed images, and replay.share is 0", "--set replay.balanced=false"
-    if replay.share + replay.average_share > 1:
-        shares = f"replay.share + replay.average_share = {replay.share + replay.average_share:g}"
+    yield from _share_conflicts(recipe)
+    if replay.share == 1 and student.start == 0:
+        way = "--set student.start=0.1 fills it first"
+        yield "with replay.share = 1 the student would begin on an empty ring", way
+
+
+def _share_conflicts(recipe: Recipe) -> Iterator[Conflict]:
+    """About where the images of a student's batch come from."""
+    replay = recipe.replay
+    total = replay.share + replay.average_share + replay.procedural_share
+    if total > 1:
+        shares = f"replay.share + replay.average_share + replay.procedural_share = {total:g}"
         yield f"{shares} is more than a whole batch", "lower one of them"
     if replay.average_share > 0 and recipe.generator.ema_decay == 0:
         way = "--set generator.ema_decay=0.99"
@@ -191,9 +221,6 @@ def _student_conflicts(recipe: Recipe, contract: ImageContract) -> Iterator[Conf
     if replay.share == 1 and recipe.generator.low_resolution > 0:
         problem = "the ring holds images of the input size alone, and with replay.share = 1 the student sees no others"
         yield f"{problem}: generator.low_resolution is for lower shares", "--set generator.low_resolution=0"
-    if replay.share == 1 and student.start == 0:
-        way = "--set student.start=0.1 fills it first"
-        yield "with replay.share = 1 the student would begin on an empty ring", way
 
 
 def _echo_conflicts(recipe: Recipe) -> Iterator[Conflict]:

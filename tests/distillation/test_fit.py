@@ -71,7 +71,8 @@ FREE_PIXELS = ["generator.architecture=free_pixels", "generator.latent_dim=0", "
         (["replay.share=0"], "move replayed images"),
         (["replay.share=0", "augmentation.shift=0", "augmentation.flip=true"], "move replayed images"),
         (["replay.share=0", "augmentation.shift=0", "replay.balanced=true"], "replay.balanced chooses among"),
-        (["replay.share=0.7", "replay.average_share=0.5"], r"replay.average_share = 1.2 is more than a whole batch"),
+        (["replay.share=0.7", "replay.average_share=0.5"], r"replay.procedural_share = 1.2 is more than a whole batch"),
+        (["replay.procedural_share=0.6"], r"replay.procedural_share = 1.1 is more than a whole batch"),
         (["replay.average_share=0.5", "generator.ema_decay=0"], "drawn by the averaged generator"),
         (["replay.share=1"], "begin on an empty ring"),
         ([*POOL, "replay.echoes=3", "adapt=false"], "it sees only repetitions"),
@@ -224,7 +225,28 @@ def test_auto_says_what_it_plays() -> None:
     assert "seeks 1 scaled_l1 + 1 one_hot + 5 balance, the student learns 1 scaled_l1 + 1 kl" in game
     assert reasons
     _, (game, *_) = fit_recipe(load_recipe("dfad+"), CONTRACT, 0)
-    assert "50% fresh, 25% of the averaged generator, 25% replayed" in game
+    assert "25% fresh, 50% replayed, 25% procedural" in game
+
+
+def test_auto_plays_as_dfad_plus_without_batch_norm_where_it_was_left_as_it_is() -> None:
+    chosen = load_recipe("auto", ["student.optimizer.learning_rate=0.05", "steps=77"])
+    fitted, notes = fit_recipe(chosen, CONTRACT, 0)
+    keep = {"name": "auto", "description": chosen.description, "steps": 77, "student.optimizer.learning_rate": 0.05}
+    assert fitted == change_recipe(load_recipe("dfad+"), keep)
+    assert any("the settings of dfad+ are taken (student.optimizer.kind = adam" in note for note in notes)
+    assert fit_recipe(load_recipe("dfad+"), CONTRACT, 0)[0] == load_recipe("dfad+")
+
+
+def test_auto_as_dfad_plus_does_without_pixels_where_mean_and_std_are_unknown() -> None:
+    fitted, _ = fit_recipe(load_recipe("auto"), ImageContract((3, 32, 24), 10), 0)
+    assert (fitted.generator.output, fitted.replay.procedural_share) == ("standardised", 0.25)
+
+
+def test_auto_stays_the_users_where_dfad_plus_does_not_go_with_it() -> None:
+    """``generator.width`` is for scalable generators alone."""
+    fitted, notes = fit_recipe(load_recipe("auto", ["generator.architecture=paper"]), CONTRACT, 0)
+    assert (fitted.generator.width, fitted.replay.procedural_share) == (1.0, 0.0)
+    assert any("its settings and yours cannot be combined" in note for note in notes)
 
 
 def test_auto_keeps_its_composition_where_batch_norms_guide_the_generator() -> None:
