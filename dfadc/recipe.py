@@ -128,13 +128,10 @@ class PriorSettings(Settings):
 
 
 class ReplaySettings(Settings):
-    """What the student is shown besides fresh images of the generator: above all those of earlier steps."""
+    """Images of earlier steps, shown to the student again."""
 
     share: Share = Field(0.0, description="share of a student batch drawn from the replay ring")
     average_share: float = Field(0.0, ge=0, lt=1, description="share drawn by the averaged generator")
-    procedural_share: float = Field(
-        0.0, ge=0, lt=1, description="share drawn by rule: shapes on each other and noise, which look like nothing"
-    )
     balanced: bool = Field(default=False, description="every class has the same chance of being replayed")
     capacity: int = Field(20_000, ge=1, description="images in the replay ring")
     echoes: int = Field(

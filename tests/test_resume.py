@@ -129,9 +129,8 @@ def test_ctrl_c_saves_and_resume_finishes(
     assert "Traceback" not in outcome.err
     assert run.record()["status"] == "interrupted"
     resumed = run_command("distill", "--resume", run.path, "--export", "onnx")
-    assert resumed.code in (0, 3), (
-        resumed.err
-    )  # a student of 16 steps may fail its gates; which ones depends on the CPU
+    # A student of 16 steps may fail its gates; on which CPU it does is not asked here.
+    assert resumed.code in (0, 3), resumed.err
     assert "note: going on from step" in resumed.err
     assert_same_results(run, whole_run)
     onnx = "artifacts/student.onnx"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dfadc.contract import ImageContract
 
 #: The recipe that reads the teacher, and what it becomes for one that answers every pixel or has no batch norm.
-_AUTO, _AUTO_DENSE, _AUTO_PLAIN = "auto", "auto-seg", "dfad+"
+_AUTO, _AUTO_DENSE, _AUTO_WITHOUT_NORM = "auto", "auto-seg", "dfad+"
 #: A conflict within a recipe, and the way out of it.
 Conflict = tuple[str, str]
 
@@ -42,7 +42,7 @@ def fit_recipe(recipe: Recipe, contract: ImageContract, num_batch_norms: int) ->
         recipe = _take_settings(recipe, shipped, other, because, contract=contract, notes=notes)
     recipe = _adapt(recipe, contract, num_batch_norms, notes)
     if reads_teacher and not is_dense and num_batch_norms == 0:
-        shipped, other = (_adapt(load_recipe(each), contract, 0, []) for each in (_AUTO, _AUTO_PLAIN))
+        shipped, other = (_adapt(load_recipe(each), contract, 0, []) for each in (_AUTO, _AUTO_WITHOUT_NORM))
         because = "the teacher has no batch-norm statistics"
         recipe = _take_settings(recipe, shipped, other, because, contract=contract, notes=notes)
     if conflicts := _conflicts(recipe, contract):
@@ -69,12 +69,8 @@ def describe_game(recipe: Recipe) -> str:
     priors = ("batch_norm", "one_hot", "balance", "activation", "total_variation", "l2")
     seeks = {rules.discrepancy: rules.adversarial, **{name: getattr(prior, name) for name in priors}}
     learns = {"l1": student.l1, "scaled_l1": student.scaled_l1, "kl": student.kl}
-    shares = {
-        "of the averaged generator": replay.average_share,
-        "replayed": replay.share,
-        "procedural": replay.procedural_share,
-    }
-    images = {"fresh": 1 - sum(shares.values()), **shares}
+    fresh = 1 - replay.share - replay.average_share
+    images = {"fresh": fresh, "of the averaged generator": replay.average_share, "replayed": replay.share}
     seen = ", ".join(f"{share:.0%} {source}" for source, share in images.items() if share > 0)
     echoes = f"; {replay.echoes} of {recipe.student_updates} updates repeat what it was shown" if replay.echoes else ""
     return (
@@ -172,6 +168,9 @@ def _adapt(recipe: Recipe, contract: ImageContract, num_batch_norms: int, notes:
     if recipe.generator.output == "pixels" and not contract.has_pixels and recipe.adapt:
         changes["generator.output"] = "standardised"
         notes.append("mean and std are unknown: the generator's images are standardised instead of bounded to pixels")
+    if recipe.replay.balanced and contract.task == "segmentation" and recipe.adapt:
+        changes["replay.balanced"] = False
+        notes.append("the teacher has a class for every pixel and none for an image: replay.balanced is off")
     if recipe.adapt and any(_echo_conflicts(recipe)):
         changes["replay.echoes"] = 0
         notes.extend(f"{problem}: it is 0" for problem, _ in _echo_conflicts(recipe))
@@ -211,9 +210,8 @@ def _student_conflicts(recipe: Recipe, contract: ImageContract) -> Iterator[Conf
 def _share_conflicts(recipe: Recipe) -> Iterator[Conflict]:
     """About where the images of a student's batch come from."""
     replay = recipe.replay
-    total = replay.share + replay.average_share + replay.procedural_share
-    if total > 1:
-        shares = f"replay.share + replay.average_share + replay.procedural_share = {total:g}"
+    if replay.share + replay.average_share > 1:
+        shares = f"replay.share + replay.average_share = {replay.share + replay.average_share:g}"
         yield f"{shares} is more than a whole batch", "lower one of them"
     if replay.average_share > 0 and recipe.generator.ema_decay == 0:
         way = "--set generator.ema_decay=0.99"

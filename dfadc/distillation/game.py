@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dfadc.distillation import augmentation, discrepancy
 from dfadc.distillation.fake_quantise import FakeQuantiser
-from dfadc.distillation.procedural import draw_procedural
+from dfadc.distillation.student_batch import StudentBatch, draw_echo_batch, draw_student_batch
 from dfadc.distillation.terms import Terms
 
 if TYPE_CHECKING:
@@ -26,32 +26,12 @@ if TYPE_CHECKING:
 FREE_VALUES = 2**20
 
 
-class StudentBatch(NamedTuple):
-    """What a student update is drawn from, all of it random and none of it traced by a compiler.
-
-    Args:
-        latents: (F, Z), for F images of the generator.
-        average_latents: (A, Z), for A images of the averaged generator.
-        procedural: (P, C, H, W), images that are drawn by rule.
-        replayed: (R, C, H, W), images of earlier steps, already augmented; there may be none.
-        answers: (R, K, ...), the teacher's logits to the replayed images where they are known, else (0, ...).
-        mixup: scalar, the weight of each image itself in the mixture; 1: not mixed.
-    """
-
-    latents: Tensor
-    average_latents: Tensor
-    procedural: Tensor
-    replayed: Tensor
-    answers: Tensor
-    mixup: Tensor
-
-
 class Lesson(NamedTuple):
     """What a student update was paid for.
 
     Args:
         loss: scalar.
-        fresh: (F + A + P, C, H, W), what was drawn for it.
+        fresh: (F + A, C, H, W), what was drawn for it.
         answers: the teacher's logits to them.
         images: (N, C, H, W), as the student was shown them: mixed up, where the recipe does that.
         teacher_logits: to these.
@@ -170,54 +150,8 @@ class Game:
         return self.players.step >= self.recipe.student.start * self.recipe.steps
 
     def draw_student_batch(self) -> StudentBatch:
-        """Latents, replayed images and a mixup weight; where the ring gives a part, nothing until it holds any."""
-        players, recipe = self.players, self.recipe
-        num_replayed = num_averaged = 0
-        if recipe.replay.share == 1:
-            num_replayed = recipe.batch_size
-        elif len(players.ring):
-            num_replayed = min(round(recipe.batch_size * recipe.replay.share), recipe.batch_size - 1)
-        most = recipe.batch_size - num_replayed - 1  # one is the generator's
-        num_procedural = 0
-        if self.scale == 1:
-            num_procedural = max(0, min(round(recipe.batch_size * recipe.replay.procedural_share), most))
-        if recipe.replay.average_share > 0:
-            num_averaged = min(round(recipe.batch_size * recipe.replay.average_share), most - num_procedural)
-            players.generator.average.eval()
-        replayed, answers = self._draw_replayed(num_replayed)
-        weight = augmentation.draw_mixup(recipe.augmentation.mixup, players.rng)
-        return StudentBatch(
-            latents=self._draw_latents(recipe.batch_size - num_replayed - num_procedural - num_averaged),
-            average_latents=self._draw_latents(num_averaged),
-            procedural=self._draw_procedural(num_procedural),
-            replayed=replayed,
-            answers=answers,
-            mixup=torch.tensor(weight, device=self.policy.device),
-        )
-
-    def _draw_latents(self, count: int) -> Tensor:
-        if not count:
-            return torch.empty((0, self.players.latent_dim), device=self.policy.device)
-        return self.players.draw_latents(count)
-
-    def _draw_procedural(self, count: int) -> Tensor:
-        if not count:
-            return torch.empty((0, *self.contract.input_size), device=self.policy.device)
-        return draw_procedural(count, self.contract, self.players.rng).to(self.policy.device)
-
-    def _draw_replayed(self, count: int) -> tuple[Tensor, Tensor]:
-        """Images of the ring, augmented, and the teacher's answers to them unless something will change them."""
-        players, rules = self.players, self.recipe.augmentation
-        if not count:
-            empty = torch.empty((0, *self.contract.input_size), device=self.policy.device)
-            return empty, torch.empty((0, 0), device=self.policy.device)
-        images, answers = players.ring.draw(count, players.rng)
-        images = augmentation.shift(images, rules.shift, players.rng)
-        if rules.flip:
-            images = augmentation.flip(images, players.rng)
-        if rules.shift or rules.flip or rules.mixup > 0:
-            answers = answers[:0]
-        return images, answers
+        """What the next student update is drawn from."""
+        return draw_student_batch(self.players, self.recipe, self.contract)
 
     @property
     def num_echoes(self) -> int:
@@ -225,10 +159,8 @@ class Game:
         return self.recipe.replay.echoes if self.scale == 1 else 0
 
     def draw_echo_batch(self) -> StudentBatch:
-        """Images that the student was shown before, as it was shown them, and what the teacher answered then."""
-        images, answers = self.players.echo.draw(self.recipe.batch_size, self.players.rng)
-        latents, weight = self._draw_latents(0), torch.tensor(1.0, device=self.policy.device)
-        return StudentBatch(latents, latents, self._draw_procedural(0), images, answers, mixup=weight)
+        """What an update that repeats earlier ones is drawn from."""
+        return draw_echo_batch(self.players, self.recipe.batch_size)
 
     def _student_loss(self, batch: StudentBatch) -> Lesson:
         """The student's loss on a batch, and what to remember of it.
@@ -256,15 +188,11 @@ class Game:
         return Lesson(loss, fresh, answers, images, teacher_logits)
 
     def _draw_fresh(self, batch: StudentBatch) -> Tensor:
-        """Images that nobody was shown, (F + A + P, C, H, W); a generator's batch norm takes no empty batch."""
+        """What generator and averaged generator draw, (F + A, C, H, W); batch norm takes no empty batch."""
         generator = self.players.generator
         sources = ((generator.module, batch.latents), (generator.average, batch.average_latents))
         drawn = [self._draw(network, latents) for network, latents in sources if len(latents)]
-        if not drawn:
-            return batch.procedural
-        if len(batch.procedural):
-            drawn.append(batch.procedural.to(drawn[0].dtype))
-        return torch.cat(drawn)
+        return torch.cat(drawn) if drawn else batch.replayed[:0]
 
     def _draw(self, network: nn.Module, latents: Tensor) -> Tensor:
         """Images (N, C, H, W) of a generator, smaller while the run is played at a low resolution."""

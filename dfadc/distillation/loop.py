@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from dfadc.distillation.game import Game, Lesson, StudentBatch
+    from dfadc.distillation.game import Game, Lesson
+    from dfadc.distillation.student_batch import StudentBatch
 
 
 class StepLosses(NamedTuple):

@@ -5,7 +5,8 @@
 Both play the same game: the paper's networks, generator A, its batch and its five student updates to one of the
 generator. The plain loop is what a careful reader of the paper writes: fp32, eager, NCHW, nearest upsampling and a
 convolution one after the other, a frozen teacher. They take turns, each in a process of its own, so that a machine
-whose speed drifts drifts under both; the ratio is that of each pair.
+whose speed drifts drifts under both; the ratio is that of each pair. ``--profile`` says instead which operations of
+torch take the time of either.
 """
 
 from __future__ import annotations
@@ -120,6 +121,17 @@ def time_recipe(pair: Pair, overrides: list[str]) -> float:
         return time_steps(game)
 
 
+def operation_shares(play: Callable[[], object], most: int = 7) -> str:
+    """The operations that take most of the time of ``play`` on the CPU, and their shares of it."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        play()
+    operations = sorted(profiler.key_averages(), key=lambda each: -each.self_cpu_time_total)
+    total = sum(each.self_cpu_time_total for each in operations)
+    return ", ".join(
+        f"{each.key.removeprefix('aten::')} {each.self_cpu_time_total / total:.0%}" for each in operations[:most]
+    )
+
+
 def arithmetic_floor(pair: Pair) -> tuple[float, float]:
     """FLOPs of a step as the plain loop computes it, and the measured matmul rate of this machine in FLOP/s."""
     with FlopCounterMode(display=False) as counter:
@@ -147,30 +159,40 @@ def main() -> None:
     parser.add_argument("pairs", nargs="+", choices=PAIRS)
     parser.add_argument("--rounds", type=int, default=3, help="turns of each of the two")
     parser.add_argument("--set", action="append", default=[], dest="overrides", help="recipe field, as for distill")
+    parser.add_argument("--profile", action="store_true", help="say which operations take the time")
     parser.add_argument("--only", choices=("plain", "dfad"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.only:
         pair = PAIRS[arguments.pairs[0]]
-        print(time_plain(pair, 2) if arguments.only == "plain" else time_recipe(pair, arguments.overrides))
+        plays: dict[str, Callable[[], float]] = {
+            "plain": lambda: time_plain(pair, 2),
+            "dfad": lambda: time_recipe(pair, arguments.overrides),
+        }
+        play = plays[arguments.only]
+        print(operation_shares(play) if arguments.profile else play())
         return
     for name in arguments.pairs:
+        if arguments.profile:
+            for which in ("plain", "dfad"):
+                print(f"{name}, {which}: {_in_a_process(name, which, arguments.overrides, '--profile')}", flush=True)
+            continue
         flops, rate = arithmetic_floor(PAIRS[name])
         print(f"{name}: {flops / 1e9:,.0f} GFLOP a step at {rate / 1e9:.0f} GFLOP/s of matmul: {flops / rate:.2f} s")
         ratios = []
         for _ in range(arguments.rounds):
-            plain, ours = (_in_a_process(name, which, arguments.overrides) for which in ("plain", "dfad"))
+            plain, ours = (float(_in_a_process(name, which, arguments.overrides)) for which in ("plain", "dfad"))
             ratios.append(plain / ours)
             print(f"  plain {plain:.2f} s, dfad {ours:.2f} s a step: {plain / ours:.2f}x", flush=True)
         print(f"  median {statistics.median(ratios):.2f}x")
 
 
-def _in_a_process(name: str, which: str, overrides: list[str]) -> float:
+def _in_a_process(name: str, which: str, overrides: list[str], *options: str) -> str:
     settings = [word for override in overrides for word in ("--set", override)]
-    command = [sys.executable, __file__, name, "--only", which, *settings]
+    command = [sys.executable, __file__, name, "--only", which, *settings, *options]
     # As the `dfadc` command sets it for itself.
     environment = {**os.environ, **({"THP_MEM_ALLOC_ENABLE": "1"} if which == "dfad" else {})}
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)  # noqa: S603
-    return float(done.stdout)
+    return done.stdout.strip()
 
 
 if __name__ == "__main__":

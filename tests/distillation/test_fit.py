@@ -71,8 +71,7 @@ FREE_PIXELS = ["generator.architecture=free_pixels", "generator.latent_dim=0", "
         (["replay.share=0"], "move replayed images"),
         (["replay.share=0", "augmentation.shift=0", "augmentation.flip=true"], "move replayed images"),
         (["replay.share=0", "augmentation.shift=0", "replay.balanced=true"], "replay.balanced chooses among"),
-        (["replay.share=0.7", "replay.average_share=0.5"], r"replay.procedural_share = 1.2 is more than a whole batch"),
-        (["replay.procedural_share=0.6"], r"replay.procedural_share = 1.1 is more than a whole batch"),
+        (["replay.share=0.7", "replay.average_share=0.5"], r"replay.average_share = 1.2 is more than a whole batch"),
         (["replay.average_share=0.5", "generator.ema_decay=0"], "drawn by the averaged generator"),
         (["replay.share=1"], "begin on an empty ring"),
         ([*POOL, "replay.echoes=3", "adapt=false"], "it sees only repetitions"),
@@ -136,7 +135,7 @@ def test_what_can_be_combined_is_taken(overrides: list[str]) -> None:
     [
         ([*POOL, "generator.latents=noisy"], "generator.latents = noisy"),
         ([*POOL, "generator.latents=optimised", "prior.targets=balanced"], "prior.targets = balanced"),
-        (["replay.balanced=true"], "replay.balanced"),
+        (["replay.balanced=true", "adapt=false"], "replay.balanced"),
     ],
 )
 def test_classes_of_images_are_nothing_for_dense_outputs(overrides: list[str], field: str) -> None:
@@ -145,6 +144,13 @@ def test_classes_of_images_are_nothing_for_dense_outputs(overrides: list[str], f
     with pytest.raises(DfadcError, match=f"{field} needs one class an image, and this teacher has one for every pixel"):
         fit_recipe(recipe, dense, 4)
     assert fit_recipe(recipe, CONTRACT, 4)[0] == recipe
+
+
+def test_recipes_that_adapt_replay_dense_images_without_balance_and_say_so() -> None:
+    dense = ImageContract((3, 32, 24), 10, mean=(0.5,) * 3, std=(0.2,) * 3, task="segmentation")
+    fitted, notes = fit_recipe(load_recipe("dfad+"), dense, 0)
+    assert fitted == change_recipe(load_recipe("dfad+"), {"replay.balanced": False})
+    assert any("replay.balanced is off" in note for note in notes)
 
 
 def test_auto_takes_dense_settings_where_it_was_left_as_it_is() -> None:
@@ -225,7 +231,7 @@ def test_auto_says_what_it_plays() -> None:
     assert "seeks 1 scaled_l1 + 1 one_hot + 5 balance, the student learns 1 scaled_l1 + 1 kl" in game
     assert reasons
     _, (game, *_) = fit_recipe(load_recipe("dfad+"), CONTRACT, 0)
-    assert "25% fresh, 50% replayed, 25% procedural" in game
+    assert "50% fresh, 50% replayed; 25% of its batches" in game
 
 
 def test_auto_plays_as_dfad_plus_without_batch_norm_where_it_was_left_as_it_is() -> None:
@@ -239,13 +245,13 @@ def test_auto_plays_as_dfad_plus_without_batch_norm_where_it_was_left_as_it_is()
 
 def test_auto_as_dfad_plus_does_without_pixels_where_mean_and_std_are_unknown() -> None:
     fitted, _ = fit_recipe(load_recipe("auto"), ImageContract((3, 32, 24), 10), 0)
-    assert (fitted.generator.output, fitted.replay.procedural_share) == ("standardised", 0.25)
+    assert (fitted.generator.output, fitted.replay.balanced) == ("standardised", True)
 
 
 def test_auto_stays_the_users_where_dfad_plus_does_not_go_with_it() -> None:
     """``generator.width`` is for scalable generators alone."""
     fitted, notes = fit_recipe(load_recipe("auto", ["generator.architecture=paper"]), CONTRACT, 0)
-    assert (fitted.generator.width, fitted.replay.procedural_share) == (1.0, 0.0)
+    assert (fitted.generator.width, fitted.replay.balanced) == (1.0, False)
     assert any("its settings and yours cannot be combined" in note for note in notes)
 
 
