@@ -1,0 +1,88 @@
+"""What a student update is drawn from, all of it random and none of it traced by a compiler."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dfadc.distillation import augmentation
+
+if TYPE_CHECKING:
+    from dfadc.contract import ImageContract
+    from dfadc.distillation.players import Players
+    from dfadc.recipe import Recipe
+
+
+class StudentBatch(NamedTuple):
+    """N = F + A + R images, or what a generator draws them from; there may be none of a source.
+
+    Args:
+        latents: (F, Z), for F images of the generator.
+        average_latents: (A, Z), for A images of the averaged generator.
+        replayed: (R, C, H, W), images of earlier steps, already augmented.
+        answers: (R, K, ...), the teacher's logits to the replayed images where they are known, else (0, ...).
+        mixup: scalar, the weight of each image itself in the mixture; 1: not mixed.
+    """
+
+    latents: Tensor
+    average_latents: Tensor
+    replayed: Tensor
+    answers: Tensor
+    mixup: Tensor
+
+
+def draw_student_batch(players: Players, recipe: Recipe, contract: ImageContract) -> StudentBatch:
+    """A batch as the recipe composes it; the ring gives its part once it holds any image.
+
+    Args:
+        players: with their dice and memory.
+        recipe: the shares.
+        contract: what an image is.
+    """
+    size, replay = recipe.batch_size, recipe.replay
+    num_replayed = num_averaged = 0
+    if replay.share == 1:
+        num_replayed = size
+    elif len(players.ring):
+        num_replayed = min(round(size * replay.share), size - 1)
+    if replay.average_share > 0:
+        most = size - num_replayed - 1  # one is the generator's
+        num_averaged = min(round(size * replay.average_share), most)
+        players.generator.average.eval()
+    replayed, answers = _draw_replayed(num_replayed, players, recipe, contract)
+    weight = augmentation.draw_mixup(recipe.augmentation.mixup, players.rng)
+    return StudentBatch(
+        latents=_draw_latents(size - num_replayed - num_averaged, players),
+        average_latents=_draw_latents(num_averaged, players),
+        replayed=replayed,
+        answers=answers,
+        mixup=torch.tensor(weight, device=players.device),
+    )
+
+
+def draw_echo_batch(players: Players, batch_size: int) -> StudentBatch:
+    """Images that the student was shown before, as it was shown them, and what the teacher answered then."""
+    images, answers = players.echo.draw(batch_size, players.rng)
+    latents = _draw_latents(0, players)
+    return StudentBatch(latents, latents, images, answers, mixup=torch.tensor(1.0, device=players.device))
+
+
+def _draw_latents(count: int, players: Players) -> Tensor:
+    return players.draw_latents(count) if count else torch.empty((0, players.latent_dim), device=players.device)
+
+
+def _draw_replayed(count: int, players: Players, recipe: Recipe, contract: ImageContract) -> tuple[Tensor, Tensor]:
+    """Images of the ring, augmented, and the teacher's answers to them unless something will change them."""
+    rules = recipe.augmentation
+    if not count:
+        empty = torch.empty((0, *contract.input_size), device=players.device)
+        return empty, torch.empty((0, 0), device=players.device)
+    images, answers = players.ring.draw(count, players.rng)
+    images = augmentation.shift(images, rules.shift, players.rng)
+    if rules.flip:
+        images = augmentation.flip(images, players.rng)
+    if rules.shift or rules.flip or rules.mixup > 0:
+        answers = answers[:0]
+    return images, answers
