@@ -58,6 +58,12 @@ class StudentSettings(Settings):
 
     stem: Literal["auto", "small", "default"] = Field("auto", description="small: less downsampling for small inputs")
     weights: str = Field("", description="safetensors or state-dict file to start from; empty: random initialisation")
+    inherit: Literal["auto", "on", "off"] = Field(
+        "off", description="without a file: start from the teacher's weights where the student is it made smaller"
+    )
+    inherited_rate: float = Field(
+        1.0, gt=0, le=1, description="factor on the learning rate of a student that starts from the teacher's weights"
+    )
     steps: int = Field(5, ge=1, le=1000, description="student updates in each step of the game")
     start: float = Field(0.0, ge=0, lt=1, description="share of the run before its first update")
     l1: Weight = Field(1.0, description="weight of mean |student logits - teacher logits|")
@@ -128,10 +134,13 @@ class PriorSettings(Settings):
 
 
 class ReplaySettings(Settings):
-    """Images of earlier steps, shown to the student again."""
+    """What the student is shown besides fresh images of the generator: above all those of earlier steps."""
 
     share: Share = Field(0.0, description="share of a student batch drawn from the replay ring")
     average_share: float = Field(0.0, ge=0, lt=1, description="share drawn by the averaged generator")
+    procedural_share: float = Field(
+        0.0, ge=0, lt=1, description="share drawn by rule: shapes on each other and noise, which look like nothing"
+    )
     balanced: bool = Field(default=False, description="every class has the same chance of being replayed")
     capacity: int = Field(20_000, ge=1, description="images in the replay ring")
     echoes: int = Field(
@@ -268,6 +277,7 @@ class Recipe(Settings):
     name: str = Field("custom", description="recipe that the run started from")
     description: str = Field("", description="one line for `dfadc recipe list`")
     adapt: bool = Field(default=False, description="drop terms that this teacher cannot give (said in the run's plan)")
+    pinned: tuple[str, ...] = Field((), description="fields set by --set: recipe auto leaves them as they are")
     steps: int = Field(1000, ge=1, description="steps of the game")
     batch_size: int = Field(64, ge=2, le=65536, description="images of each update")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of every random draw")
@@ -305,12 +315,15 @@ def load_recipe(source: str | Path = "auto", overrides: Sequence[str] = ()) -> R
         DfadcError: unknown recipe, unreadable file, unknown key (with its dotted path) or a value out of bound.
     """
     values = _read_toml(source)
+    assigned: set[str] = set()
     for override in overrides:
         path, separator, text = override.partition("=")
         if not separator or not path:
             raise DfadcError(f"--set {override!r} is not path=value", "e.g. --set student.steps=10")
         _assign(values, path.strip(), _parse_value(text.strip()))
-    return _validate(values, str(source))
+        assigned.add(path.strip())
+    recipe = _validate(values, str(source))
+    return recipe.model_copy(update={"pinned": tuple(sorted({*recipe.pinned, *assigned}))})
 
 
 def change_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:

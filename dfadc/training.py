@@ -16,7 +16,7 @@ from dfadc.distillation.arithmetic import flops_per_step
 from dfadc.distillation.checkpoint import load_checkpoint
 from dfadc.distillation.diagnosis import diagnose_teacher
 from dfadc.distillation.estimate import Estimate, estimate, steps_for_minutes
-from dfadc.distillation.fit import check_budget, fit_recipe
+from dfadc.distillation.fit import check_budget, fit_recipe, slow_down
 from dfadc.distillation.game import Game
 from dfadc.distillation.generator import build_generator, scaled_size
 from dfadc.distillation.loop import distill
@@ -25,6 +25,7 @@ from dfadc.distillation.precision import choose_device, choose_policy, fit_polic
 from dfadc.errors import DfadcError
 from dfadc.event_files import require_tensorboard
 from dfadc.models.flops import count_flops, count_parameters
+from dfadc.models.inheritance import inherit
 from dfadc.models.outputs import taking_images
 from dfadc.models.students import Student, build_student, with_logits_like
 from dfadc.recipe import Recipe, change_recipe, recipe_to_toml
@@ -97,6 +98,9 @@ class Training:
         diagnosis = diagnose_teacher(teacher.module, teacher.batch_norms, teacher.contract)
         self.batch_norms = diagnosis.batch_norms
         recipe, notes = fit_recipe(recipe, teacher.contract, len(self.batch_norms))
+        if student.is_inherited:
+            recipe, slower = slow_down(recipe)
+            notes = (*notes, *slower)
         student = with_logits_like(student, teacher.contract, diagnosis.logit_size)
         self.teacher = teacher
         self.student = student
@@ -253,6 +257,8 @@ def prepare(teacher: Teacher, student: str, *, recipe: Recipe, device: str) -> T
     torch.manual_seed(recipe.seed)
     weights = Path(recipe.student.weights) if recipe.student.weights else None
     built = build_student(student, teacher.contract, stem=recipe.student.stem, weights=weights)
+    if weights is None and recipe.student.inherit != "off":
+        built = inherit(built, teacher, recipe.student.inherit)
     return Training(teacher, built, recipe=recipe, device=choose_device(device))
 
 

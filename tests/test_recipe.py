@@ -138,9 +138,17 @@ def test_later_overrides_win() -> None:
     assert load_recipe("auto", ["steps=7", "steps=8"]).steps == 8
 
 
-def test_overrides_change_nothing_else() -> None:
-    changed = load_recipe("auto", ["student.optimizer.learning_rate=0.05"])
-    assert change_recipe(changed, {"student.optimizer.learning_rate": 0.2}) == load_recipe("auto")
+def test_overrides_change_nothing_else_and_are_remembered() -> None:
+    changed = load_recipe("auto", ["student.optimizer.learning_rate=0.05", "steps=1000"])
+    pinned = ("steps", "student.optimizer.learning_rate")
+    expected = change_recipe(load_recipe("auto"), {"student.optimizer.learning_rate": 0.05, "pinned": pinned})
+    assert changed == expected
+
+
+def test_what_was_set_is_still_known_when_a_saved_recipe_is_changed_again(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(recipe_to_toml(load_recipe("auto", ["steps=7"])))
+    assert load_recipe(path, ["batch_size=8"]).pinned == ("batch_size", "steps")
 
 
 @pytest.mark.parametrize("override", ["steps", "=7", "", "--steps"])

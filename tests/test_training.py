@@ -227,6 +227,29 @@ def test_a_plan_says_what_will_be_done(teacher: Teacher) -> None:
     assert any("batch-norm layers" in note for note in plan.notes)
 
 
+def test_a_student_of_the_teachers_family_starts_from_its_weights_and_resumes_at_its_own_rate(
+    teacher: Teacher, teacher_file: Path, tmp_path: Path
+) -> None:
+    training = prepare(teacher, "compact_resnet_4", recipe=miniature(), device="cpu")
+    given = teacher.module.state_dict()["classifier.weight"]
+    own = training.student.module.state_dict()["classifier.weight"]
+    columns = {tuple(column.tolist()) for column in given.T}
+    assert all(tuple(column.tolist()) in columns for column in own.T)
+    assert any("starts as compact_resnet_8 made smaller" in note for note in training.notes)
+    assert training.recipe.student.optimizer.learning_rate == pytest.approx(0.01)
+    folder = claim_folder(tmp_path / "run", force=False)
+    training.start(folder, training.plan())
+    again = prepare(load_teacher(teacher_file), "compact_resnet_4", recipe=load_recipe(folder.recipe), device="cpu")
+    assert again.recipe == training.recipe
+
+
+def test_a_student_may_be_asked_to_start_from_random_weights(teacher: Teacher) -> None:
+    recipe = miniature("auto", {"student.inherit": "off"})
+    training = prepare(teacher, "compact_resnet_4", recipe=recipe, device="cpu")
+    assert training.recipe.student.optimizer.learning_rate == recipe.student.optimizer.learning_rate
+    assert not any("made smaller" in note for note in training.notes)
+
+
 def test_a_time_budget_becomes_the_steps_of_the_run(teacher: Teacher, tmp_path: Path) -> None:
     training = prepare(teacher, STUDENT, recipe=miniature(), device="cpu")
     plan = training.plan(minutes=0.02)

@@ -69,8 +69,12 @@ def describe_game(recipe: Recipe) -> str:
     priors = ("batch_norm", "one_hot", "balance", "activation", "total_variation", "l2")
     seeks = {rules.discrepancy: rules.adversarial, **{name: getattr(prior, name) for name in priors}}
     learns = {"l1": student.l1, "scaled_l1": student.scaled_l1, "kl": student.kl}
-    fresh = 1 - replay.share - replay.average_share
-    images = {"fresh": fresh, "of the averaged generator": replay.average_share, "replayed": replay.share}
+    shares = {
+        "of the averaged generator": replay.average_share,
+        "replayed": replay.share,
+        "procedural": replay.procedural_share,
+    }
+    images = {"fresh": 1 - sum(shares.values()), **shares}
     seen = ", ".join(f"{share:.0%} {source}" for source, share in images.items() if share > 0)
     echoes = f"; {replay.echoes} of {recipe.student_updates} updates repeat what it was shown" if replay.echoes else ""
     return (
@@ -123,18 +127,34 @@ def check_budget(recipe: Recipe) -> tuple[str, ...]:
     return (f"warm-up: {filled}; the student's {updates:,} updates follow",)
 
 
+def slow_down(recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe for a student that starts from its teacher's weights, which a rate for random ones would destroy.
+
+    Returns:
+        The recipe, its factor used up, so that a resumed run is not slowed down again; and what was changed and why.
+    """
+    path, factor = "student.optimizer.learning_rate", recipe.student.inherited_rate
+    if factor == 1 or path in recipe.pinned:
+        return recipe, ()
+    rate = factor * recipe.student.optimizer.learning_rate
+    note = f"a student that starts from the teacher's weights needs smaller steps: {path} = {rate:g}"
+    return change_recipe(recipe, {path: rate, "student.inherited_rate": 1.0}), (note,)
+
+
 def _take_settings(
     recipe: Recipe, shipped: Recipe, other: Recipe, because: str, *, contract: ImageContract, notes: list[str]
 ) -> Recipe:
-    """Recipe ``auto`` with the settings of another wherever it is as shipped, unless they and the user's collide."""
+    """Recipe ``auto`` with another's settings where it is neither changed nor pinned; as it was where they collide."""
     changes: dict[str, object] = {}
     for path, *_ in describe_fields():
         get = attrgetter(path)
-        if path not in ("name", "description") and get(recipe) == get(shipped) != get(other):
+        is_pinned = any(f"{path}.".startswith(f"{pin}.") for pin in ("name", "description", "pinned", *recipe.pinned))
+        if not is_pinned and get(recipe) == get(shipped) != get(other):
             changes[path] = get(other)
     if not changes:
         return recipe
     changed = change_recipe(recipe, changes)
+    changed = change_recipe(changed, _make_room(changed))
     if _conflicts(changed, contract) and not _conflicts(recipe, contract):
         way = f"recipe {other.name} is for such teachers, and its settings and yours cannot be combined"
         notes.append(f"{because}: {way}")
@@ -171,10 +191,21 @@ def _adapt(recipe: Recipe, contract: ImageContract, num_batch_norms: int, notes:
     if recipe.replay.balanced and contract.task == "segmentation" and recipe.adapt:
         changes["replay.balanced"] = False
         notes.append("the teacher has a class for every pixel and none for an image: replay.balanced is off")
+    if room := _make_room(recipe):
+        changes |= room
+        notes.append(f"other images leave no more of a batch: {', '.join(f'{path} = {room[path]:g}' for path in room)}")
     if recipe.adapt and any(_echo_conflicts(recipe)):
         changes["replay.echoes"] = 0
         notes.extend(f"{problem}: it is 0" for problem, _ in _echo_conflicts(recipe))
     return change_recipe(recipe, changes) if changes else recipe
+
+
+def _make_room(recipe: Recipe) -> dict[str, float]:
+    """Procedural images give way to the others that the user asks for."""
+    path, replay = "replay.procedural_share", recipe.replay
+    left = round(1 - replay.share - replay.average_share, 9)
+    gives_way = recipe.adapt and path not in recipe.pinned and 0 <= left < replay.procedural_share
+    return {path: left} if gives_way else {}
 
 
 def _scale_l1(recipe: Recipe) -> dict[str, object]:
@@ -210,8 +241,9 @@ def _student_conflicts(recipe: Recipe, contract: ImageContract) -> Iterator[Conf
 def _share_conflicts(recipe: Recipe) -> Iterator[Conflict]:
     """About where the images of a student's batch come from."""
     replay = recipe.replay
-    if replay.share + replay.average_share > 1:
-        shares = f"replay.share + replay.average_share = {replay.share + replay.average_share:g}"
+    total = replay.share + replay.average_share + replay.procedural_share
+    if total > 1:
+        shares = f"replay.share + replay.average_share + replay.procedural_share = {total:g}"
         yield f"{shares} is more than a whole batch", "lower one of them"
     if replay.average_share > 0 and recipe.generator.ema_decay == 0:
         way = "--set generator.ema_decay=0.99"

@@ -31,7 +31,7 @@ class Lesson(NamedTuple):
 
     Args:
         loss: scalar.
-        fresh: (F + A, C, H, W), what was drawn for it.
+        fresh: (F + A + P, C, H, W), what was drawn for it.
         answers: the teacher's logits to them.
         images: (N, C, H, W), as the student was shown them: mixed up, where the recipe does that.
         teacher_logits: to these.
@@ -151,7 +151,7 @@ class Game:
 
     def draw_student_batch(self) -> StudentBatch:
         """What the next student update is drawn from."""
-        return draw_student_batch(self.players, self.recipe, self.contract)
+        return draw_student_batch(self.players, self.recipe, self.contract, full_size=self.scale == 1)
 
     @property
     def num_echoes(self) -> int:
@@ -188,11 +188,15 @@ class Game:
         return Lesson(loss, fresh, answers, images, teacher_logits)
 
     def _draw_fresh(self, batch: StudentBatch) -> Tensor:
-        """What generator and averaged generator draw, (F + A, C, H, W); batch norm takes no empty batch."""
+        """Images that nobody was shown, (F + A + P, C, H, W); a generator's batch norm takes no empty batch."""
         generator = self.players.generator
         sources = ((generator.module, batch.latents), (generator.average, batch.average_latents))
         drawn = [self._draw(network, latents) for network, latents in sources if len(latents)]
-        return torch.cat(drawn) if drawn else batch.replayed[:0]
+        if not drawn:
+            return batch.procedural
+        if len(batch.procedural):
+            drawn.append(batch.procedural.to(drawn[0].dtype))
+        return torch.cat(drawn)
 
     def _draw(self, network: nn.Module, latents: Tensor) -> Tensor:
         """Images (N, C, H, W) of a generator, smaller while the run is played at a low resolution."""

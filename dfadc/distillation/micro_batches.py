@@ -10,6 +10,7 @@ of the batch). ``prior.batch_norm_momentum`` and ``prior.balance_momentum`` are 
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -27,20 +28,18 @@ def num_parts(batch_size: int, micro_batch: int) -> int:
 
 
 def split_student_batch(batch: StudentBatch, micro_batch: int) -> Iterator[tuple[float, StudentBatch]]:
-    """Micro-batches that hold fresh, averaged and replayed images in the batch's proportion, and their shares of it."""
-    num_fresh, num_drawn = len(batch.latents), len(batch.latents) + len(batch.average_latents)
-    total = num_drawn + len(batch.replayed)
+    """Micro-batches that hold images of each source in the batch's proportion, and their shares of it."""
+    sources = ("latents", "average_latents", "procedural", "replayed")
+    begins = [0, *itertools.accumulate(len(getattr(batch, source)) for source in sources)]
+    total = begins[-1]
     parts = num_parts(total, micro_batch)
     for part in range(parts):
-        rows = slice((part - num_drawn) % parts, None, parts)
-        average_latents = batch.average_latents[(part - num_fresh) % parts :: parts]
-        split = batch._replace(
-            latents=batch.latents[part::parts],
-            average_latents=average_latents,
-            replayed=batch.replayed[rows],
-            answers=batch.answers[rows],
-        )
-        yield _share(part, parts, total), split
+        rows = {
+            source: slice((part - begin) % parts, None, parts)
+            for source, begin in zip(sources, begins[:-1], strict=True)
+        }
+        split = {source: getattr(batch, source)[rows[source]] for source in sources}
+        yield _share(part, parts, total), batch._replace(**split, answers=batch.answers[rows["replayed"]])
 
 
 def split_generator_batch(

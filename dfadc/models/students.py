@@ -42,6 +42,7 @@ class Student:
         stem: the stem that was built; pass it to ``save_network``.
         num_parameters: of the module.
         notes: what was adapted, for the user.
+        is_inherited: whether it starts from its teacher's weights.
     """
 
     module: nn.Module
@@ -49,6 +50,7 @@ class Student:
     stem: Stem
     num_parameters: int
     notes: tuple[str, ...] = ()
+    is_inherited: bool = False
 
 
 @dataclass(frozen=True, slots=True)

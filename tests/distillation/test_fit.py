@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dfadc.contract import ImageContract
-from dfadc.distillation.fit import check_budget, fit_recipe
+from dfadc.distillation.fit import check_budget, fit_recipe, slow_down
 from dfadc.errors import DfadcError
 from dfadc.recipe import change_recipe, load_recipe
 
@@ -71,7 +71,11 @@ FREE_PIXELS = ["generator.architecture=free_pixels", "generator.latent_dim=0", "
         (["replay.share=0"], "move replayed images"),
         (["replay.share=0", "augmentation.shift=0", "augmentation.flip=true"], "move replayed images"),
         (["replay.share=0", "augmentation.shift=0", "replay.balanced=true"], "replay.balanced chooses among"),
-        (["replay.share=0.7", "replay.average_share=0.5"], r"replay.average_share = 1.2 is more than a whole batch"),
+        (
+            ["replay.share=0.7", "replay.average_share=0.5"],
+            "procedural_share = 1.45 is more than a whole batch",
+        ),
+        (["replay.procedural_share=0.6"], r"replay.procedural_share = 1.1 is more than a whole batch"),
         (["replay.average_share=0.5", "generator.ema_decay=0"], "drawn by the averaged generator"),
         (["replay.share=1"], "begin on an empty ring"),
         ([*POOL, "replay.echoes=3", "adapt=false"], "it sees only repetitions"),
@@ -118,7 +122,7 @@ def test_all_conflicts_are_named_at_once() -> None:
         ["augmentation.shift=23"],
         ["student.l1=0"],
         ["replay.share=0", "augmentation.shift=0"],
-        ["replay.share=0.75", "replay.average_share=0.25"],
+        ["replay.share=0.5", "replay.average_share=0.25"],
         ["generator.latents=shared"],
         ["generator.discrepancy=kl", "generator.temperature=3"],
         ["prior.balance_momentum=0.9", "prior.batch_norm_momentum=0.9"],
@@ -139,7 +143,7 @@ def test_what_can_be_combined_is_taken(overrides: list[str]) -> None:
     ],
 )
 def test_classes_of_images_are_nothing_for_dense_outputs(overrides: list[str], field: str) -> None:
-    recipe = load_recipe("auto", [*overrides, "replay.echoes=0"])
+    recipe = load_recipe("auto", [*overrides, "replay.echoes=0", "replay.procedural_share=0"])
     dense = ImageContract((3, 32, 24), 10, mean=(0.5,) * 3, std=(0.2,) * 3, task="segmentation")
     with pytest.raises(DfadcError, match=f"{field} needs one class an image, and this teacher has one for every pixel"):
         fit_recipe(recipe, dense, 4)
@@ -224,34 +228,59 @@ def test_auto_says_what_it_plays() -> None:
     _, (game, *_) = fit_recipe(load_recipe("auto"), CONTRACT, 20)
     assert game == (
         "recipe auto: the generator seeks 1 l1 + 1 batch_norm + 1 one_hot + 5 balance, the student learns 1 l1 + 1 kl "
-        "on images that are 50% fresh, 50% replayed; 50% of its batches are mixed up; 10 of 15 updates repeat what "
-        "it was shown"
+        "on images that are 25% fresh, 50% replayed, 25% procedural; 50% of its batches are mixed up; 10 of 15 "
+        "updates repeat what it was shown"
     )
     _, (game, *reasons) = fit_recipe(load_recipe("auto"), CONTRACT, 0)
     assert "seeks 1 scaled_l1 + 1 one_hot + 5 balance, the student learns 1 scaled_l1 + 1 kl" in game
     assert reasons
     _, (game, *_) = fit_recipe(load_recipe("dfad+"), CONTRACT, 0)
-    assert "50% fresh, 50% replayed; 25% of its batches" in game
+    assert "10% fresh, 40% replayed, 50% procedural" in game
 
 
 def test_auto_plays_as_dfad_plus_without_batch_norm_where_it_was_left_as_it_is() -> None:
     chosen = load_recipe("auto", ["student.optimizer.learning_rate=0.05", "steps=77"])
     fitted, notes = fit_recipe(chosen, CONTRACT, 0)
-    keep = {"name": "auto", "description": chosen.description, "steps": 77, "student.optimizer.learning_rate": 0.05}
+    own = {"steps": 77, "student.optimizer.learning_rate": 0.05}
+    keep = {"name": "auto", "description": chosen.description, "pinned": sorted(own), **own}
     assert fitted == change_recipe(load_recipe("dfad+"), keep)
-    assert any("the settings of dfad+ are taken (student.optimizer.kind = adam" in note for note in notes)
+    assert any("the settings of dfad+ are taken" in note and "optimizer.kind = adam" in note for note in notes)
     assert fit_recipe(load_recipe("dfad+"), CONTRACT, 0)[0] == load_recipe("dfad+")
+
+
+def test_auto_leaves_what_the_user_set_even_where_that_is_its_own_default() -> None:
+    """A control of one of dfad+'s settings is one: it once was not."""
+    own = {"replay.procedural_share": 0.25, "augmentation.mixup": 0.5}
+    shipped = load_recipe("auto")
+    assert (shipped.replay.procedural_share, shipped.augmentation.mixup) == (0.25, 0.5)
+    fitted, notes = fit_recipe(load_recipe("auto", [f"{path}={value}" for path, value in own.items()]), CONTRACT, 0)
+    assert (fitted.replay.procedural_share, fitted.augmentation.mixup) == (0.25, 0.5)
+    assert fitted.student.optimizer.kind == "adam"
+    assert not any("procedural_share" in note for note in notes)
+    assert fit_recipe(fitted, CONTRACT, 0)[0] == fitted, "a resumed run is fitted again"
+    whole, _ = fit_recipe(load_recipe("auto", ["augmentation={shift=2, mixup=0.5}"]), CONTRACT, 0)
+    assert whole.augmentation.mixup == 0.5
 
 
 def test_auto_as_dfad_plus_does_without_pixels_where_mean_and_std_are_unknown() -> None:
     fitted, _ = fit_recipe(load_recipe("auto"), ImageContract((3, 32, 24), 10), 0)
-    assert (fitted.generator.output, fitted.replay.balanced) == ("standardised", True)
+    assert (fitted.generator.output, fitted.replay.procedural_share) == ("standardised", 0.5)
+
+
+def test_procedural_images_give_way_to_what_the_user_asks_for() -> None:
+    for num_batch_norms, own in ((4, 0.25), (0, 0.5)):
+        wide, notes = fit_recipe(load_recipe("auto", ["replay.share=0.95"]), CONTRACT, num_batch_norms)
+        assert (wide.replay.share, wide.replay.procedural_share) == (0.95, 0.05)
+        assert any("leave no more of a batch: replay.procedural_share = 0.05" in note for note in notes)
+        assert fit_recipe(wide, CONTRACT, num_batch_norms)[0] == wide, "a resumed run is fitted again"
+        narrow, _ = fit_recipe(load_recipe("auto", ["replay.share=0.3"]), CONTRACT, num_batch_norms)
+        assert narrow.replay.procedural_share == own
 
 
 def test_auto_stays_the_users_where_dfad_plus_does_not_go_with_it() -> None:
     """``generator.width`` is for scalable generators alone."""
     fitted, notes = fit_recipe(load_recipe("auto", ["generator.architecture=paper"]), CONTRACT, 0)
-    assert (fitted.generator.width, fitted.replay.balanced) == (1.0, False)
+    assert (fitted.generator.width, fitted.replay.procedural_share) == (1.0, 0.25)
     assert any("its settings and yours cannot be combined" in note for note in notes)
 
 
@@ -259,3 +288,19 @@ def test_auto_keeps_its_composition_where_batch_norms_guide_the_generator() -> N
     fitted, _ = fit_recipe(load_recipe("auto"), CONTRACT, 9)
     assert fitted == load_recipe("auto")
     assert (fitted.student.l1, fitted.student.scaled_l1, fitted.generator.discrepancy) == (1.0, 0.0, "l1")
+
+
+# ---------------------------------------------------------------------------------------- a student that inherits
+
+
+def test_a_student_that_inherits_moves_in_smaller_steps_once() -> None:
+    recipe = load_recipe("auto", ["student.inherited_rate=0.5"])
+    slower, (note,) = slow_down(recipe)
+    assert slower.student.optimizer.learning_rate == recipe.student.optimizer.learning_rate / 2
+    assert "needs smaller steps: student.optimizer.learning_rate = 0.1" in note
+    assert slow_down(slower) == (slower, ()), "a resumed run is prepared again"
+
+
+def test_the_users_own_rate_is_that_of_a_student_that_inherits_too() -> None:
+    recipe = load_recipe("auto", ["student.inherited_rate=0.5", "student.optimizer.learning_rate=0.03"])
+    assert slow_down(recipe) == (recipe, ())

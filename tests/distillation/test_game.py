@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from dfadc.contract import ImageContract
-from dfadc.distillation.loop import StepLosses, distill
+from dfadc.distillation.loop import StepLosses, distill, update_student
 
 if TYPE_CHECKING:
     from dfadc.distillation.game import Game
@@ -41,7 +41,7 @@ def array(logits: Tensor) -> Any:
 
 
 def test_the_first_batch_is_all_fresh_and_later_ones_replay() -> None:
-    game = build_game("auto", "batch_size=10", "replay.share=0.3")
+    game = build_game("auto", "batch_size=10", "replay.share=0.3", "replay.procedural_share=0")
     batch = game.draw_student_batch()
     assert (len(batch.latents), len(batch.replayed)) == (10, 0)
     batch = started(game).draw_student_batch()
@@ -50,7 +50,8 @@ def test_the_first_batch_is_all_fresh_and_later_ones_replay() -> None:
 
 
 def test_the_averaged_generator_draws_its_share() -> None:
-    rules = ("batch_size=10", "replay.share=0.3", "replay.average_share=0.25", "augmentation.mixup=0")
+    shares = ("replay.share=0.3", "replay.average_share=0.25", "replay.procedural_share=0")
+    rules = ("batch_size=10", *shares, "augmentation.mixup=0")
     game = build_game("auto", *rules)
     batch = game.draw_student_batch()
     assert (len(batch.latents), len(batch.average_latents), len(batch.replayed)) == (8, 2, 0)
@@ -63,6 +64,18 @@ def test_the_averaged_generator_draws_its_share() -> None:
     with torch.no_grad():
         torch.testing.assert_close(fresh[5:], generator.average(batch.average_latents))
         torch.testing.assert_close(fresh[:5], generator.module(batch.latents))
+
+
+def test_procedural_images_are_shown_and_remembered_beside_the_generators() -> None:
+    game = started(build_game("auto", "replay.procedural_share=0.25"))
+    batch = game.draw_student_batch()
+    assert (len(batch.latents), len(batch.procedural), len(batch.replayed)) == (2, 2, 4)
+    lesson = game.student_loss(batch)
+    torch.testing.assert_close(lesson.fresh[2:], batch.procedural)
+    seen = game.players.ring.seen
+    update_student(game, batch)
+    assert game.players.ring.seen == seen + 4
+    assert not torch.equal(batch.procedural, game.draw_student_batch().procedural)
 
 
 def test_a_student_that_lives_from_the_ring_alone_is_shown_nothing_else() -> None:

@@ -58,25 +58,25 @@ def gradients(module: nn.Module) -> list[Tensor]:
 
 @settings(deadline=None, max_examples=100)
 @given(
-    counts=st.tuples(st.integers(0, 20), st.integers(0, 20), st.integers(0, 20)).filter(lambda n: sum(n) > 1),
+    counts=st.tuples(*[st.integers(0, 20)] * 4).filter(lambda n: sum(n) > 1),
     micro_batch=st.integers(0, 25),
     answered=st.booleans(),
 )
 def test_every_image_of_a_student_batch_is_in_one_part(
-    counts: tuple[int, int, int], micro_batch: int, answered: bool
+    counts: tuple[int, int, int, int], micro_batch: int, answered: bool
 ) -> None:
     rows = torch.arange(sum(counts), dtype=torch.float32).view(-1, 1)
-    latents, average_latents, replayed = rows.split(list(counts))
+    latents, average_latents, procedural, replayed = rows.split(list(counts))
     answers = replayed.clone() if answered else replayed[:0]
-    batch = StudentBatch(latents, average_latents, replayed, answers, torch.tensor(0.3))
+    batch = StudentBatch(latents, average_latents, procedural, replayed, answers, torch.tensor(0.3))
     parts = list(split_student_batch(batch, micro_batch))
     assert len(parts) == num_parts(sum(counts), micro_batch)
     assert sum(share for share, _ in parts) == pytest.approx(1)
-    sizes = [len(part.latents) + len(part.average_latents) + len(part.replayed) for _, part in parts]
+    sizes = [sum(len(source) for source in part[:4]) for _, part in parts]
     assert [size / sum(counts) for size in sizes] == pytest.approx([share for share, _ in parts])
     assert max(sizes) - min(sizes) <= 1
     assert not micro_batch or max(sizes) <= micro_batch
-    for which in range(3):
+    for which in range(4):
         together = torch.cat([part[which] for _, part in parts])
         assert sorted(together.flatten().tolist()) == batch[which].flatten().tolist()
         # In the batch's proportion: within one image.

@@ -1,0 +1,132 @@
+"""Images drawn by rule, which nobody trains: leaves that lie on each other, and noise as photographs have it."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from dfadc.contract import ImageContract
+
+#: Share of the images that are noise alone; the others have leaves.
+_NOISE_SHARE = 0.15
+#: Leaves of an image at most; most images have few.
+_MOST_LEAVES = 12
+#: A leaf's size and the most that it is longer than wide, as shares of half the image's side and as a factor.
+_SIZES, _LONGEST = (0.1, 0.9), math.e
+#: Outlines |u|^p + |v|^p = 1: diamonds, ellipses, rounded and sharp rectangles.
+_EXPONENTS = (1.0, 2.0, 4.0, 10.0)
+#: Shares of the plain black grounds, the mirrored images, the textured and the uneven leaves, and of those with the
+#: surface of the leaf before, as parts of one thing have.
+_PLAIN, _MIRRORED, _TEXTURED, _UNEVEN, _SAME = 0.5, 0.5, 0.7, 0.5, 0.5
+#: Share of the leaves that stand or lie, and by how much they lean: standard deviation in radians.
+_UPRIGHT, _LEANING = 0.7, 0.1
+#: How strong texture and unevenness are at most, in pixels of [0, 1] and in units of a leaf.
+_TEXTURE, _UNEVENNESS = 0.3, 0.15
+
+
+def draw_procedural(count: int, contract: ImageContract, rng: torch.Generator) -> Tensor:
+    """Images that have edges, surfaces and textures as photographs do, and look like nothing in particular.
+
+    The student and the teacher answer them as they answer any images. Source: the dead-leaves model (Lee, Mumford and
+    Huang 2001) and noise of spectrum 1/f^a (Field 1987), from which Baradad et al. (2021, arXiv 2106.05963) learn
+    representations. Deviations: few leaves instead of a full cover, half of the images on plain black and half of them
+    mirrored, neighbours of one surface, so that single objects with parts come up too; more upright and level leaves
+    than oblique ones, as edges are in photographs (Switkes, Mayer and Sloan 1978).
+
+    Args:
+        count: N.
+        contract: what an image is.
+        rng: on the CPU.
+
+    Returns:
+        (N, C, H, W) in the contract's value range, on the CPU.
+    """
+    painter = _Painter(contract.input_size, rng)
+    is_noise = torch.rand((count, 1, 1, 1), generator=rng) < _NOISE_SHARE
+    pixels = torch.where(is_noise, painter.draw_noise(count), painter.draw_leaves(count))
+    low, high = (torch.tensor(bound).view(-1, 1, 1) for bound in contract.value_range())
+    return low + (high - low) * pixels
+
+
+class _Painter:
+    """Draws pixels in [0, 1].
+
+    Args:
+        size: (C, H, W) of an image.
+        rng: of every draw.
+    """
+
+    def __init__(self, size: tuple[int, int, int], rng: torch.Generator) -> None:
+        self.channels, self.height, self.width = size
+        self.rng = rng
+
+    def draw_noise(self, count: int) -> Tensor:
+        """(N, C, H, W): a colour, and around it noise of one spectrum, stronger or weaker in each channel."""
+        amplitudes = self._uniform(count, -0.5, 0.5, channels=self.channels)
+        return (self._uniform(count, channels=self.channels) + amplitudes * self._fields(count)).clamp(0, 1)
+
+    def draw_leaves(self, count: int) -> Tensor:
+        """(N, C, H, W): a ground, and leaves upon it."""
+        textures, waves = self._fields(count), self._fields(count, lowest=2.5)
+        surfaces = self._surface(textures)
+        images = surfaces * (self._uniform(count) > _PLAIN)
+        is_mirrored = self._uniform(count) < _MIRRORED
+        num_leaves = 1 + _MOST_LEAVES * self._uniform(count).flatten() ** 2
+        for leaf in range(1, _MOST_LEAVES + 1):
+            chosen = (num_leaves >= leaf).nonzero().squeeze(1)
+            inside = self._outline(self._pick(waves, len(chosen)), is_mirrored[chosen])
+            is_part = self._uniform(len(chosen)) < _SAME
+            own = self._surface(self._pick(textures, len(chosen)))
+            surfaces[chosen] = torch.where(is_part, surfaces[chosen], own)
+            images[chosen] = torch.where(inside, surfaces[chosen], images[chosen])
+        return images
+
+    def _surface(self, textures: Tensor) -> Tensor:
+        """(N, C, H, W) of a colour each, some with texture (N, 1, H, W)."""
+        count = len(textures)
+        strength = _TEXTURE * self._uniform(count) * (self._uniform(count) < _TEXTURED)
+        return (self._uniform(count, channels=self.channels) + strength * textures).clamp(0, 1)
+
+    def _outline(self, waves: Tensor, is_mirrored: Tensor) -> Tensor:
+        """(N, 1, H, W): the pixels inside a leaf each, and its mirror image where there is one."""
+        count = len(waves)
+        centre = 0.4 * torch.randn((2, count, 1, 1, 1), generator=self.rng)
+        level = self._pick(torch.tensor((0, math.pi / 2)).view(-1, 1, 1, 1), count)
+        leaning = level + _LEANING * torch.randn(level.shape, generator=self.rng)
+        angle = torch.where(self._uniform(count) < _UPRIGHT, leaning, self._uniform(count, 0, math.pi))
+        size = self._uniform(count, *map(math.log, _SIZES)).exp()
+        stretch = self._uniform(count, -math.log(_LONGEST), math.log(_LONGEST)).exp()
+        exponent = self._pick(torch.tensor(_EXPONENTS).view(-1, 1, 1, 1), count)
+        edge = 1 + _UNEVENNESS * waves * (self._uniform(count) < _UNEVEN)
+        down = torch.linspace(-1, 1, self.height).view(-1, 1) - centre[0]
+        across = torch.linspace(-1, 1, self.width)
+
+        def is_inside(right: Tensor) -> Tensor:
+            along = (right * angle.cos() + down * angle.sin()) / (size * stretch)
+            aside = (down * angle.cos() - right * angle.sin()) / (size / stretch)
+            return along.abs() ** exponent + aside.abs() ** exponent < edge
+
+        return is_inside(across - centre[1]) | (is_inside(-across - centre[1]) & is_mirrored)
+
+    def _fields(self, count: int, lowest: float = 0.5, highest: float = 4.0) -> Tensor:
+        """(N, 1, H, W): noise of spectrum 1/f^a, a between the bounds, with mean 0 and standard deviation 1."""
+        down = self.height * torch.fft.fftfreq(self.height).view(-1, 1)
+        across = self.width * torch.fft.rfftfreq(self.width)
+        frequencies = torch.hypot(down, across).clamp_min(1)
+        spectrum = torch.randn((count, 1, *frequencies.shape), dtype=torch.complex64, generator=self.rng)
+        spectrum *= frequencies ** (-self._uniform(count, lowest, highest) / 2)
+        spectrum[..., 0, 0] = 0
+        noise: Tensor = torch.fft.irfft2(spectrum, s=(self.height, self.width))
+        return noise / noise.std(dim=(2, 3), keepdim=True, correction=0).clamp_min(1e-6)
+
+    def _pick(self, values: Tensor, count: int) -> Tensor:
+        """``count`` of the values, drawn with replacement."""
+        return values[torch.randint(len(values), (count,), generator=self.rng)]
+
+    def _uniform(self, count: int, low: float = 0.0, high: float = 1.0, *, channels: int = 1) -> Tensor:
+        """(N, channels, 1, 1) between the bounds."""
+        return low + (high - low) * torch.rand((count, channels, 1, 1), generator=self.rng)

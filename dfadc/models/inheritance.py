@@ -1,0 +1,120 @@
+"""Starting a student as its teacher made narrower or shallower, where it is just that."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+from dfadc.errors import DfadcError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from dfadc.models.students import Student
+    from dfadc.models.teacher import Teacher
+
+#: How many channels a teacher and its student have where they correspond.
+Widths = tuple[int, int]
+
+
+def inherit(student: Student, teacher: Teacher, wish: Literal["auto", "on"]) -> Student:
+    """A student that starts from its teacher's weights where its architecture allows it.
+
+    Args:
+        student: freshly built.
+        teacher: whose weights it gets.
+        wish: ``auto`` leaves random weights to a student that is no smaller copy, ``on`` refuses it.
+
+    Raises:
+        DfadcError: the student is no smaller copy of the teacher, and ``wish`` is ``on``.
+    """
+    if inherit_weights_(student.module, teacher.module):
+        note = (
+            f"starts as {teacher.architecture} made smaller, from the teacher's weights (student.inherit); --set "
+            "student.inherit=off starts from random ones"
+        )
+        return replace(student, notes=(*student.notes, note), is_inherited=True)
+    if wish == "on":
+        raise DfadcError(
+            f"student.inherit = on, and {student.architecture} is not the teacher {teacher.architecture} made narrower "
+            "or shallower",
+            "--set student.inherit=auto, or a student of the teacher's own family",
+        )
+    return student
+
+
+def inherit_weights_(student: nn.Module, teacher: nn.Module) -> bool:
+    """Gives a student the teacher's weights of the same names, of each layer the channels that weigh most.
+
+    Nothing is known of how layers are connected: channels are chosen once for each pair of widths, so that layers whose
+    channels are added up, or feed each other, keep the same ones. Source: weight selection (Xu et al. 2024, arXiv
+    2311.18823). Deviation: the channels with most of the weights' energy instead of evenly spaced ones.
+
+    Args:
+        student: its parameters and statistics are overwritten, or left as they are.
+        teacher: is left as it is.
+
+    Returns:
+        Whether the student is a smaller copy of the teacher: each of its tensors has one of the same name in the
+        teacher, as large or larger and with the same kernel; both end in the same layer, and something is smaller.
+    """
+    own, given = student.state_dict(), teacher.state_dict()
+    if not _is_smaller_copy(own, given):
+        return False
+    kept = _choose_channels(dict(student.named_parameters()), given)
+    for name, tensor in own.items():
+        selected = given[name]
+        for axis, widths in enumerate(zip(selected.shape, tensor.shape, strict=True)):
+            if widths[0] != widths[1]:
+                selected = selected.index_select(axis, kept[widths])
+        tensor.copy_(selected)
+    return True
+
+
+def _is_smaller_copy(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> bool:
+    if list(own)[-1:] != list(given)[-1:] or not all(name in given for name in own):
+        return False
+    pairs = [(given[name].shape, tensor.shape) for name, tensor in own.items()]
+    if len(own) == len(given) and all(larger == smaller for larger, smaller in pairs):
+        return False
+    return all(_is_narrower(smaller, larger) for larger, smaller in pairs)
+
+
+def _is_narrower(smaller: torch.Size, larger: torch.Size) -> bool:
+    """A tensor has outputs, inputs and a kernel; the kernel is the same."""
+    if len(smaller) != len(larger) or smaller[2:] != larger[2:]:
+        return False
+    return all(own <= given for own, given in zip(smaller, larger, strict=True))
+
+
+@torch.no_grad()
+def _choose_channels(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[Widths, Tensor]:
+    """For each pair of widths the indices of the channels to keep, in order."""
+    scores: dict[Widths, Tensor] = {}
+    flattened: dict[Widths, tuple[Widths, int]] = {}
+    outputs = (0, 0)
+    for name, tensor in own.items():
+        energy = given[name].double().square()
+        energy /= energy.sum().clamp_min(1e-30)
+        for axis, widths in enumerate(zip(energy.shape[:2], tensor.shape[:2], strict=True)):
+            score, channels = energy.movedim(axis, 0).reshape(widths[0], -1).sum(1), widths
+            if axis == 1 and widths not in scores and (size := _pixels(widths, outputs)):
+                flattened[widths] = outputs, size
+                score, channels = score.view(-1, size).sum(1), outputs
+            scores[channels] = scores.get(channels, torch.zeros(())) + score
+        if tensor.ndim > 1:
+            outputs = (len(energy), len(tensor))
+    kept = {widths: score.topk(widths[1]).indices.sort().values for widths, score in scores.items()}
+    for widths, (channels, size) in flattened.items():
+        kept[widths] = (size * kept[channels][:, None] + torch.arange(size)).flatten()
+    return kept
+
+
+def _pixels(widths: Widths, channels: Widths) -> int:
+    """How many features a layer takes of each channel where it is given flattened maps; 0 where it is given none."""
+    sizes = [divmod(width, max(channel, 1)) for width, channel in zip(widths, channels, strict=True)]
+    (size, rest), other = sizes
+    return size if (size, rest) == other and rest == 0 and size > 1 else 0

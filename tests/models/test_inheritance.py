@@ -1,0 +1,120 @@
+"""A student that is its teacher made smaller starts from the teacher's weights, and no other does."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dfadc import load_teacher
+from dfadc.contract import ImageContract
+from dfadc.errors import DfadcError
+from dfadc.models.inheritance import inherit, inherit_weights_
+from dfadc.models.network_file import save_network
+from dfadc.models.students import build_student
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CONTRACT = ImageContract((1, 28, 28), 5)
+
+
+def flattening(width: int) -> nn.Module:
+    """Its maps of 2 x 2 are flattened: each channel is four features in a row."""
+    convolutions = (nn.Conv2d(1, width, 3, stride=5, padding=1), nn.ReLU(), nn.Conv2d(width, 2 * width, 3, stride=2))
+    head = (nn.Linear(2 * width * 4, 3 * width), nn.ReLU(), nn.Linear(3 * width, 5))
+    return nn.Sequential(*convolutions, nn.ReLU(), nn.Flatten(), *head)
+
+
+def build(name: str) -> nn.Module:
+    if name.startswith("flattening"):
+        return flattening(int(name.rpartition("_")[2]))
+    return build_student(name, CONTRACT).module
+
+
+def with_random_statistics(module: nn.Module) -> nn.Module:
+    for name, tensor in module.state_dict().items():
+        if name.endswith(("running_mean", "running_var", "bias")):
+            tensor.copy_(torch.rand_like(tensor) + 0.5)
+    return module.eval()
+
+
+def hide(small: nn.Module, large: nn.Module, *, pixels: int) -> None:
+    """Gives the large network the small one's weights, in channels that are drawn, and next to nothing elsewhere."""
+    places: dict[tuple[int, int], Tensor] = {}
+    for tensor, wide in zip(small.state_dict().values(), large.state_dict().values(), strict=True):
+        wide.copy_(1e-4 * torch.randn(wide.shape))
+        index = []
+        for axis, widths in enumerate(zip(wide.shape[:2], tensor.shape[:2], strict=True)):
+            before = places.get((widths[0] // pixels, widths[1] // pixels))
+            if axis == 1 and widths not in places and before is not None:
+                places[widths] = (pixels * before[:, None] + torch.arange(pixels)).flatten()
+            index.append(places.setdefault(widths, torch.randperm(widths[0])[: widths[1]].sort().values))
+        wide[torch.meshgrid(*index, indexing="ij") if index else ...] = tensor
+
+
+@pytest.mark.parametrize(
+    ("small", "large"),
+    [
+        ("lenet5_half", "lenet5"),
+        ("compact_resnet_10", "compact_resnet_24"),
+        ("flattening_3", "flattening_10"),
+    ],
+)
+@torch.no_grad()
+def test_the_channels_that_matter_are_found_and_stay_connected(small: str, large: str) -> None:
+    torch.manual_seed(0)
+    wanted, teacher, student = with_random_statistics(build(small)), build(large).eval(), build(small).eval()
+    hide(wanted, teacher, pixels=4)
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    assert inherit_weights_(student, teacher)
+    images = torch.randn(4, *CONTRACT.input_size)
+    torch.testing.assert_close(student(images), wanted(images))
+    torch.testing.assert_close(teacher.state_dict(), before, rtol=0, atol=0)
+
+
+def test_a_shallower_student_takes_the_first_blocks_of_each_stage() -> None:
+    student, teacher = build("resnet18"), build("resnet34")
+    assert inherit_weights_(student, teacher)
+    given = teacher.state_dict()
+    assert all(torch.equal(tensor, given[name]) for name, tensor in student.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher"),
+    [
+        ("lenet5_half", "lenet5_half"),  # nothing is smaller
+        ("lenet5", "lenet5_half"),
+        ("lenet5_half", "compact_resnet_16"),
+        ("resnet18", "resnet50"),  # other kernels
+        ("vgg11_bn", "vgg13_bn"),  # layers of the same name are others
+    ],
+)
+def test_others_keep_their_own_weights(student: str, teacher: str) -> None:
+    contract = ImageContract((1, 32, 32), 5)
+    torch.manual_seed(0)
+    own, given = (build_student(name, contract).module for name in (student, teacher))
+    before = {name: tensor.clone() for name, tensor in own.state_dict().items()}
+    assert not inherit_weights_(own, given)
+    torch.testing.assert_close(own.state_dict(), before, rtol=0, atol=0)
+
+
+def test_who_insists_is_told_where_it_is_impossible(saved_teacher: Path) -> None:
+    teacher = load_teacher(saved_teacher)
+    narrower = inherit(build_student("lenet5_half", teacher.contract), teacher, "on")
+    assert "starts as lenet5 made smaller" in narrower.notes[-1]
+    other = build_student("compact_resnet_10", teacher.contract)
+    assert inherit(other, teacher, "auto") is other
+    with pytest.raises(DfadcError, match="compact_resnet_10 is not the teacher lenet5 made narrower") as caught:
+        inherit(other, teacher, "on")
+    assert caught.value.exit_code == 2
+    assert "student.inherit=auto" in caught.value.hint
+
+
+@pytest.fixture
+def saved_teacher(tmp_path: Path) -> Path:
+    path = tmp_path / "teacher.safetensors"
+    save_network(path, build("lenet5"), architecture="lenet5", stem="default", contract=CONTRACT)
+    return path
