@@ -106,10 +106,10 @@ class Training:
         self.student = student
         self.logit_size = diagnosis.logit_size
         self.recipe = recipe
-        self.notes = (*teacher.warnings, *student.notes, *_size_notes(teacher, student), *diagnosis.notes, *notes)
         # Counted before the game hangs its hooks on the teacher.
         self.teacher_flops = count_flops(teacher.module, teacher.contract.input_size)
         self.student_flops = count_flops(student.module, teacher.contract.input_size)
+        self.notes = (*teacher.warnings, *student.notes, *self._size_notes(), *diagnosis.notes, *notes)
         _check_low_resolution(recipe, teacher, student)
         self.policy, changed = fit_policy(choose_policy(recipe.compute, device), student.module)
         self.notes = (*self.notes, *changed)
@@ -230,6 +230,20 @@ class Training:
         )
         return Plan(self.recipe, device, precision, cost, notes, parameters, flops)
 
+    def _size_notes(self) -> Iterator[str]:
+        """What a student does not save."""
+        teacher, student = self.teacher, self.student
+        if student.num_parameters >= teacher.num_parameters:
+            yield (
+                f"the student {student.architecture} ({student.num_parameters:,} parameters) is not smaller than "
+                f"the teacher ({teacher.num_parameters:,})"
+            )
+        if self.student_flops >= self.teacher_flops:
+            yield (
+                f"the student {student.architecture} ({self.student_flops / 1e6:,.1f} MFLOPs an image) computes no less "
+                f"than the teacher ({self.teacher_flops / 1e6:,.1f})"
+            )
+
     def _build_game(self) -> Game:
         recipe, contract, policy = self.recipe, self.teacher.contract, self.policy
         torch.manual_seed(recipe.seed)
@@ -288,12 +302,4 @@ def _check_low_resolution(recipe: Recipe, teacher: Teacher, student: Student) ->
             f"{asked}: to images of {height}x{width} teacher and student give logits of shape {tuple(shapes[0])} and "
             f"{tuple(shapes[1])}",
             way,
-        )
-
-
-def _size_notes(teacher: Teacher, student: Student) -> Iterator[str]:
-    if student.num_parameters >= teacher.num_parameters:
-        yield (
-            f"the student {student.architecture} ({student.num_parameters:,} parameters) is not smaller than "
-            f"the teacher ({teacher.num_parameters:,})"
         )

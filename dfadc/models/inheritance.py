@@ -69,7 +69,8 @@ def inherit_weights_(student: nn.Module, teacher: nn.Module) -> bool:
         selected = given[name]
         for axis, widths in enumerate(zip(selected.shape, tensor.shape, strict=True)):
             if widths[0] != widths[1]:
-                selected = selected.index_select(axis, kept[widths])
+                # A buffer as long as no weight is wide: its beginning.
+                selected = selected.index_select(axis, kept.get(widths, torch.arange(widths[1])))
         tensor.copy_(selected)
     return True
 

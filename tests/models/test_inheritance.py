@@ -75,6 +75,15 @@ def test_the_channels_that_matter_are_found_and_stay_connected(small: str, large
     torch.testing.assert_close(teacher.state_dict(), before, rtol=0, atol=0)
 
 
+def test_a_buffer_as_long_as_nothing_else_is_cut_off() -> None:
+    student, teacher = build("flattening_3"), build("flattening_10")
+    student.register_buffer("positions", torch.zeros(7), persistent=True)
+    teacher.register_buffer("positions", torch.arange(9.0), persistent=True)
+    assert not inherit_weights_(student, build("flattening_10"))
+    assert inherit_weights_(student, teacher)
+    assert student.get_buffer("positions").tolist() == list(range(7))
+
+
 def test_a_shallower_student_takes_the_first_blocks_of_each_stage() -> None:
     student, teacher = build("resnet18"), build("resnet34")
     assert inherit_weights_(student, teacher)
