@@ -240,8 +240,8 @@ class Training:
             )
         if self.student_flops >= self.teacher_flops:
             yield (
-                f"the student {student.architecture} ({self.student_flops / 1e6:,.1f} MFLOPs an image) computes no less "
-                f"than the teacher ({self.teacher_flops / 1e6:,.1f})"
+                f"the student {student.architecture} ({self.student_flops / 1e6:,.1f} MFLOPs an image) computes no "
+                f"less than the teacher ({self.teacher_flops / 1e6:,.1f})"
             )
 
     def _build_game(self) -> Game:
