@@ -8,7 +8,7 @@ EXTRAS ?= test,timm,openvino,tensorrt-rtx
 CONSTRAINTS ?= constraints.txt
 DEMO ?= runs/demo
 # Of the game alone; becomes steps once, at the rate that this machine is measured to play at.
-DEMO_MINUTES ?= 7
+DEMO_MINUTES ?= 4
 DEMO_EXPORTS ?= onnx onnx:fp16 openvino:fp16 tensorrt-rtx:fp16
 
 BIN := $(VENV)/bin
@@ -24,7 +24,7 @@ help: ## Show this list
 
 install: $(INSTALLED) ## Virtual environment with dfadc and what its tests need
 
-demo: $(INSTALLED) ## Distil the Fashion-MNIST teacher without data, export, verify (10 minutes on 2 CPU cores)
+demo: $(INSTALLED) ## Distil the Fashion-MNIST teacher without data, export, verify (6 minutes on 2 CPU cores)
 	$(BIN)/dfadc distill $(FASHION_MNIST)/teacher.safetensors --student compact_resnet_20 \
 		--data $(FASHION_MNIST)/test_2000.npz --minutes $(DEMO_MINUTES) --out $(DEMO) --force $(addprefix --export ,$(DEMO_EXPORTS))
 
