@@ -153,8 +153,8 @@ def _take_settings(
             changes[path] = get(other)
     if not changes:
         return recipe
+    changes |= _make_room(change_recipe(recipe, changes))
     changed = change_recipe(recipe, changes)
-    changed = change_recipe(changed, _make_room(changed))
     if _conflicts(changed, contract) and not _conflicts(recipe, contract):
         way = f"recipe {other.name} is for such teachers, and its settings and yours cannot be combined"
         notes.append(f"{because}: {way}")

@@ -275,6 +275,10 @@ def test_procedural_images_give_way_to_what_the_user_asks_for() -> None:
         assert fit_recipe(wide, CONTRACT, num_batch_norms)[0] == wide, "a resumed run is fitted again"
         narrow, _ = fit_recipe(load_recipe("auto", ["replay.share=0.3"]), CONTRACT, num_batch_norms)
         assert narrow.replay.procedural_share == own
+    # Room enough for auto's own share, not for that of dfad+: what is said is what is played.
+    between, notes = fit_recipe(load_recipe("auto", ["replay.share=0.6"]), CONTRACT, 0)
+    assert between.replay.procedural_share == 0.4
+    assert any("replay.procedural_share = 0.4" in note for note in notes)
 
 
 def test_auto_stays_the_users_where_dfad_plus_does_not_go_with_it() -> None:
