@@ -14,7 +14,7 @@ from dfadc.errors import DfadcError
 from dfadc.recipe import load_recipe
 from dfadc.storage import atomic_write_text, write_json
 from dfadc.verification.dense_samples import DenseSampleSet, Samples, load_samples
-from dfadc.verification.details import class_label, listed_classes, render_details, shown_source
+from dfadc.verification.details import listed_classes, numbered_class, render_details, shown_source
 from dfadc.verification.disagreements import describe_disagreements
 from dfadc.verification.report import SCHEMA, Report, render_markdown
 from dfadc.verification.samples import SampleSet
@@ -144,9 +144,7 @@ def _draw(run: RunFolder, report: Report, samples: Samples | None, readings: Seq
     elif isinstance(samples, SampleSet) and len(samples):
         classes = [entry["class"] for entry in listed_classes(report)]
         chosen = samples_by_class(samples, shown_source(report), classes)
-        rows = {
-            f"{index} {class_label(report, index)}": displayable(samples.images[at]) for index, at in chosen.items()
-        }
+        rows = {numbered_class(report, index): displayable(samples.images[at]) for index, at in chosen.items()}
         write_sample_sheet(run.samples_png, rows)
     else:
         run.samples_png.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from report_material import NASTY_NAMES, make_samples
 
+from dfadc.verification.details import numbered_class
 from dfadc.verification.pictures import (
     PER_CLASS,
     displayable,
@@ -85,3 +86,8 @@ def test_a_sheet_takes_any_name_and_is_the_same_each_time(tmp_path: Path) -> Non
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     with Image.open(tmp_path / "a.png") as sheet:
         assert len(np.unique(np.asarray(sheet))) > 10
+
+
+def test_rows_are_named_by_number_and_name_or_by_number_alone() -> None:
+    assert numbered_class({"class_names": ["bag", "bag"]}, 1) == "1 bag"
+    assert numbered_class({"class_names": None}, 1) == "class 1"
