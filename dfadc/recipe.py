@@ -352,12 +352,13 @@ def recipe_to_toml(recipe: Recipe) -> str:
 
 def describe_fields(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
     """Yields (dotted path, bounds or choices, default, description) of every leaf field."""
+    schemas = model.model_json_schema()["properties"]
     for name, field in model.model_fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             yield from describe_fields(kind, f"{prefix}{name}.")
             continue
-        schema = model.model_json_schema()["properties"][name]
+        schema = schemas[name]
         yield f"{prefix}{name}", _bounds(schema), json.dumps(schema.get("default")), field.description or ""
 
 

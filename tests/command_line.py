@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import resource
 import runpy
 import subprocess
 import sys
@@ -91,6 +92,17 @@ def finish_command(process: subprocess.Popen[str], *, already_read: str = "") ->
     """Waits for a process; ``already_read`` is what somebody read of its stderr before."""
     out, err = process.communicate(timeout=120)
     return Outcome(process.returncode, out, already_read + err)
+
+
+@contextlib.contextmanager
+def disk_that_holds(num_bytes: int) -> Iterator[None]:
+    """No file of this process may become larger; to a program that is a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def settings(overrides: Mapping[str, Any]) -> list[str]:

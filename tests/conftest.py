@@ -7,7 +7,7 @@ import gc
 import json
 import shutil
 import signal
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -21,7 +21,8 @@ from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 import dfadc
 from dfadc.contract import ImageContract
-from dfadc.models.architectures import build_architecture
+from dfadc.models import matching
+from dfadc.models.architectures import build_architecture, resolve_architecture
 from dfadc.models.network_file import save_network
 
 if TYPE_CHECKING:
@@ -122,6 +123,20 @@ def _translations_read_once() -> Iterator[None]:
     read = functools.cache(ONNXRegistry.from_torchlib)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(read))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _references_built_once() -> Iterator[None]:
+    """What weights are compared with, our networks and torchvision's, are the same in every test."""
+    build, build_once = matching.reference_network, functools.cache(matching.reference_network)
+
+    def reference_network(name: str, **settings: Any) -> nn.Module:
+        is_factory = resolve_architecture(name).library == "factory"
+        return (build if is_factory else build_once)(name, **settings)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(matching, "reference_network", reference_network)
         yield
 
 

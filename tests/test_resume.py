@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
-from command_line import command_process, files_of, finish_command, run_command
+from command_line import command_process, disk_that_holds, files_of, finish_command, run_command
 from conftest import QUICK_RECIPE, QUICK_STUDENT
 
 from dfadc.api.distil import Observer, load_teacher, resume_distillation, run_distillation
@@ -79,7 +79,7 @@ def stopped_runs(
             process.send_signal(number)
             return run, finish_command(process, already_read=said)
 
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
+    signals = (signal.SIGINT, signal.SIGKILL)
     with ThreadPoolExecutor() as pool:
         return dict(zip(signals, pool.map(start_and_stop, signals), strict=True))
 
@@ -137,8 +137,25 @@ def test_ctrl_c_saves_and_resume_finishes(
     assert (run.path / onnx).read_bytes() == (whole_run.path / onnx).read_bytes()
 
 
-def test_sigterm_saves_too(stopped_runs: dict[signal.Signals, tuple[RunFolder, Outcome]], whole_run: RunFolder) -> None:
-    run, outcome = stopped_runs[signal.SIGTERM]
+def test_sigterm_saves_too(whole_run: RunFolder, digits_teacher: Path, tmp_path: Path) -> None:
+    """By the command in this process, which another thread asks to end."""
+    run = RunFolder(tmp_path / "run")
+
+    def ask_to_end() -> None:
+        while not (run.checkpoints / "last.pt").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    arguments = ("distill", digits_teacher, "--student", QUICK_STUDENT, "--recipe", whole_run.recipe)
+    often = ("--set", f"log.checkpoint_minutes={ALWAYS}")
+    before = signal.signal(signal.SIGTERM, lambda *_: None)  # a run that does not listen fails the test and no more
+    try:
+        with ThreadPoolExecutor() as pool:
+            asked = pool.submit(ask_to_end)
+            outcome = run_command(*arguments, *often, "--out", run.path)
+            asked.result()
+    finally:
+        signal.signal(signal.SIGTERM, before)
     assert outcome.code == 130
     assert len(outcome.errors) == 1
     assert_same_results(resume_distillation(run), whole_run)
@@ -185,10 +202,8 @@ def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint_before(interrupted: R
     """The limit on a file's size lets the small files through, and no checkpoint."""
     last = interrupted.checkpoints / "last.pt"
     kept = last.read_bytes()
-    limit = len(kept) // 2
-    full = f"import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))"
-    with command_process("distill", "--resume", interrupted.path, preamble=full) as process:
-        outcome = finish_command(process)
+    with disk_that_holds(len(kept) // 2):
+        outcome = run_command("distill", "--resume", interrupted.path)
     assert outcome.code == 7, outcome.err
     assert len(outcome.errors) == 1
     assert str(last) in outcome.errors[0]

@@ -24,6 +24,8 @@ _EXPONENTS = (1.0, 2.0, 4.0, 10.0)
 _PLAIN, _MIRRORED, _TEXTURED, _UNEVEN, _SAME = 0.5, 0.5, 0.7, 0.5, 0.5
 #: Share of the leaves that stand or lie, and by how much they lean: standard deviation in radians.
 _UPRIGHT, _LEANING = 0.7, 0.1
+#: Values of images that are drawn at once: what a leaf takes is as much as an image, and an image has several.
+_VALUES_AT_ONCE = 2**18
 #: How strong texture and unevenness are at most, in pixels of [0, 1] and in units of a leaf.
 _TEXTURE, _UNEVENNESS = 0.3, 0.15
 
@@ -46,10 +48,10 @@ def draw_procedural(count: int, contract: ImageContract, rng: torch.Generator) -
         (N, C, H, W) in the contract's value range, on the CPU.
     """
     painter = _Painter(contract.input_size, rng)
-    is_noise = torch.rand((count, 1, 1, 1), generator=rng) < _NOISE_SHARE
-    pixels = torch.where(is_noise, painter.draw_noise(count), painter.draw_leaves(count))
+    at_once = max(1, _VALUES_AT_ONCE // math.prod(contract.input_size))
+    parts = [painter.draw(min(at_once, count - done)) for done in range(0, count, at_once)]
     low, high = (torch.tensor(bound).view(-1, 1, 1) for bound in contract.value_range())
-    return low + (high - low) * pixels
+    return low + (high - low) * torch.cat(parts)
 
 
 class _Painter:
@@ -64,25 +66,34 @@ class _Painter:
         self.channels, self.height, self.width = size
         self.rng = rng
 
-    def draw_noise(self, count: int) -> Tensor:
+    def draw(self, count: int) -> Tensor:
+        """(N, C, H, W): some of noise alone, the others of leaves."""
+        is_noise = self._uniform(count) < _NOISE_SHARE
+        return torch.where(is_noise, self._draw_noise(count), self._draw_leaves(count))
+
+    def _draw_noise(self, count: int) -> Tensor:
         """(N, C, H, W): a colour, and around it noise of one spectrum, stronger or weaker in each channel."""
         amplitudes = self._uniform(count, -0.5, 0.5, channels=self.channels)
         return (self._uniform(count, channels=self.channels) + amplitudes * self._fields(count)).clamp(0, 1)
 
-    def draw_leaves(self, count: int) -> Tensor:
-        """(N, C, H, W): a ground, and leaves upon it."""
+    def _draw_leaves(self, count: int) -> Tensor:
+        """(N, C, H, W): a ground, and leaves upon it. All leaves of all images are cut out at once, then laid down."""
         textures, waves = self._fields(count), self._fields(count, lowest=2.5)
         surfaces = self._surface(textures)
         images = surfaces * (self._uniform(count) > _PLAIN)
         is_mirrored = self._uniform(count) < _MIRRORED
         num_leaves = 1 + _MOST_LEAVES * self._uniform(count).flatten() ** 2
-        for leaf in range(1, _MOST_LEAVES + 1):
-            chosen = (num_leaves >= leaf).nonzero().squeeze(1)
-            inside = self._outline(self._pick(waves, len(chosen)), is_mirrored[chosen])
-            is_part = self._uniform(len(chosen)) < _SAME
-            own = self._surface(self._pick(textures, len(chosen)))
-            surfaces[chosen] = torch.where(is_part, surfaces[chosen], own)
-            images[chosen] = torch.where(inside, surfaces[chosen], images[chosen])
+        layers = torch.arange(1, _MOST_LEAVES + 1).view(-1, 1) <= num_leaves
+        _, lies_on = layers.nonzero(as_tuple=True)  # the lowest leaves of all images first
+        outlines = self._outline(self._pick(waves, len(lies_on)), is_mirrored[lies_on])
+        is_part = self._uniform(len(lies_on)) < _SAME
+        own = self._surface(self._pick(textures, len(lies_on)))
+        sizes = layers.sum(dim=1).tolist()
+        for chosen, *leaves in zip(*(each.split(sizes) for each in (lies_on, outlines, is_part, own)), strict=True):
+            inside, continues, surface = leaves
+            surface = torch.where(continues, surfaces[chosen], surface)
+            surfaces[chosen] = surface
+            images[chosen] = torch.where(inside, surface, images[chosen])
         return images
 
     def _surface(self, textures: Tensor) -> Tensor:

@@ -179,7 +179,15 @@ def first_step(experiment: Experiment, *overrides: str) -> StepLosses:
     return losses[0]
 
 
-@pytest.mark.parametrize("experiment", PAPER, ids=name_of)
+#: Both dense experiments have the same networks; by default one is played.
+SLOW_AT_TWO = {"nyuv2"}
+
+
+@pytest.mark.parametrize(
+    "experiment",
+    [pytest.param(each, marks=pytest.mark.slow if name_of(each) in SLOW_AT_TWO else ()) for each in PAPER],
+    ids=name_of,
+)
 def test_the_first_step_at_a_batch_of_two(experiment: Experiment) -> None:
     losses = first_step(experiment, "batch_size=2")
     assert torch.isfinite(losses.student_loss)

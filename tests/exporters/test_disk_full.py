@@ -1,16 +1,14 @@
 from __future__ import annotations
 
 import json
-import resource
 import shutil
 import subprocess
 import sys
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from command_line import files_of, run_command
+from command_line import disk_that_holds, files_of, run_command
 
 from dfadc.run import RunFolder
 from exporters.base import ExportRequest
@@ -18,7 +16,6 @@ from exporters.manifest import check_unchanged
 from exporters.registry import get_exporter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 #: The operating system refuses files beyond 60 kB, as a full disk would, C++ writers included.
@@ -65,17 +62,6 @@ def test_a_full_disk_is_exit_7_and_leaves_what_was_there(
 def run_copy(finished_run: RunFolder, tmp_path: Path) -> RunFolder:
     shutil.copytree(finished_run.path, tmp_path / "run")
     return RunFolder(tmp_path / "run")
-
-
-@contextmanager
-def disk_that_holds(num_bytes: int) -> Iterator[None]:
-    """The same limit for this process: no file may become larger."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def assert_storage_fails(run: RunFolder, *arguments: object, room: int) -> None:
