@@ -70,6 +70,9 @@ class StudentSettings(Settings):
     scaled_l1: Weight = Field(0.0, description="weight of the same in units of the teacher's logit scale")
     kl: Weight = Field(0.0, description="weight of KL(teacher ‖ student)")
     temperature: float = Field(1.0, gt=0, le=100, description="temperature T of the KL term, scaled by T²")
+    hints: Weight = Field(
+        0.0, description="weight of the distance to the teacher's layers where the student is the teacher made narrower"
+    )
     ema_decay: float = Field(0.0, ge=0, lt=1, description="decay per student update of the exported average; 0: off")
     quantise_from: Share = Field(1.0, description="share of the run from which it plays rounded to INT8; 1: never")
     optimizer: OptimizerSettings = Field(OptimizerSettings(), description="how the student moves")

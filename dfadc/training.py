@@ -16,7 +16,7 @@ from dfadc.distillation.arithmetic import flops_per_step
 from dfadc.distillation.checkpoint import load_checkpoint
 from dfadc.distillation.diagnosis import diagnose_teacher
 from dfadc.distillation.estimate import Estimate, estimate, steps_for_minutes
-from dfadc.distillation.fit import check_budget, fit_recipe, slow_down
+from dfadc.distillation.fit import check_budget, fit_hints, fit_recipe, slow_down
 from dfadc.distillation.game import Game
 from dfadc.distillation.generator import build_generator, scaled_size
 from dfadc.distillation.loop import distill
@@ -25,7 +25,7 @@ from dfadc.distillation.precision import choose_device, choose_policy, fit_polic
 from dfadc.errors import DfadcError
 from dfadc.event_files import require_tensorboard
 from dfadc.models.flops import count_flops, count_parameters
-from dfadc.models.inheritance import inherit
+from dfadc.models.inheritance import corresponding_layers, inherit
 from dfadc.models.outputs import taking_images
 from dfadc.models.students import Student, build_student, with_logits_like
 from dfadc.recipe import Recipe, change_recipe, recipe_to_toml
@@ -97,6 +97,7 @@ class Training:
     def __init__(self, teacher: Teacher, student: Student, *, recipe: Recipe, device: torch.device) -> None:
         diagnosis = diagnose_teacher(teacher.module, teacher.batch_norms, teacher.contract)
         self.batch_norms = diagnosis.batch_norms
+        recipe = fit_hints(recipe, student.architecture, len(corresponding_layers(student.module, teacher.module)))
         recipe, notes = fit_recipe(recipe, teacher.contract, len(self.batch_norms))
         if student.is_inherited:
             recipe, slower = slow_down(recipe)

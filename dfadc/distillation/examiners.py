@@ -26,6 +26,7 @@ _OPTIMIZER = {"kind": "adam", "learning_rate": 4e-3, "momentum": 0.5, "clip_norm
 _RULES: dict[str, Any] = {
     "student.ema_decay": 0.0,
     "student.quantise_from": 1.0,
+    "student.hints": 0.0,
     "generator": {
         "optimizer": _OPTIMIZER,
         "schedule": {"kind": "cosine"},

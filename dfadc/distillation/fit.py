@@ -51,7 +51,7 @@ def describe_game(recipe: Recipe) -> str:
     student, rules, prior, replay = recipe.student, recipe.generator, recipe.prior, recipe.replay
     priors = ("batch_norm", "one_hot", "balance", "activation", "total_variation", "l2")
     seeks = {rules.discrepancy: rules.adversarial, **{name: getattr(prior, name) for name in priors}}
-    learns = {"l1": student.l1, "scaled_l1": student.scaled_l1, "kl": student.kl}
+    learns = {"l1": student.l1, "scaled_l1": student.scaled_l1, "kl": student.kl, "hints": student.hints}
     shares = {
         "of the averaged generator": replay.average_share,
         "replayed": replay.share,
@@ -108,6 +108,24 @@ def check_budget(recipe: Recipe) -> tuple[str, ...]:
     updates = (recipe.steps - start) * recipe.student.steps
     filled = f"the first {start} of {recipe.steps} steps fill the ring with {images:,} images"
     return (f"warm-up: {filled}; the student's {updates:,} updates follow",)
+
+
+def fit_hints(recipe: Recipe, architecture: str, num_layers: int) -> Recipe:
+    """The recipe as a student can play it that shares so many layers with its teacher.
+
+    Raises:
+        DfadcError: the user asks for hints, and there is no layer to compare.
+    """
+    path = "student.hints"
+    if recipe.student.hints == 0 or num_layers:
+        return recipe
+    if path in recipe.pinned or not recipe.adapt:
+        raise DfadcError(
+            f"{path} = {recipe.student.hints:g} compares the student's layers with the teacher's, and {architecture} "
+            "is not the teacher made narrower",
+            f"--set {path}=0, or a student of the teacher's own family",
+        )
+    return change_recipe(recipe, {path: 0.0})
 
 
 def slow_down(recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:

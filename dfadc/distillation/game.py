@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from dfadc.distillation import augmentation, discrepancy
 from dfadc.distillation.fake_quantise import FakeQuantiser
+from dfadc.distillation.hints import LayerHints
 from dfadc.distillation.student_batch import StudentBatch, draw_echo_batch, draw_student_batch
 from dfadc.distillation.terms import Terms
+from dfadc.models.inheritance import corresponding_layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,6 +92,9 @@ class Game:
         self.policy = policy
         self.discrepancy = discrepancy.choose_discrepancy(recipe.generator.discrepancy, recipe.generator.temperature)
         self.priors = Terms(teacher, batch_norms, settings=recipe.prior, contract=contract, players=players)
+        self.hints: LayerHints | None = None
+        if recipe.student.hints > 0 and (layers := corresponding_layers(players.student.module, teacher)):
+            self.hints = LayerHints(layers)
         self.quantiser: FakeQuantiser | None = None
         if recipe.student.quantise_from < 1:
             self.quantiser = FakeQuantiser(players.student.module)
@@ -124,6 +129,8 @@ class Game:
     def close(self) -> None:
         """Leaves teacher and student without hooks."""
         self.priors.close()
+        if self.hints is not None:
+            self.hints.close()
         if self.quantiser is not None:
             self.quantiser.close()
 
@@ -185,6 +192,9 @@ class Game:
             loss = loss + settings.scaled_l1 * discrepancy.scaled_l1(student_logits, teacher_logits)
         if settings.kl > 0:
             loss = loss + settings.kl * discrepancy.kl(student_logits, teacher_logits, temperature=settings.temperature)
+        hints = None if self.hints is None else self.hints.take()
+        if hints is not None:
+            loss = loss + settings.hints * hints
         return Lesson(loss, fresh, answers, images, teacher_logits)
 
     def _draw_fresh(self, batch: StudentBatch) -> Tensor:
@@ -205,11 +215,11 @@ class Game:
 
     def _ask_teacher(self, images: Tensor, known: Tensor) -> Tensor:
         """Logits to images (N, C, H, W), of which those of the last ones may be ``known``."""
-        if not len(known):
-            logits: Tensor = self.teacher(images)
-            return logits
         asked = images[: len(images) - len(known)]
-        return torch.cat([self.teacher(asked).float(), known]) if len(asked) else known
+        if not len(asked):
+            return known
+        logits = self.teacher(asked) if self.hints is None else self.hints.watch(self.teacher, asked)
+        return torch.cat([logits.float(), known]) if len(known) else logits
 
     # ----------------------------------------------------------------------------------------- generator's side
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +73,55 @@ def inherit_weights_(student: nn.Module, teacher: nn.Module) -> bool:
                 selected = selected.index_select(axis, kept.get(widths, torch.arange(widths[1])))
         tensor.copy_(selected)
     return True
+
+
+class Correspondence(NamedTuple):
+    """A layer of a student, and what it is made of.
+
+    Args:
+        student: the layer.
+        teacher: the teacher's layer of the same name.
+        channels: (C,), those of the teacher's that the student's C stand for.
+        axis: where both have their channels.
+    """
+
+    student: nn.Module
+    teacher: nn.Module
+    channels: Tensor
+    axis: int
+
+
+def corresponding_layers(student: nn.Module, teacher: nn.Module) -> list[Correspondence]:
+    """The layers of a student that is its teacher made narrower, as :func:`inherit_weights_` chooses their channels.
+
+    They are the batch norms, whose answers have the same scale in both; without any, convolutions and linear layers
+    but for those that are not narrower, as the last one. A student with fewer layers has none that correspond: what
+    follows a layer is not the same then.
+
+    Returns:
+        Nothing for any other student, and for a teacher whose layers take no hooks.
+    """
+    own, given = student.state_dict(), teacher.state_dict()
+    if own.keys() != given.keys() or not _is_smaller_copy(own, given):
+        return []
+    kept = _choose_channels(dict(student.named_parameters()), given)
+    named = dict(teacher.named_modules())
+    pairs = [(layer, named[name]) for name, layer in student.named_modules() if name in named]
+    pairs = [(layer, original) for layer, original in pairs if type(layer) is type(original)]
+    norms = [pair for pair in pairs if isinstance(pair[0], nn.modules.batchnorm._BatchNorm)]  # noqa: SLF001
+    others = [pair for pair in pairs if isinstance(pair[0], nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear)]
+    layers = []
+    for layer, original in norms or others:
+        statistics = "running_mean" if norms else "weight"
+        narrow, wide = (getattr(each, statistics, None) for each in (layer, original))
+        if narrow is None or wide is None or (len(narrow) == len(wide) and not norms):
+            continue
+        everything = torch.arange(len(wide))
+        channels = everything if len(narrow) == len(wide) else kept.get((len(wide), len(narrow)))
+        if channels is not None:
+            axis = -1 if isinstance(layer, nn.Linear) else 1
+            layers.append(Correspondence(layer, original, channels.to(wide.device), axis))
+    return layers
 
 
 def _is_smaller_copy(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> bool:

@@ -270,7 +270,7 @@ def test_who_learns_rounded_answers_better_rounded(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("dfadc.distillation.fake_quantise.LARGEST", 3)
     errors = {}
     for quantise_from in (0.0, 1.0):
-        rules = ("steps=60", "batch_size=32", "student.optimizer.learning_rate=0.1")
+        rules = ("steps=60", "batch_size=32", "student.optimizer.learning_rate=0.1", "student.hints=0")
         game = build_game("auto", f"student.quantise_from={quantise_from}", *rules)
         play(game, 60)
         student = game.players.student.average.eval()

@@ -92,7 +92,7 @@ def test_a_student_that_lives_from_the_ring_alone_is_shown_nothing_else() -> Non
 
 def test_a_known_answer_is_not_asked_for_again() -> None:
     """Neither augmented nor mixed: the teacher sees fresh images alone, and the loss is what it would be."""
-    rules = ("augmentation.shift=0", "augmentation.mixup=0")
+    rules = ("augmentation.shift=0", "augmentation.mixup=0", "student.hints=0")
     game = started(build_game("auto", *rules), 2)
     batch = game.draw_student_batch()
     assert batch.answers.shape == (4, 10)
@@ -153,8 +153,8 @@ def test_replayed_images_are_shifted_and_flipped_as_asked(overrides: tuple[str, 
 
 
 def test_the_students_loss_is_the_weighted_sum_of_l1_and_kl() -> None:
-    weights = ("student.l1=0.5", "student.kl=2.0", "student.temperature=3.0", "augmentation.mixup=0")
-    game = started(build_game("auto", *weights))
+    weights = ("student.l1=0.5", "student.kl=2.0", "student.temperature=3.0", "student.hints=0")
+    game = started(build_game("auto", *weights, "augmentation.mixup=0"))
     game.players.student.module.train()
     batch = game.draw_student_batch()
     loss, fresh, _, *_ = game.student_loss(batch)
@@ -170,7 +170,8 @@ def test_the_students_loss_is_the_weighted_sum_of_l1_and_kl() -> None:
 
 
 def test_the_scaled_l1_is_the_l1_in_units_of_the_teacher() -> None:
-    game = build_game("auto", "student.l1=0", "student.kl=0", "student.scaled_l1=2", "augmentation.mixup=0")
+    weights = ("student.l1=0", "student.kl=0", "student.scaled_l1=2", "student.hints=0")
+    game = build_game("auto", *weights, "augmentation.mixup=0")
     game.players.student.module.eval()
     loss, fresh, _, *_ = game.student_loss(game.draw_student_batch())
     student, teacher = array(game.players.student.module(fresh)), array(game.teacher(fresh))
@@ -179,7 +180,7 @@ def test_the_scaled_l1_is_the_l1_in_units_of_the_teacher() -> None:
 
 
 def test_a_mixed_batch_is_what_both_networks_see() -> None:
-    game = started(build_game("auto", "student.kl=0", "augmentation.mixup=1"))
+    game = started(build_game("auto", "student.kl=0", "student.hints=0", "augmentation.mixup=1"))
     game.players.student.module.train()
     batch = game.draw_student_batch()
     assert 0 <= float(batch.mixup) < 1
@@ -397,10 +398,10 @@ def test_networks_and_images_have_the_memory_format_asked_for(channels_last: boo
 class TracedNetwork(nn.Module):
     """As little as there is to trace: compiling takes seconds even so."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.0), nn.Flatten())
-        self.classifier = nn.Linear(4 * 36, 10)
+        self.layers = nn.Sequential(nn.Conv2d(1, width, 3), nn.BatchNorm2d(width), nn.Dropout(0.0), nn.Flatten())
+        self.classifier = nn.Linear(width * 36, 10)
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.classifier(self.layers(images))
@@ -411,11 +412,12 @@ class TracedNetwork(nn.Module):
 def test_compiled_functions_are_whole_graphs_with_the_same_losses(recipe: str, graphs: int) -> None:
     """One graph a player; others of the student's for its very first batch where later ones replay, and for echoes."""
     torch.manual_seed(0)
-    teacher, student = TracedNetwork().eval().requires_grad_(requires_grad=False), TracedNetwork()
+    teacher, student = TracedNetwork(6).eval().requires_grad_(requires_grad=False), TracedNetwork(4)
     eager, compiled = (build_game(recipe, teacher=teacher, student=copy.deepcopy(student)) for _ in range(2))
     torch.compiler.reset()
     counters.clear()
     compiled.compile(backend="aot_eager")
+    assert (compiled.hints is not None) is (recipe == "auto")
     results: dict[str, list[StepLosses]] = {"eager": [], "compiled": []}
     distill(eager, 3, results["eager"].append)
     distill(compiled, 3, results["compiled"].append)
