@@ -228,7 +228,7 @@ def test_auto_says_what_it_plays() -> None:
     _, (game, *_) = fit_recipe(load_recipe("auto"), CONTRACT, 20)
     assert game == (
         "recipe auto: the generator seeks 1 l1 + 1 batch_norm + 1 one_hot + 5 balance, the student learns 1 l1 + 1 kl "
-        "+ 1 hints on images that are 25% fresh, 50% replayed, 25% procedural; 50% of its batches are mixed up; 10 of "
+        "+ 20 hints on images that are 25% fresh, 50% replayed, 25% procedural; 50% of its batches are mixed up; 10 of "
         "15 updates repeat what it was shown"
     )
     _, (game, *reasons) = fit_recipe(load_recipe("auto"), CONTRACT, 0)
