@@ -243,6 +243,18 @@ def test_a_student_of_the_teachers_family_starts_from_its_weights_and_resumes_at
     assert again.recipe == training.recipe
 
 
+def test_a_student_of_another_family_has_no_hints_and_who_asks_for_them_is_told(teacher: Teacher) -> None:
+    assert prepare(teacher, "compact_resnet_4", recipe=miniature(), device="cpu").game.hints is not None
+    training = prepare(teacher, "wrn_10_1", recipe=miniature(), device="cpu")
+    assert training.game.hints is None
+    assert training.recipe.student.hints == 0
+    assert not any("hints" in note for note in training.notes)
+    asked = load_recipe("auto", ["student.hints=2", "steps=4"])
+    with pytest.raises(DfadcError, match=r"student\.hints = 2 .* wrn_10_1 is not the teacher made narrower") as caught:
+        prepare(teacher, "wrn_10_1", recipe=asked, device="cpu")
+    assert caught.value.exit_code == 2
+
+
 def test_a_student_may_be_asked_to_start_from_random_weights(teacher: Teacher) -> None:
     recipe = miniature("auto", {"student.inherit": "off"})
     training = prepare(teacher, "compact_resnet_4", recipe=recipe, device="cpu")
