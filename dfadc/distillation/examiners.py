@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn import functional
 
 from dfadc.distillation.game import Game
 from dfadc.distillation.generator import build_generator
 from dfadc.distillation.loop import update_generator
 from dfadc.distillation.players import Players
+from dfadc.distillation.procedural import draw_procedural
 from dfadc.distillation.sharpen import sharpen
 from dfadc.recipe import change_recipe
 
@@ -46,6 +48,10 @@ PRIOR_SEED = 11
 _PRIOR_SHARE, _ADVERSARY_SHARE = 1 / 3, 1 / 10
 #: The same for the pixels of the samples, of all images that the teacher answers in the game.
 _SHARPEN_SHARE = 1 / 8
+#: Share of the sharpened samples that begin as procedural images, of how many drawn for each. Generated images alone
+#: flatter students that learned from nothing else: over 34 students of the Fashion-MNIST teacher the mean gap between
+#: predicted and real accuracy was 2.3 points, and 1.8 with this quarter; over 34 of the digits teacher 1.5 and 1.6.
+_PROCEDURAL_SHARE, _DRAWN_FOR_EACH = 1 / 4, 8
 #: Length of their latents where the game's generator has none.
 _LATENT_DIM = 256
 #: Images on which the restarts of the adversary are compared, at most: no more than verification takes in all.
@@ -94,15 +100,41 @@ def draw(players: Players, count: int, batch_size: int = 128) -> Iterator[Tensor
 
 
 def draw_prior(game: Game, prior: Players, count: int, batch_size: int = 128) -> Iterator[Tensor]:
-    """What :func:`draw` draws of the prior generator, with pixels that :func:`sharpen` has moved."""
+    """``count`` images of the prior generator, as :func:`draw` draws them, and of procedural ones, sharpened.
+
+    Where nothing is to be sharpened (:func:`sharpen_steps`), all are the generator's.
+    """
     steps, policy = sharpen_steps(game, count), game.policy
-    for images in draw(prior, count, batch_size):
-        if steps:
-            asked = images.to(policy.device, memory_format=policy.memory_format)
-            sharpened = sharpen(asked, game.teacher, game.batch_norms, contract=game.contract, steps=steps)
-            yield sharpened.cpu()
-        else:
-            yield images
+    if not steps:
+        yield from draw(prior, count, batch_size)
+        return
+    num_procedural = int(_PROCEDURAL_SHARE * count)
+    procedural = draw_procedural_classes(game, num_procedural).split(batch_size) if num_procedural else ()
+    for images in (*draw(prior, count - num_procedural, batch_size), *procedural):
+        asked = images.to(policy.device, memory_format=policy.memory_format)
+        yield sharpen(asked, game.teacher, game.batch_norms, contract=game.contract, steps=steps).cpu()
+
+
+@torch.no_grad()
+def draw_procedural_classes(game: Game, count: int) -> Tensor:
+    """``count`` procedural images (N, C, H, W) on the CPU, of the classes that the teacher sees as evenly as they come.
+
+    The same for all students of a teacher.
+    """
+    rng, policy = torch.Generator().manual_seed(PRIOR_SEED), game.policy
+    seen = torch.zeros(game.contract.num_classes, dtype=torch.long)
+    kept, ranks = torch.empty(0, *game.contract.input_size), torch.empty(0, dtype=torch.long)
+    for _ in range(_DRAWN_FOR_EACH):
+        drawn = draw_procedural(count, game.contract, rng)
+        parts = (part.to(policy.device) for part in drawn.split(game.images_at_once))
+        classes = torch.cat([game.teacher(part).argmax(dim=1).cpu() for part in parts])
+        counted = functional.one_hot(classes, len(seen)).cumsum(dim=0) + seen
+        rank, seen = counted.gather(1, classes[:, None])[:, 0], counted[-1]
+        # The first of every class come before the second of any.
+        kept, ranks = torch.cat([kept, drawn]), torch.cat([ranks, rank])
+        first = ranks.argsort(stable=True)[:count]
+        kept, ranks = kept[first], ranks[first]
+    return kept
 
 
 def sharpen_steps(game: Game, count: int) -> int:

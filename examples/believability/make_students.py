@@ -55,6 +55,7 @@ RUNS = {
     "auto-seed1": Run("auto", ("seed=1",), (25, 50, 100, 200, 400)),
     "auto-seed0": Run("auto", (), (25, 50, 100, 200, 400, 800)),
     "auto-short-seed2": Run("auto", ("seed=2",), (100,)),
+    "random-start": Run("auto", ("student.inherit=off", "replay.procedural_share=0"), (50, 100, 200, 400)),
     "dfad": Run("dfad", ("batch_size=64",), (100, 300)),
     "auto-no-replay": Run("auto", ("replay.share=0", "augmentation.shift=0", "augmentation.mixup=0"), (200,)),
     "auto-no-priors": Run("auto", ("prior.batch_norm=0", "prior.one_hot=0", "prior.balance=0"), (200,)),

@@ -3,8 +3,9 @@
     python examples/believability/relate.py believability/fashion_mnist believability/digits
 
 Each folder holds the answers of one teacher's students. Half of them choose the source and fit its line; every figure
-is stated on the other half. The line is fitted on probit axes, where accuracies on two distributions often lie on one
-(Miller et al. 2021, arXiv 2107.04649), and goes from agreement to accuracy as a share of the teacher's.
+is stated on the other half. The line is fitted on probit axes, where accuracies on two distributions often lie on a
+straight one (Miller et al. 2021, arXiv 2107.04649), and goes from agreement to accuracy as a share of the teacher's.
+Here it is a parabola: students that answer by chance and those that nearly are the teacher lie on no straight one.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 #: Random ways to halve the students, by which the luck of the one that is stated is judged.
 NUM_HALVINGS = 200
+#: Of the polynomial on probit axes.
+DEGREE = 2
 #: Real accuracy above which a student counts as good.
 HIGH = 0.8
 COLUMNS = (
@@ -57,7 +60,7 @@ class Relation:
         mean_gap: mean |predicted - real| accuracy on them, in [0, 1].
         scatter: standard deviation of predicted - real.
         worst_overestimate: largest predicted - real, and whose it is.
-        line: slope and offset on probit axes.
+        line: coefficients of the parabola on probit axes, the highest power first.
     """
 
     source: str
@@ -65,7 +68,7 @@ class Relation:
     mean_gap: float
     scatter: float
     worst_overestimate: tuple[float, str]
-    line: tuple[float, float]
+    line: tuple[float, ...]
 
 
 def read_students(folder: Path) -> list[Student]:
@@ -90,8 +93,8 @@ def common_sources(teachers: dict[str, list[Student]]) -> tuple[str, ...]:
 
 def relate(source: str, fitted: list[Student], stated: list[Student]) -> Relation:
     """Fits the line on some students and states the figures on others."""
-    slope, offset = np.polyfit(_probit(_agreements(fitted, source)), _probit(_shares(fitted)), 1)
-    predicted = predict(_agreements(stated, source), (slope, offset)) * stated[0].teacher_accuracy
+    line = tuple(np.polyfit(_probit(_agreements(fitted, source)), _probit(_shares(fitted)), DEGREE).tolist())
+    predicted = predict(_agreements(stated, source), line) * stated[0].teacher_accuracy
     real = np.array([student.accuracy for student in stated])
     gaps = predicted - real
     worst = int(gaps.argmax())
@@ -101,7 +104,7 @@ def relate(source: str, fitted: list[Student], stated: list[Student]) -> Relatio
         mean_gap=float(np.abs(gaps).mean()),
         scatter=float(gaps.std()),
         worst_overestimate=(float(gaps[worst]), stated[worst].name),
-        line=(float(slope), float(offset)),
+        line=line,
     )
 
 
@@ -125,9 +128,9 @@ def steadiness(source: str, students: list[Student]) -> str:
     )
 
 
-def predict(agreement: NDArray[np.float64], line: tuple[float, float]) -> NDArray[np.float64]:
+def predict(agreement: NDArray[np.float64], line: tuple[float, ...]) -> NDArray[np.float64]:
     """Accuracy as a share of the teacher's, in [0, 1], by the fitted line."""
-    return np.asarray(norm.cdf(line[0] * _probit(agreement) + line[1]))
+    return np.asarray(norm.cdf(np.polyval(line, _probit(agreement))))
 
 
 def _probit(rates: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -12,7 +12,15 @@ from torch import Tensor
 
 from dfadc.distillation import examiners, priors
 from dfadc.distillation.discrepancy import l1
-from dfadc.distillation.examiners import draw, examiner_steps, train_adversary, train_prior
+from dfadc.distillation.examiners import (
+    draw,
+    draw_prior,
+    draw_procedural_classes,
+    examiner_steps,
+    train_adversary,
+    train_prior,
+)
+from dfadc.distillation.procedural import draw_procedural
 from dfadc.recipe import change_recipe, load_recipe, recipe_names
 
 if TYPE_CHECKING:
@@ -140,3 +148,28 @@ def test_any_number_of_images_can_be_drawn() -> None:
     players = build_game("auto").players
     assert [len(batch) for batch in draw(players, 20, 8)] == [8, 8, 4]
     assert [tuple(batch.shape) for batch in draw(players, 0)] == [(0, 1, 8, 8)]
+
+
+def test_procedural_samples_spread_over_the_classes_that_the_teacher_sees() -> None:
+    game = build_game("auto")
+    drawn = draw_procedural_classes(game, 40)
+    assert torch.equal(drawn, draw_procedural_classes(build_game("auto", "seed=3"), 40))
+    any_of_them = draw_procedural(40, game.contract, torch.Generator().manual_seed(11))
+    most, most_of_any = (int(game.teacher(images).argmax(dim=1).bincount().max()) for images in (drawn, any_of_them))
+    assert drawn.shape == (40, 1, 8, 8)
+    assert most < most_of_any
+
+
+def test_a_quarter_of_the_sharpened_samples_begins_as_procedural_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    game = build_game("auto", *LONG)
+    monkeypatch.setattr(examiners, "sharpen", lambda images, *_, **__: images)
+    images = torch.cat(list(draw_prior(game, train_prior(game), 40)))
+    assert len(images) == 40
+    torch.testing.assert_close(images[:30], images_of(train_prior(game), 30))
+    torch.testing.assert_close(images[30:], draw_procedural_classes(game, 10))
+
+
+def test_what_is_not_sharpened_is_the_generators() -> None:
+    game = build_game("auto", *LONG, "verify.sharpen_steps=0")
+    images = torch.cat(list(draw_prior(game, train_prior(game), 40)))
+    torch.testing.assert_close(images, images_of(train_prior(game), 40))
