@@ -21,7 +21,7 @@ from dfadc.finish import write_results
 from dfadc.models.network_file import save_network
 from dfadc.models.networks.compact_resnet import CompactResNet
 from dfadc.models.teacher import Teacher, load_teacher
-from dfadc.recipe import Recipe, change_recipe, load_recipe
+from dfadc.recipe import Recipe, change_recipe, load_recipe, recipe_names
 from dfadc.run import RunFolder, claim_folder
 from dfadc.training import Plan, Training, prepare
 from dfadc.watch import Reading, set_samples_aside, snapshot_size, snapshot_steps
@@ -253,6 +253,13 @@ def test_a_student_of_another_family_has_no_hints_and_who_asks_for_them_is_told(
     with pytest.raises(DfadcError, match=r"student\.hints = 2 .* wrn_10_1 is not the teacher made narrower") as caught:
         prepare(teacher, "wrn_10_1", recipe=asked, device="cpu")
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_takes_a_student_of_another_family(teacher: Teacher, name: str) -> None:
+    """What a recipe says of students of the teacher's family keeps no other from playing."""
+    with prepare(teacher, "wrn_10_1", recipe=load_recipe(name), device="cpu") as training:
+        assert training.game.hints is None
 
 
 def test_a_student_may_be_asked_to_start_from_random_weights(teacher: Teacher) -> None:
