@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-from collections import Counter
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from dfadc.class_turns import take_turns
 from dfadc.errors import DfadcError
 from dfadc.storage import atomic_write
 
@@ -118,20 +118,13 @@ def choose_calibration(
 
 
 def _ranked(images: StoredImages, logits: npt.NDArray[np.float32], seen: set[bytes]) -> list[int]:
-    """Indices of the usable images that are not in ``seen``, the classes taking turns; ``seen`` grows by them.
-
-    The first n of them are as even over the classes as can be, in their order within each.
-    """
-    turns: Counter[int] = Counter()
-    keyed = []
+    """Indices of the usable images that are not in ``seen``, the classes taking turns; ``seen`` grows by them."""
+    usable = []
     for index, digest in enumerate(_digests(images)):
-        if digest in seen or not np.isfinite(logits[index]).all():
-            continue
-        seen.add(digest)
-        predicted = int(logits[index].argmax())
-        turns[predicted] += 1
-        keyed.append((turns[predicted], predicted, index))
-    return [index for _, _, index in sorted(keyed)]
+        if digest not in seen and np.isfinite(logits[index]).all():
+            seen.add(digest)
+            usable.append(index)
+    return [usable[position] for position in take_turns(logits[usable].argmax(axis=1).tolist())]
 
 
 def _quotas(shares: Sequence[float], count: int) -> list[int]:

@@ -121,12 +121,14 @@ def _provenance(game: Game, prior_samples: int) -> dict[str, str | int | float]:
     """How the samples were made: seeds, how long each generator was trained, and how far pixels were moved."""
     recipe = game.recipe
     prior_steps, adversary_steps = examiner_steps(recipe)
+    sharpened = sharpen_steps(game, prior_samples) if prior_samples else 0
     return {
         "seed": recipe.seed,
         "step": game.players.step,
         "prior_steps": prior_steps,
         "prior_seed": PRIOR_SEED,
-        "sharpen_steps": sharpen_steps(game, prior_samples) if prior_samples else 0,
+        "sharpen_steps": sharpened,
+        "procedural_share": recipe.verify.procedural_share if sharpened else 0.0,
         "adversary_steps": adversary_steps,
         "adversary_restarts": recipe.verify.adversary_restarts,
     }

@@ -246,6 +246,7 @@ class VerifySettings(GateSettings):
         description="updates of the pixels of the prior generator's samples, where the teacher has batch norms; "
         "at most an eighth of the images it answers in the game",
     )
+    procedural_share: Share = Field(0.25, description="of those samples, where they are sharpened: procedural images")
     adversary_steps: int = Field(150, ge=0, description="updates of each adversary; at most a tenth of the generator's")
     adversary_restarts: int = Field(2, ge=1, le=100, description="adversaries trained; the most harmful one is kept")
     max_mebibytes: int = Field(64, ge=1, description="bound on the samples' size; num_samples is cut to it")

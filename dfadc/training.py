@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from dfadc.models.teacher import Teacher
+    from dfadc.recipe import StudentSettings
     from dfadc.watch import Reading
 
 
@@ -270,11 +271,26 @@ def prepare(teacher: Teacher, student: str, *, recipe: Recipe, device: str) -> T
     """
     require_tensorboard(recipe.log)
     torch.manual_seed(recipe.seed)
-    weights = Path(recipe.student.weights) if recipe.student.weights else None
-    built = build_student(student, teacher.contract, stem=recipe.student.stem, weights=weights)
-    if weights is None and recipe.student.inherit != "off":
-        built = inherit(built, teacher, recipe.student.inherit)
-    return Training(teacher, built, recipe=recipe, device=choose_device(device))
+    return Training(
+        teacher, _build_student(student, teacher, recipe.student), recipe=recipe, device=choose_device(device)
+    )
+
+
+def _build_student(name: str, teacher: Teacher, rules: StudentSettings) -> Student:
+    """The student, with weights to start from where there are any.
+
+    A smaller copy of the teacher has the teacher's stem: images that are small for its kind were not for the teacher.
+    """
+    weights = Path(rules.weights) if rules.weights else None
+    built = build_student(name, teacher.contract, stem=rules.stem, weights=weights)
+    if weights is not None or rules.inherit == "off":
+        return built
+    if rules.stem == "auto" and built.stem == "small":
+        copy = inherit(build_student(name, teacher.contract, stem="default"), teacher, "auto")
+        if copy.is_inherited:
+            note = "default stem, as the teacher has; --set student.stem=small keeps maps larger, from random weights"
+            return replace(copy, notes=(*copy.notes, note))
+    return inherit(built, teacher, rules.inherit)
 
 
 def _check_low_resolution(recipe: Recipe, teacher: Teacher, student: Student) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from states import assert_same_state
@@ -260,6 +261,36 @@ def test_every_recipe_takes_a_student_of_another_family(teacher: Teacher, name: 
     """What a recipe says of students of the teacher's family keeps no other from playing."""
     with prepare(teacher, "wrn_10_1", recipe=load_recipe(name), device="cpu") as training:
         assert training.game.hints is None
+
+
+@pytest.fixture
+def stock_teacher(tmp_path: Path) -> Teacher:
+    """A network of torchvision as it comes, for images that are small for it."""
+    torch.manual_seed(0)
+    torch.save(torchvision.models.shufflenet_v2_x1_0(num_classes=4).state_dict(), tmp_path / "teacher.pt")
+    return load_teacher(tmp_path / "teacher.pt", fields=ContractFields(input_size=(3, 32, 32)))
+
+
+def test_a_student_of_the_teachers_family_has_its_stem(stock_teacher: Teacher) -> None:
+    training = prepare(stock_teacher, "shufflenet_v2_x0_5", recipe=miniature(), device="cpu")
+    assert training.student.is_inherited
+    assert training.student.stem == "default"
+    assert "default stem, as the teacher has" in training.student.notes[-1]
+    distill(training.game, 1, lambda _: None)
+    training.game.close()
+
+
+@pytest.mark.parametrize("settings", [{"student.stem": "small"}, {"student.inherit": "off"}])
+def test_a_student_with_another_stem_than_the_teachers_starts_from_random_weights(
+    stock_teacher: Teacher, settings: dict[str, Any]
+) -> None:
+    recipe = change_recipe(miniature(), settings)
+    training = prepare(stock_teacher, "shufflenet_v2_x0_5", recipe=recipe, device="cpu")
+    assert training.student.stem == "small"
+    assert not training.student.is_inherited
+    assert training.game.hints is None
+    distill(training.game, 1, lambda _: None)
+    training.game.close()
 
 
 def test_a_student_may_be_asked_to_start_from_random_weights(teacher: Teacher) -> None:

@@ -59,11 +59,12 @@ def inherit_weights_(student: nn.Module, teacher: nn.Module) -> bool:
 
     Returns:
         Whether the student is a smaller copy of the teacher: each of its tensors has one of the same name in the
-        teacher, as large or larger and with the same kernel; both end in the same layer, and something is smaller.
+        teacher, as large or larger and with the same kernel; both end in the same layer, move in the same strides, and
+        something is smaller.
     """
-    own, given = student.state_dict(), teacher.state_dict()
-    if not _is_smaller_copy(own, given):
+    if not _is_smaller_copy(student, teacher):
         return False
+    own, given = student.state_dict(), teacher.state_dict()
     kept = _choose_channels(dict(student.named_parameters()), given)
     for name, tensor in own.items():
         selected = given[name]
@@ -102,7 +103,7 @@ def corresponding_layers(student: nn.Module, teacher: nn.Module) -> list[Corresp
         Nothing for any other student, and for a teacher whose layers take no hooks.
     """
     own, given = student.state_dict(), teacher.state_dict()
-    if own.keys() != given.keys() or not _is_smaller_copy(own, given):
+    if own.keys() != given.keys() or not _is_smaller_copy(student, teacher):
         return []
     kept = _choose_channels(dict(student.named_parameters()), given)
     named = dict(teacher.named_modules())
@@ -124,13 +125,26 @@ def corresponding_layers(student: nn.Module, teacher: nn.Module) -> list[Corresp
     return layers
 
 
-def _is_smaller_copy(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> bool:
+def _is_smaller_copy(student: nn.Module, teacher: nn.Module) -> bool:
+    own, given = student.state_dict(), teacher.state_dict()
     if list(own)[-1:] != list(given)[-1:] or not all(name in given for name in own):
         return False
     pairs = [(given[name].shape, tensor.shape) for name, tensor in own.items()]
     if len(own) == len(given) and all(larger == smaller for larger, smaller in pairs):
         return False
-    return all(_is_narrower(smaller, larger) for larger, smaller in pairs)
+    return all(_is_narrower(smaller, larger) for larger, smaller in pairs) and _have_same_strides(student, teacher)
+
+
+def _have_same_strides(student: nn.Module, teacher: nn.Module) -> bool:
+    """Whether layers of one name answer maps of one size: a small stem takes strides away, and pooling."""
+    layers = dict(teacher.named_modules())
+    pairs = [(layer, layers[name]) for name, layer in student.named_modules() if name in layers]
+    return all(_stride(layer) == _stride(other) for layer, other in pairs)
+
+
+def _stride(layer: nn.Module) -> object:
+    stride = getattr(layer, "stride", 1)
+    return (stride, stride) if isinstance(stride, int) else stride
 
 
 def _is_narrower(smaller: torch.Size, larger: torch.Size) -> bool:

@@ -116,10 +116,12 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=512, help="of each source; 512 is what a run has")
     parser.add_argument("--prior-steps", type=int, help="updates of the prior generator; default: the recipe's")
     parser.add_argument("--sharpen-steps", type=int, help="updates of its samples' pixels; default: the recipe's")
+    parser.add_argument("--procedural-share", type=float, help="of its samples; default: the recipe's")
     parser.add_argument("--adversary-steps", type=int, help="updates of the adversary; default: the recipe's; 0: none")
     arguments = parser.parse_args()
-    wanted = {name: getattr(arguments, f"{name}_steps") for name in ("prior", "sharpen", "adversary")}
-    settings = [f"verify.{name}_steps={count}" for name, count in wanted.items() if count is not None]
+    names = ("prior_steps", "sharpen_steps", "procedural_share", "adversary_steps")
+    wanted = {name: getattr(arguments, name) for name in names}
+    settings = [f"verify.{name}={value}" for name, value in wanted.items() if value is not None]
     examination = Examination(
         load_teacher(arguments.teacher),
         arguments.out,

@@ -160,13 +160,16 @@ def test_procedural_samples_spread_over_the_classes_that_the_teacher_sees() -> N
     assert most < most_of_any
 
 
-def test_a_quarter_of_the_sharpened_samples_begins_as_procedural_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    game = build_game("auto", *LONG)
+@pytest.mark.parametrize(("share", "num_generated"), [(0.25, 30), (0.0, 40), (1.0, 0)])
+def test_a_share_of_the_sharpened_samples_begins_as_procedural_images(
+    monkeypatch: pytest.MonkeyPatch, share: float, num_generated: int
+) -> None:
+    game = build_game("auto", *LONG, f"verify.procedural_share={share}")
     monkeypatch.setattr(examiners, "sharpen", lambda images, *_, **__: images)
     images = torch.cat(list(draw_prior(game, train_prior(game), 40)))
     assert len(images) == 40
-    torch.testing.assert_close(images[:30], images_of(train_prior(game), 30))
-    torch.testing.assert_close(images[30:], draw_procedural_classes(game, 10))
+    torch.testing.assert_close(images[:num_generated], images_of(train_prior(game), num_generated))
+    torch.testing.assert_close(images[num_generated:], draw_procedural_classes(game, 40 - num_generated))
 
 
 def test_what_is_not_sharpened_is_the_generators() -> None:

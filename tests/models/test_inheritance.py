@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dfadc import load_teacher
 from dfadc.contract import ImageContract
 from dfadc.errors import DfadcError
-from dfadc.models.inheritance import inherit, inherit_weights_
+from dfadc.models.inheritance import corresponding_layers, inherit, inherit_weights_
 from dfadc.models.network_file import save_network
 from dfadc.models.students import build_student
 
@@ -108,6 +108,17 @@ def test_others_keep_their_own_weights(student: str, teacher: str) -> None:
     before = {name: tensor.clone() for name, tensor in own.state_dict().items()}
     assert not inherit_weights_(own, given)
     torch.testing.assert_close(own.state_dict(), before, rtol=0, atol=0)
+
+
+def test_a_small_stem_makes_it_another_network() -> None:
+    """Its weights would fit, and its maps are not the teacher's."""
+    contract = ImageContract((3, 32, 32), 5)
+    teacher = build_student("shufflenet_v2_x1_0", contract, stem="default").module
+    students = {stem: build_student("shufflenet_v2_x0_5", contract, stem=stem).module for stem in ("small", "default")}
+    assert not inherit_weights_(students["small"], teacher)
+    assert not corresponding_layers(students["small"], teacher)
+    assert inherit_weights_(students["default"], teacher)
+    assert corresponding_layers(students["default"], teacher)
 
 
 def test_who_insists_is_told_where_it_is_impossible(saved_teacher: Path) -> None:
