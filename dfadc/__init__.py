@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from dfadc.api.verify import VerifySettings, verify_file, verify_run
     from dfadc.contract import ContractFields, ImageContract
     from dfadc.errors import DfadcError
-    from dfadc.recipe import Recipe, load_recipe
+    from dfadc.recipe import load_recipe
     from dfadc.run import open_run
+    from dfadc.settings import Recipe
 
 __version__ = "0.1.0"
 
@@ -23,7 +24,7 @@ _PUBLIC = {
     "DfadcError": "dfadc.errors",
     "ImageContract": "dfadc.contract",
     "Observer": "dfadc.api.distil",
-    "Recipe": "dfadc.recipe",
+    "Recipe": "dfadc.settings",
     "VerifySettings": "dfadc.api.verify",
     "export_student": "dfadc.api.export",
     "load_recipe": "dfadc.recipe",

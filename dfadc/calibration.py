@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from dfadc.recipe import CalibrationSettings
-    from dfadc.verification.samples import StoredImages
+    from dfadc.settings import CalibrationSettings
+    from dfadc.verification.stored_images import StoredImages
 
 _ARRAYS = ("images", "source", "sources", "classes")
 
@@ -30,7 +30,7 @@ class Calibration:
     """Images that INT8 is calibrated with; in random order, so that any stretch of them is a sample of all.
 
     Args:
-        images: (N, C, H, W) as :func:`dfadc.verification.samples.quantise` stores them.
+        images: (N, C, H, W) as :func:`dfadc.verification.stored_images.quantise` stores them.
         source: (N,) int8 index into ``sources``.
         sources: names of the sources, e.g. ``("reservoir", "generator", "prior")``.
         classes: (N,) int64, the teacher's answer to each image.

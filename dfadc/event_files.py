@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     from torch.utils.tensorboard import SummaryWriter
 
-    from dfadc.recipe import LogSettings
     from dfadc.run import RunFolder
+    from dfadc.settings import LogSettings
     from dfadc.watch import Reading
 
 

@@ -25,7 +25,8 @@ from dfadc.models.outputs import answering_pixels
 from dfadc.storage import atomic_write_bytes
 from dfadc.verification.dense import choose_positions
 from dfadc.verification.dense_samples import DenseSampleSet, batch_size, collect_dense
-from dfadc.verification.samples import SampleSet, StoredImages, dequantise, max_samples, quantise
+from dfadc.verification.samples import SampleSet, max_samples
+from dfadc.verification.stored_images import StoredImages, dequantise, quantise
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

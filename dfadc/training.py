@@ -28,7 +28,7 @@ from dfadc.models.flops import count_flops, count_parameters
 from dfadc.models.inheritance import corresponding_layers, inherit
 from dfadc.models.outputs import taking_images
 from dfadc.models.students import Student, build_student, with_logits_like
-from dfadc.recipe import Recipe, change_recipe, recipe_to_toml
+from dfadc.recipe import change_recipe, recipe_to_toml
 from dfadc.run import SCHEMA, RunFolder, environment
 from dfadc.storage import atomic_write_text, write_json
 from dfadc.watch import Watch
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from dfadc.models.teacher import Teacher
-    from dfadc.recipe import StudentSettings
+    from dfadc.settings import Recipe, StudentSettings
     from dfadc.watch import Reading
 
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from dfadc.distillation.game import Game
     from dfadc.distillation.loop import StepLosses
-    from dfadc.recipe import Recipe
     from dfadc.run import RunFolder
+    from dfadc.settings import Recipe
 
 
 @dataclass(frozen=True)

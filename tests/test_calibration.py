@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from dfadc.calibration import Calibration, choose_calibration, load_images
 from dfadc.errors import DfadcError, StorageFailed
-from dfadc.recipe import CalibrationSettings, load_recipe
+from dfadc.recipe import load_recipe
+from dfadc.settings import CalibrationSettings
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,7 +12,8 @@ from conftest import QUICK_STUDENT
 
 import dfadc
 from dfadc.cli.console import reading_line
-from dfadc.recipe import Recipe, describe_fields, recipe_names
+from dfadc.recipe import describe_fields, recipe_names
+from dfadc.settings import Recipe
 from dfadc.watch import Reading
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ from command_line import run_command
 from dfadc.api.distil import run_distillation
 from dfadc.errors import StorageFailed
 from dfadc.event_files import event_files
-from dfadc.recipe import LogSettings, change_recipe, load_recipe
+from dfadc.recipe import change_recipe, load_recipe
 from dfadc.run import RunFolder
+from dfadc.settings import LogSettings
 from dfadc.watch import Reading
 
 if TYPE_CHECKING:

@@ -17,8 +17,9 @@ from dfadc.finish import freeze_samples, write_results
 from dfadc.models.network_file import load_network, save_network
 from dfadc.models.networks.compact_resnet import CompactResNet
 from dfadc.models.teacher import load_teacher
-from dfadc.recipe import GeneratorSettings, change_recipe, load_recipe
+from dfadc.recipe import change_recipe, load_recipe
 from dfadc.run import RunFolder
+from dfadc.settings import GeneratorSettings
 from dfadc.training import Training, prepare
 from dfadc.verification.samples import SampleSet
 from dfadc.watch import set_samples_aside

@@ -11,15 +11,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from dfadc.errors import DfadcError
-from dfadc.recipe import (
-    Recipe,
-    change_recipe,
-    describe_fields,
-    load_recipe,
-    recipe_from_dict,
-    recipe_names,
-    recipe_to_toml,
-)
+from dfadc.recipe import change_recipe, describe_fields, load_recipe, recipe_from_dict, recipe_names, recipe_to_toml
+from dfadc.settings import Recipe
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -40,7 +40,11 @@ FORBIDDEN = {
     "dfadc.api": ("dfadc.cli",),
 }
 #: Modules that import torch nowhere, not even inside a function's first call through another module.
-FREE_OF_TORCH = (*SEEN_BY_EXPORTERS, "dfadc", "dfadc.recipe", "dfadc.verification.samples", "exporters.base")
+FREE_OF_TORCH = (
+    *SEEN_BY_EXPORTERS,
+    *("dfadc", "dfadc.class_turns", "dfadc.recipe", "dfadc.settings", "exporters.base"),
+    *("dfadc.verification.report_text", "dfadc.verification.samples", "dfadc.verification.stored_images"),
+)
 
 MACHINE_PATH = re.compile(r"(?<![\w.$}-])/(?:work|root|home|tmp|Users|mnt|opt|data)/\w")
 

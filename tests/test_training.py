@@ -22,7 +22,7 @@ from dfadc.finish import write_results
 from dfadc.models.network_file import save_network
 from dfadc.models.networks.compact_resnet import CompactResNet
 from dfadc.models.teacher import Teacher, load_teacher
-from dfadc.recipe import Recipe, change_recipe, load_recipe, recipe_names
+from dfadc.recipe import change_recipe, load_recipe, recipe_names
 from dfadc.run import RunFolder, claim_folder
 from dfadc.training import Plan, Training, prepare
 from dfadc.watch import Reading, set_samples_aside, snapshot_size, snapshot_steps
@@ -30,6 +30,8 @@ from dfadc.watch import Reading, set_samples_aside, snapshot_size, snapshot_step
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from dfadc.settings import Recipe
 
 CONTRACT = ImageContract((1, 8, 8), 10, mean=(0.3,), std=(0.4,))
 STUDENT = f"{__name__}:DropoutNetwork"

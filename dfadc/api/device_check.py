@@ -12,7 +12,8 @@ from dfadc.storage import sha256_file
 from dfadc.verification.answers import ask, level
 from dfadc.verification.dense_samples import Samples, batch_size, load_samples
 from dfadc.verification.gate import ExportLimits, Thresholds
-from dfadc.verification.report import COLUMNS, Report, build_report, reason_lines, summary_rows
+from dfadc.verification.report import Report, build_report
+from dfadc.verification.report_text import COLUMNS, reason_lines, summary_rows
 from dfadc.verification.results import ArtifactFile, ArtifactResult, artifact_not_run, verify_artifact, verify_student
 from exporters.device_sessions import open_on_device
 

@@ -12,7 +12,7 @@ from dfadc.errors import DfadcError, Interrupted
 from dfadc.event_files import event_files
 from dfadc.finish import write_results
 from dfadc.models.teacher import Teacher, load_teacher
-from dfadc.recipe import Recipe, load_recipe
+from dfadc.recipe import load_recipe
 from dfadc.run import RunFolder, check_claimable, claim_folder
 from dfadc.storage import sha256_file
 from dfadc.training import Plan, Training, prepare
@@ -20,6 +20,7 @@ from dfadc.training import Plan, Training, prepare
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from dfadc.settings import Recipe
     from dfadc.watch import Reading
 
 __all__ = [

@@ -101,7 +101,7 @@ def _training() -> dict[str, Finding]:
     import torch  # noqa: PLC0415
 
     from dfadc.distillation.precision import choose_device, choose_policy  # noqa: PLC0415
-    from dfadc.recipe import ComputeSettings  # noqa: PLC0415
+    from dfadc.settings import ComputeSettings  # noqa: PLC0415
 
     device = choose_device()
     policy = choose_policy(ComputeSettings(), device)

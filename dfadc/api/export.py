@@ -12,7 +12,7 @@ from dfadc.models.network_file import load_network
 from dfadc.models.outputs import answering_pixels
 from dfadc.storage import sha256_file
 from dfadc.verification.dense_samples import load_samples
-from dfadc.verification.samples import dequantise, to_pixels
+from dfadc.verification.stored_images import dequantise, to_pixels
 from exporters.base import (
     KEEP_FP32_AUTO,
     BatchProfile,

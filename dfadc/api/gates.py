@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 from dfadc.errors import DfadcError
-from dfadc.recipe import GateSettings, Recipe, load_recipe
+from dfadc.recipe import load_recipe
+from dfadc.settings import GateSettings, Recipe
 from dfadc.verification.gate import ExportLimits, Thresholds
 
 if TYPE_CHECKING:

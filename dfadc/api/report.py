@@ -16,7 +16,8 @@ from dfadc.storage import atomic_write_text, write_json
 from dfadc.verification.dense_samples import DenseSampleSet, Samples, load_samples
 from dfadc.verification.details import listed_classes, numbered_class, render_details, shown_source
 from dfadc.verification.disagreements import describe_disagreements
-from dfadc.verification.report import SCHEMA, Report, render_markdown
+from dfadc.verification.report import SCHEMA, Report
+from dfadc.verification.report_text import render_markdown
 from dfadc.verification.samples import SampleSet
 
 if TYPE_CHECKING:

@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from dfadc.contract import ImageContract
-    from dfadc.recipe import Recipe
     from dfadc.run import RunFolder
+    from dfadc.settings import Recipe
     from dfadc.verification.baseline import Baseline
     from dfadc.verification.dense import MeasuredAccuracy
     from dfadc.verification.gate import Check, Thresholds

@@ -69,7 +69,7 @@ def _append_summary(report: Mapping[str, Any]) -> None:
     name = os.environ.get("GITHUB_STEP_SUMMARY")
     if not name:
         return
-    from dfadc.verification.report import render_markdown  # noqa: PLC0415
+    from dfadc.verification.report_text import render_markdown  # noqa: PLC0415
 
     try:
         with Path(name).open("a", encoding="utf-8") as stream:

@@ -47,7 +47,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def print_report(report: Mapping[str, Any], *, as_json: bool, verbose: bool) -> None:
     """A verification report: JSON, or a summary table and the reasons of every verdict that is not PASS."""
-    from dfadc.verification.report import (  # noqa: PLC0415 -- keeps `--help` light
+    from dfadc.verification.report_text import (  # noqa: PLC0415 -- keeps `--help` light
         BASELINE_COLUMNS,
         COLUMNS,
         JUDGED,

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from dfadc.api.verify import VerifySettings
     from dfadc.contract import ContractFields, ImageContract
     from dfadc.models.teacher import Teacher
-    from dfadc.recipe import Recipe
     from dfadc.run import RunFolder
+    from dfadc.settings import Recipe
     from dfadc.verification.report import Report
 
 _RUN = "Run"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dfadc.recipe import Recipe
+    from dfadc.settings import Recipe
 
 
 def flops_per_step(recipe: Recipe, *, teacher: int, student: int, generator: int) -> float:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from dfadc.contract import ImageContract
-    from dfadc.recipe import Recipe
+    from dfadc.settings import Recipe
 
 #: A conflict, and the way out of it.
 Conflict = tuple[str, str]

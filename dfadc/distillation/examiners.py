@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from dfadc.recipe import Recipe
+    from dfadc.settings import Recipe
 
 _OPTIMIZER = {"kind": "adam", "learning_rate": 4e-3, "momentum": 0.5, "clip_norm": 5.0}
 #: How every examiner is trained, whatever the recipe of the game: as recipe `auto` trains its generator, with every

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from dfadc.distillation.conflicts import echo_conflicts, find_conflicts
 from dfadc.errors import DfadcError
-from dfadc.recipe import Recipe, change_recipe, describe_fields, load_recipe
+from dfadc.recipe import change_recipe, describe_fields, load_recipe
 
 if TYPE_CHECKING:
     from dfadc.contract import ImageContract
+    from dfadc.settings import Recipe
 
 #: The recipe that reads the teacher, and what it becomes for one that answers every pixel or has no batch norm.
 _AUTO, _AUTO_DENSE, _AUTO_WITHOUT_NORM = "auto", "auto-seg", "dfad+"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dfadc.contract import ImageContract
     from dfadc.distillation.players import Players
     from dfadc.distillation.precision import ComputePolicy
-    from dfadc.recipe import Recipe
+    from dfadc.settings import Recipe
 
 
 #: Values of images that may be in a network together outside updates, whatever an update holds.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dfadc.contract import ImageContract
-    from dfadc.recipe import GeneratorSettings
+    from dfadc.settings import GeneratorSettings
 
 #: Generator A's first layer grows with the image's area; the paper uses A up to 32 px and B from 128 px.
 LARGEST_PAPER_A = 64

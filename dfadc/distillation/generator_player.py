@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dfadc.contract import ImageContract
     from dfadc.distillation.latents import FreshLatents
     from dfadc.distillation.precision import ComputePolicy
-    from dfadc.recipe import GeneratorSettings
+    from dfadc.settings import GeneratorSettings
 
 
 class GeneratorPlayer(Player):

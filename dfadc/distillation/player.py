@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from dfadc.distillation.precision import ComputePolicy
-    from dfadc.recipe import GeneratorSettings, OptimizerSettings, ScheduleSettings, StudentSettings
+    from dfadc.settings import GeneratorSettings, OptimizerSettings, ScheduleSettings, StudentSettings
 
 
 class Player:

@@ -16,7 +16,7 @@ from dfadc.distillation.replay import STORED_DTYPE, Reservoir, build_echo, build
 if TYPE_CHECKING:
     from dfadc.contract import ImageContract
     from dfadc.distillation.precision import ComputePolicy
-    from dfadc.recipe import Recipe
+    from dfadc.settings import Recipe
 
 #: Images of each student update that are offered to the reservoir; it still sees the whole run.
 RESERVOIR_OFFER = 4

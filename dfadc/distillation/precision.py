@@ -12,7 +12,7 @@ from torch import nn
 from dfadc.errors import DfadcError
 
 if TYPE_CHECKING:
-    from dfadc.recipe import ComputeSettings
+    from dfadc.settings import ComputeSettings
 
 
 @dataclass(frozen=True)

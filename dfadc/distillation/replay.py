@@ -10,7 +10,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from dfadc.contract import ImageContract
-    from dfadc.recipe import Recipe
+    from dfadc.settings import Recipe
 
 #: Normalised images lie within a few units of 0, where half precision is finer than 8-bit pixels.
 STORED_DTYPE = torch.float16

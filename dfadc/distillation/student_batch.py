@@ -13,7 +13,7 @@ from dfadc.distillation.procedural import draw_procedural
 if TYPE_CHECKING:
     from dfadc.contract import ImageContract
     from dfadc.distillation.players import Players
-    from dfadc.recipe import Recipe
+    from dfadc.settings import Recipe
 
 
 class StudentBatch(NamedTuple):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from dfadc.contract import ImageContract
     from dfadc.distillation.players import Players
-    from dfadc.recipe import PriorSettings
+    from dfadc.settings import PriorSettings
 
 
 class Terms:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dfadc.verification.dense import DenseAnswers
-from dfadc.verification.samples import to_pixels
+from dfadc.verification.stored_images import to_pixels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -14,18 +14,13 @@ import numpy.typing as npt
 from dfadc.contract import ImageContract
 from dfadc.errors import DfadcError
 from dfadc.verification.dense import DenseAnswers, class_dtype
-from dfadc.verification.samples import (
-    SCHEMA,
-    FrozenImages,
-    SampleSet,
-    StoredImages,
-    check_answers,
-    read_archive,
-)
+from dfadc.verification.samples import SCHEMA, FrozenImages, SampleSet, check_answers, read_archive
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
+
+    from dfadc.verification.stored_images import StoredImages
 
 _NETWORKS = ("teacher", "student")
 _PARTS = ("classes", "margins", "logits")

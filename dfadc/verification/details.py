@@ -10,7 +10,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from dfadc.verification.disagreements import MAX_CLASSES, listed_per_class
-from dfadc.verification.report import table_lines
+from dfadc.verification.report_text import table_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -14,7 +14,7 @@ from dfadc.verification.agreement import predict
 from dfadc.verification.curves import panel_svg
 from dfadc.verification.dense_samples import DenseSampleSet
 from dfadc.verification.pictures import GRID_SIDE, SINGLE_SIDE, displayable, png_uri, samples_by_class
-from dfadc.verification.report import (
+from dfadc.verification.report_text import (
     BASELINE_COLUMNS,
     COLUMNS,
     IOU_COLUMNS,

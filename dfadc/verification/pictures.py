@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from dfadc.verification.samples import SampleSet, StoredImages
+    from dfadc.verification.samples import SampleSet
+    from dfadc.verification.stored_images import StoredImages
 
 #: Samples shown of each class.
 PER_CLASS = 8

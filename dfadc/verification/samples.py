@@ -19,6 +19,7 @@ from dfadc.errors import DfadcError
 from dfadc.storage import atomic_write
 from dfadc.verification.agreement import ALL_SOURCES
 from dfadc.verification.dense import choose_positions, class_dtype
+from dfadc.verification.stored_images import StoredImages, dequantise, stored_type
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,7 +32,6 @@ DEFAULT_LIMIT_BYTES = 64 * 2**20
 MAX_UNPACKED_BYTES = 2 * 2**30
 
 SourceName = Literal["generator", "snapshots", "prior", "adversary"]
-StoredImages = npt.NDArray[np.uint8] | npt.NDArray[np.float16]
 ARRAYS = ("images", "source", "teacher_logits", "student_logits")
 
 
@@ -65,7 +65,7 @@ class FrozenImages:
         """
         n = len(self.images)
         expected: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
-            "images": ((n, *self.contract.input_size), _stored_type(self.contract)),
+            "images": ((n, *self.contract.input_size), stored_type(self.contract)),
             "source": ((n,), np.int8),
             **answers,
         }
@@ -246,51 +246,6 @@ _OWN_SAMPLES = "verify it with the samples of its own run"
 _REMAKE = "the file was changed or damaged: take it from the run again, or make the run's samples anew"
 
 
-def quantise(images: npt.NDArray[np.floating[Any]], contract: ImageContract) -> StoredImages:
-    """Normalised images as they are stored: uint8 pixels, rounded and clipped, or float16 without mean and std.
-
-    Args:
-        images: (N, C, H, W), normalised.
-        contract: gives mean and std.
-
-    Raises:
-        DfadcError: the shape does not fit the contract, or a value is NaN, infinite or beyond float16.
-    """
-    if images.ndim != 4 or images.shape[1:] != contract.input_size:
-        raise DfadcError(
-            f"images are {images.shape}, the contract says (N, {', '.join(map(str, contract.input_size))})"
-        )
-    if not np.isfinite(images).all():
-        raise DfadcError(
-            "generated images contain NaN or infinity", "the generator has diverged: lower its learning rate"
-        )
-    if contract.mean is None or contract.std is None:
-        if images.size and float(np.abs(images).max()) > float(np.finfo(np.float16).max):
-            raise DfadcError("generated images leave the range of float16", "give --mean and --std")
-        return images.astype(np.float16)
-    pixels = images * _per_channel(contract.std) + _per_channel(contract.mean)
-    return np.asarray(np.clip(np.rint(pixels * 255.0), 0, 255), np.uint8)
-
-
-def dequantise(stored: StoredImages, contract: ImageContract) -> npt.NDArray[np.float32]:
-    """Stored images as the networks take them: (N, C, H, W) normalised float32; the inverse of :func:`quantise`."""
-    if contract.mean is None or contract.std is None:
-        return stored.astype(np.float32)
-    pixels = stored.astype(np.float32) / np.float32(255.0)
-    return np.asarray((pixels - _per_channel(contract.mean)) / _per_channel(contract.std), np.float32)
-
-
-def to_pixels(images: npt.NDArray[np.float32], contract: ImageContract) -> npt.NDArray[np.float32]:
-    """Normalised images (N, C, H, W) as pixels in [0, 1], for artifacts that normalise themselves.
-
-    Raises:
-        DfadcError: the contract has no mean and std.
-    """
-    if contract.mean is None or contract.std is None:
-        raise DfadcError("the artifact takes pixels, and mean and std are unknown", "pass --mean and --std")
-    return np.asarray(images * _per_channel(contract.std) + _per_channel(contract.mean), np.float32)
-
-
 def max_samples(contract: ImageContract, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> int:
     """How many samples fit into a file of ``limit_bytes``: image, source and the answers of two networks each.
 
@@ -302,17 +257,8 @@ def max_samples(contract: ImageContract, limit_bytes: int = DEFAULT_LIMIT_BYTES)
         _, height, width = contract.input_size
         pixel_bytes = np.dtype(class_dtype(contract.num_classes)).itemsize + 2
         answer_bytes = height * width * pixel_bytes + len(choose_positions(height, width)) * answer_bytes
-    row_bytes = values * np.dtype(_stored_type(contract)).itemsize + 1 + 2 * answer_bytes
+    row_bytes = values * np.dtype(stored_type(contract)).itemsize + 1 + 2 * answer_bytes
     return limit_bytes // row_bytes
-
-
-def _stored_type(contract: ImageContract) -> type[np.generic]:
-    return np.uint8 if contract.has_pixels else np.float16
-
-
-def _per_channel(values: tuple[float, ...]) -> npt.NDArray[np.float32]:
-    """(1, C, 1, 1) float32."""
-    return np.asarray(values, np.float32).reshape(1, -1, 1, 1)
 
 
 def write_archive(path: Path, metadata: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> None:

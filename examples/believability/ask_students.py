@@ -24,7 +24,8 @@ from dfadc import load_recipe, load_teacher
 from dfadc.distillation.examiners import draw, draw_prior, train_adversary, train_prior
 from dfadc.models.network_file import load_network
 from dfadc.training import prepare
-from dfadc.verification.samples import SampleSet, StoredImages, dequantise, quantise
+from dfadc.verification.samples import SampleSet
+from dfadc.verification.stored_images import StoredImages, dequantise, quantise
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from dfadc.recipe import OptimizerSettings, ScheduleSettings, StudentSettings
+from dfadc.settings import OptimizerSettings, ScheduleSettings, StudentSettings
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ from dfadc.distillation.player import Player
 from dfadc.distillation.precision import choose_policy
 from dfadc.errors import DfadcError
 from dfadc.models.students import build_student
-from dfadc.recipe import ComputeSettings, change_recipe
+from dfadc.recipe import change_recipe
 from dfadc.run import claim_folder
+from dfadc.settings import ComputeSettings
 from dfadc.training import prepare
 from dfadc.watch import Watch
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from dfadc.distillation.game import Game
     from dfadc.distillation.loop import StepLosses
     from dfadc.models.teacher import Teacher
-    from dfadc.recipe import Recipe
+    from dfadc.settings import Recipe
     from dfadc.watch import Reading
 
 #: A run expected to take this much of its budget was rounded up to a step that is too long for it.

@@ -24,7 +24,7 @@ from dfadc.errors import DfadcError
 from dfadc.models.architectures import build_architecture
 from dfadc.models.flops import count_parameters
 from dfadc.models.network_file import save_network
-from dfadc.recipe import ComputeSettings
+from dfadc.settings import ComputeSettings
 
 #: Task -> architecture of its teacher, and how that is trained.
 TEACHERS = {

@@ -29,10 +29,11 @@ from dfadc.api.distil import load_run_teacher
 from dfadc.api.verify import verify_file
 from dfadc.calibration import choose_calibration, load_images
 from dfadc.distillation.generator import build_generator
-from dfadc.recipe import CalibrationSettings, GeneratorSettings
+from dfadc.settings import CalibrationSettings, GeneratorSettings
 from dfadc.verification.data import load_evaluation_data
 from dfadc.verification.regression import UNGATED_SOURCE
-from dfadc.verification.samples import SampleSet, dequantise, quantise
+from dfadc.verification.samples import SampleSet
+from dfadc.verification.stored_images import dequantise, quantise
 from exporters.quantise import quantise as quantise_graph
 from exporters.sensitivity import logits_of
 
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from dfadc.contract import ImageContract
     from dfadc.run import RunFolder
     from dfadc.verification.data import EvaluationData
-    from dfadc.verification.samples import StoredImages
+    from dfadc.verification.stored_images import StoredImages
 
 #: Damaged at least so much on the compared samples; each try is a fifth stronger than the one before.
 DAMAGE = 0.03

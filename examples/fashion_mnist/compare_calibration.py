@@ -23,7 +23,7 @@ from dfadc.cli.script import run_as_script
 from dfadc.errors import DfadcError
 from dfadc.verification.agreement import compare
 from dfadc.verification.data import EvaluationData, load_evaluation_data
-from dfadc.verification.samples import dequantise, quantise
+from dfadc.verification.stored_images import dequantise, quantise
 from exporters.base import PoolUnusable
 from exporters.onnx_file import load_onnx
 from exporters.quantise import PRESETS

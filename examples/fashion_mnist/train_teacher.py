@@ -30,7 +30,7 @@ from dfadc.errors import DfadcError
 from dfadc.models.architectures import build_architecture
 from dfadc.models.flops import count_flops, count_parameters
 from dfadc.models.network_file import save_network
-from dfadc.recipe import ComputeSettings
+from dfadc.settings import ComputeSettings
 from dfadc.storage import atomic_write
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from dfadc.distillation.precision import ComputePolicy, choose_device, choose_po
 from dfadc.models.architectures import build_architecture
 from dfadc.models.network_file import save_network
 from dfadc.models.outputs import answering_pixels
-from dfadc.recipe import ComputeSettings
+from dfadc.settings import ComputeSettings
 
 if TYPE_CHECKING:
     from dfadc.contract import ImageContract

@@ -24,7 +24,7 @@ from dfadc.models.architectures import build_architecture
 from dfadc.models.flops import count_flops, count_parameters
 from dfadc.models.network_file import save_network
 from dfadc.models.outputs import answering_pixels
-from dfadc.recipe import ComputeSettings
+from dfadc.settings import ComputeSettings
 
 if TYPE_CHECKING:
     from scenes import Garments

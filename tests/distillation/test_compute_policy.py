@@ -11,7 +11,7 @@ from torch import nn
 
 from dfadc.distillation.precision import choose_device, choose_policy, fit_policy
 from dfadc.errors import DfadcError
-from dfadc.recipe import ComputeSettings
+from dfadc.settings import ComputeSettings
 
 CPU = torch.device("cpu")
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 from dfadc.contract import ImageContract
 from dfadc.distillation.generator import LARGEST_PAPER_A, Generator, Grid, UpsamplingConv2d, build_generator
 from dfadc.errors import DfadcError
-from dfadc.recipe import GeneratorSettings
+from dfadc.settings import GeneratorSettings
 
 Architecture = Literal["scalable", "paper", "paper_a", "paper_b"]
 SIDES = (8, 9, 12, 16, 20, 28, 31, 32, 33, 48, 64, 65, 96, 100, 128, 160, 192, 224, 225, 256, 299, 384, 512)

@@ -20,7 +20,8 @@ from dfadc.models.flops import count_parameters
 from dfadc.models.network_file import save_network
 from dfadc.models.networks import NETWORKS, SEGMENTERS
 from dfadc.models.teacher import load_teacher
-from dfadc.recipe import GeneratorSettings, load_recipe
+from dfadc.recipe import load_recipe
+from dfadc.settings import GeneratorSettings
 from dfadc.training import prepare
 
 if TYPE_CHECKING:

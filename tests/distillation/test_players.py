@@ -20,7 +20,8 @@ from dfadc.distillation.loop import distill
 from dfadc.distillation.player import Player, build_optimizer, rate_factor
 from dfadc.distillation.players import RESERVOIR_OFFER, Players
 from dfadc.distillation.precision import ComputePolicy
-from dfadc.recipe import OptimizerSettings, ScheduleSettings, StudentSettings, change_recipe, load_recipe
+from dfadc.recipe import change_recipe, load_recipe
+from dfadc.settings import OptimizerSettings, ScheduleSettings, StudentSettings
 
 if TYPE_CHECKING:
     from dfadc.contract import ImageContract

@@ -30,7 +30,7 @@ from dfadc.models.network_file import load_network, save_network
 from dfadc.models.norm_layers import is_batch_norm_with_statistics
 from dfadc.models.outputs import with_logits
 from dfadc.models.students import build_student, check_fits, logit_size, with_logits_like
-from dfadc.recipe import Recipe, load_recipe, recipe_names
+from dfadc.recipe import load_recipe, recipe_names
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "paper"
@@ -59,6 +59,8 @@ if TYPE_CHECKING:
     from command_line import Outcome
     from conftest import Digits
     from numpy.typing import NDArray
+
+    from dfadc.settings import Recipe
 
 #: Steps, batch, student's rate and decay, generator's rate, latents; then epochs at which both rates fall, and to what.
 SETTINGS = {

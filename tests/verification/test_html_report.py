@@ -17,7 +17,7 @@ from dfadc.verification.curves import panels_of
 from dfadc.verification.details import speed_conditions
 from dfadc.verification.disagreements import MAX_CLASSES, describe_disagreements
 from dfadc.verification.html_report import render_html
-from dfadc.verification.report import reason_lines, source_rows
+from dfadc.verification.report_text import reason_lines, source_rows
 
 if TYPE_CHECKING:
     from dfadc.verification.report import Report

@@ -12,15 +12,8 @@ import pytest
 from dfadc.contract import ImageContract
 from dfadc.verification.agreement import Accuracy, predict
 from dfadc.verification.gate import Thresholds, Verdict
-from dfadc.verification.report import (
-    COLUMNS,
-    LabelledAccuracy,
-    build_report,
-    reason_lines,
-    render_markdown,
-    source_rows,
-    summary_rows,
-)
+from dfadc.verification.report import LabelledAccuracy, build_report
+from dfadc.verification.report_text import COLUMNS, reason_lines, render_markdown, source_rows, summary_rows
 from dfadc.verification.results import ArtifactFile, ArtifactResult, artifact_not_run, verify_artifact, verify_student
 from dfadc.verification.samples import SampleSet
 

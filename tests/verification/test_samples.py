@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from dfadc.contract import ImageContract
 from dfadc.errors import DfadcError, StorageFailed
 from dfadc.verification import samples as samples_module
-from dfadc.verification.samples import SampleSet, dequantise, max_samples, quantise
+from dfadc.verification.samples import SampleSet, max_samples
+from dfadc.verification.stored_images import dequantise, quantise
 
 if TYPE_CHECKING:
     from pathlib import Path
