@@ -43,7 +43,9 @@ class ScheduleSettings(Settings):
 class StudentSettings(Settings):
     """The student's side of the game."""
 
-    stem: Literal["auto", "small", "default"] = Field("auto", description="small: less downsampling for small inputs")
+    stem: Literal["auto", "small", "default"] = Field(
+        "auto", description="small: less downsampling; auto: as the teacher's in a copy of it, else by size"
+    )
     weights: str = Field("", description="safetensors or state-dict file to start from; empty: random initialisation")
     inherit: Literal["auto", "on", "off"] = Field(
         "off", description="without a file: start from the teacher's weights where the student is it made smaller"
