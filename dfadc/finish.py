@@ -84,20 +84,20 @@ def write_results(training: Training, folder: RunFolder, on_note: Callable[[str]
 def freeze_samples(game: Game, *, prior: Players | None = None, adversary: Players | None = None) -> Samples:
     """Draws the verification samples, quantises them, and only then asks teacher and student, in fp32.
 
-    A quarter each was set aside over the run, and is drawn by the prior generator and by the adversary; the others are
-    the averaged generator's. All of them come from latents that no training saw.
+    Those of the averaged generator make up for a source that has none. All come from latents that no training saw.
     """
     recipe, contract = game.recipe, game.contract
     total = max(2, min(recipe.verify.num_samples, max_samples(contract, recipe.verify.max_mebibytes * 2**20)))
     # Evenly over the moments of the run, should there be more than the file may hold.
     aside = game.players.set_aside
-    wanted = min(len(aside), total // 4)
+    wanted = min(len(aside), recipe.verify.count_of("snapshots", total))
     most = _batch_size(game)
+    num_prior, num_adversary = (recipe.verify.count_of(source, total) for source in ("prior", "adversary"))
     aside = aside[torch.linspace(0, len(aside) - 1, wanted).round().long()] if wanted else aside[:0]
     images = {
         "snapshots": _stored(aside.split(most), contract),
-        "prior": _stored(draw_prior(game, prior, total // 4, most) if prior else (), contract),
-        "adversary": _draw(game, adversary, total // 4),
+        "prior": _stored(draw_prior(game, prior, num_prior, most) if prior else (), contract),
+        "adversary": _draw(game, adversary, num_adversary),
     }
     rest = total - sum(map(len, images.values()))
     images = {"generator": _draw(game, game.players, rest), **images}

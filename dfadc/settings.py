@@ -224,7 +224,9 @@ class GateSettings(Settings):
 class VerifySettings(GateSettings):
     """The frozen samples and the gates."""
 
-    num_samples: int = Field(2048, ge=1, le=1_000_000, description="frozen verification samples, all sources together")
+    num_samples: int = Field(
+        2048, ge=1, le=1_000_000, description="frozen verification samples of all sources; half are the gate's"
+    )
     snapshots: int = Field(8, ge=0, le=64, description="moments of the run at which samples are set aside")
     prior_steps: int = Field(
         600, ge=0, description="updates of the prior generator; at most a third of the generator's"
@@ -233,7 +235,7 @@ class VerifySettings(GateSettings):
         40,
         ge=0,
         description="updates of the pixels of the prior generator's samples, where the teacher has batch norms; "
-        "at most an eighth of the images it answers in the game",
+        "at most a quarter of the images it answers in the game",
     )
     procedural_share: Share = Field(0.25, description="of those samples, where they are sharpened: procedural images")
     adversary_steps: int = Field(150, ge=0, description="updates of each adversary; at most a tenth of the generator's")
@@ -250,6 +252,10 @@ class VerifySettings(GateSettings):
                 "samples", "verify.gate_source = {gate_source} would have no samples to look at", info.data
             )
         return amount
+
+    def count_of(self, source: str, total: int) -> int:
+        """Of ``total`` samples, those of one source: half are the gate's, the other three share the rest."""
+        return total // 2 if source == self.gate_source else total // 6
 
 
 class LogSettings(Settings):

@@ -151,8 +151,9 @@ def snapshot_steps(recipe: Recipe) -> frozenset[int]:
 
 
 def snapshot_size(recipe: Recipe) -> int:
-    """Images set aside at each of those steps, so that together they are a quarter of the samples."""
-    return -(-recipe.verify.num_samples // (4 * recipe.verify.snapshots))
+    """Images set aside at each of those steps, at least one, so that together they are as many as their source has."""
+    settings = recipe.verify
+    return max(1, -(-settings.count_of("snapshots", settings.num_samples) // settings.snapshots))
 
 
 @torch.no_grad()

@@ -48,7 +48,7 @@ PRIOR_SEED = 11
 #: `auto` asks the teacher about six batches, an update of an examiner about one.
 _PRIOR_SHARE, _ADVERSARY_SHARE = 1 / 3, 1 / 10
 #: The same for the pixels of the samples, of all images that the teacher answers in the game.
-_SHARPEN_SHARE = 1 / 8
+_SHARPEN_SHARE = 1 / 4
 #: Procedural images that are drawn for each that is taken.
 _DRAWN_FOR_EACH = 8
 #: Length of their latents where the game's generator has none.

@@ -44,14 +44,17 @@ class Examination:
         teacher: of all of them.
         out: the folder of `make_students.py`.
         settings: of every examiner, as ``--set`` takes them.
-        count: samples of each examiner.
+        count: samples of all sources, shared among them as a run shares them.
     """
 
     def __init__(self, teacher: Teacher, out: Path, settings: tuple[str, ...], *, count: int) -> None:
         self.teacher = teacher
         self.out = out
         self.settings = (*settings, f"steps={STEPS}", "compute.compile=off")
-        self.count = count
+        verify = load_recipe("auto", self.settings).verify
+        self.counts = {
+            source: verify.count_of(source, count) for source in ("generator", "snapshots", "prior", "adversary")
+        }
         self._prior: StoredImages | None = None
 
     def ask(self, name: str) -> str:
@@ -60,7 +63,7 @@ class Examination:
         record = json.loads(weights.with_suffix(".json").read_text())
         own = SampleSet.load(weights.with_name(record["samples"]))
         images = {
-            source: own.images[own.source == own.sources.index(source)][: self.count]
+            source: own.images[own.source == own.sources.index(source)][: self.counts[source]]
             for source in ("generator", "snapshots")
         }
         images["prior"] = self._draw_prior(weights)
@@ -98,9 +101,10 @@ class Examination:
         architecture = load_network(weights)[1].architecture
         with prepare(self.teacher, architecture, recipe=load_recipe("auto", settings), device="cpu") as training:
             players: Players = train(training.game)
-            drawn = (
-                draw_prior(training.game, players, self.count) if train is train_prior else draw(players, self.count)
-            )
+            if train is train_prior:
+                drawn = draw_prior(training.game, players, self.counts["prior"])
+            else:
+                drawn = draw(players, self.counts["adversary"])
             return np.concatenate([quantise(b.numpy(), self.teacher.contract) for b in drawn])
 
     @torch.no_grad()
@@ -114,7 +118,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("teacher", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="the --out of make_students.py")
-    parser.add_argument("--samples", type=int, default=512, help="of each source; 512 is what a run has")
+    parser.add_argument("--samples", type=int, default=2048, help="of all sources, half of them the prior's")
     parser.add_argument("--prior-steps", type=int, help="updates of the prior generator; default: the recipe's")
     parser.add_argument("--sharpen-steps", type=int, help="updates of its samples' pixels; default: the recipe's")
     parser.add_argument("--procedural-share", type=float, help="of its samples; default: the recipe's")

@@ -4,8 +4,9 @@
 
 Each folder holds the answers of one teacher's students. Half of them choose the source and fit its line; every figure
 is stated on the other half. The line is fitted on probit axes, where accuracies on two distributions often lie on a
-straight one (Miller et al. 2021, arXiv 2107.04649), and goes from agreement to accuracy as a share of the teacher's.
-Here it is a parabola: students that answer by chance and those that nearly are the teacher lie on no straight one.
+straight one (Miller et al. 2021, arXiv 2107.04649), and goes from agreement to accuracy as a share of the teacher's,
+both of them corrected for chance (Cohen 1960): a student that guesses has 0 of either. Here it is a parabola: students
+that guess and those that nearly are the teacher lie on no straight one.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 NUM_HALVINGS = 200
 #: Of the polynomial on probit axes.
 DEGREE = 2
+#: Rates within these are told apart: at the lower end a standard error of the agreement of 1,024 guesses on 10 classes.
+RESOLVED = (0.01, 0.995)
 #: Real accuracy above which a student counts as good.
 HIGH = 0.8
 COLUMNS = (
@@ -42,11 +45,15 @@ STEADINESS = (
 
 
 class Student(NamedTuple):
-    """One student: real accuracy, the teacher's, and (agreement, teacher's mean confidence) on each source."""
+    """One student: real accuracy, the teacher's, and (agreement, teacher's mean confidence) on each source.
+
+    Who guesses is right with a probability of ``chance``.
+    """
 
     name: str
     accuracy: float
     teacher_accuracy: float
+    chance: float
     agreement: dict[str, tuple[float, float]]
 
 
@@ -81,7 +88,8 @@ def read_students(folder: Path) -> list[Student]:
             parts = {str(name): stored["source"] == index for index, name in enumerate(stored["sources"])}
             parts["all"] = np.ones(len(agreed), np.bool_)
             by_source = {name: (float(agreed[part].mean()), float(sure[part].mean())) for name, part in parts.items()}
-            students.append(Student(path.stem, float(stored["accuracy"]), float(stored["teacher_accuracy"]), by_source))
+            accuracies = float(stored["accuracy"]), float(stored["teacher_accuracy"])
+            students.append(Student(path.stem, *accuracies, 1 / stored["teacher_logits"].shape[1], by_source))
     return [students[index] for index in np.random.default_rng(0).permutation(len(students))]
 
 
@@ -93,8 +101,10 @@ def common_sources(teachers: dict[str, list[Student]]) -> tuple[str, ...]:
 
 def relate(source: str, fitted: list[Student], stated: list[Student]) -> Relation:
     """Fits the line on some students and states the figures on others."""
-    line = tuple(np.polyfit(_probit(_agreements(fitted, source)), _probit(_shares(fitted)), DEGREE).tolist())
-    predicted = predict(_agreements(stated, source), line) * stated[0].teacher_accuracy
+    chance = stated[0].chance
+    asked, real_shares = (_probit(rates, chance) for rates in (_agreements(fitted, source), _shares(fitted)))
+    line = tuple(np.polyfit(asked, real_shares, DEGREE).tolist())
+    predicted = predict(_agreements(stated, source), line, chance) * stated[0].teacher_accuracy
     real = np.array([student.accuracy for student in stated])
     gaps = predicted - real
     worst = int(gaps.argmax())
@@ -128,13 +138,13 @@ def steadiness(source: str, students: list[Student]) -> str:
     )
 
 
-def predict(agreement: NDArray[np.float64], line: tuple[float, ...]) -> NDArray[np.float64]:
+def predict(agreement: NDArray[np.float64], line: tuple[float, ...], chance: float) -> NDArray[np.float64]:
     """Accuracy as a share of the teacher's, in [0, 1], by the fitted line."""
-    return np.asarray(norm.cdf(np.polyval(line, _probit(agreement))))
+    return np.asarray(chance + (1 - chance) * norm.cdf(np.polyval(line, _probit(agreement, chance))))
 
 
-def _probit(rates: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.asarray(norm.ppf(np.clip(rates, 0.005, 0.995)))
+def _probit(rates: NDArray[np.float64], chance: float) -> NDArray[np.float64]:
+    return np.asarray(norm.ppf(np.clip((rates - chance) / (1 - chance), *RESOLVED)))
 
 
 def _agreements(students: list[Student], source: str) -> NDArray[np.float64]:
@@ -166,7 +176,8 @@ def draw(teachers: dict[str, list[Student]], chosen: str, path: Path) -> None:
                 axis.scatter(_agreements(part, source), [s.accuracy for s in part], marker=marker, s=24, label=label)
             grid = np.linspace(0.02, 0.99, 200)
             line = relate(source, students[:half], students[half:]).line
-            axis.plot(grid, predict(grid, line) * students[0].teacher_accuracy, linewidth=1, color="grey")
+            predicted = predict(grid, line, students[0].chance) * students[0].teacher_accuracy
+            axis.plot(grid, predicted, linewidth=1, color="grey")
             axis.set_title(f"{name}: {source}" + (" (chosen)" if source == chosen else ""), fontsize=9)
             axis.set_xlim(0, 1)
             axis.set_ylim(0, 1)
