@@ -44,17 +44,19 @@ class Run(NamedTuple):
         recipe: its name.
         overrides: settings besides.
         marks: steps after which the averaged student is kept; the last one ends the run.
+        seed: of the run.
     """
 
     recipe: str
     overrides: tuple[str, ...]
     marks: tuple[int, ...]
+    seed: int = 0
 
 
 RUNS = {
-    "auto-seed1": Run("auto", ("seed=1",), (25, 50, 100, 200, 400)),
+    "auto-seed1": Run("auto", (), (25, 50, 100, 200, 400), seed=1),
     "auto-seed0": Run("auto", (), (25, 50, 100, 200, 400, 800)),
-    "auto-short-seed2": Run("auto", ("seed=2",), (100,)),
+    "auto-short-seed2": Run("auto", (), (100,), seed=2),
     "random-start": Run("auto", ("student.inherit=off", "replay.procedural_share=0"), (50, 100, 200, 400)),
     "dfad": Run("dfad", ("batch_size=64",), (100, 300)),
     "auto-no-replay": Run("auto", ("replay.share=0", "augmentation.shift=0", "augmentation.mixup=0"), (200,)),
@@ -74,10 +76,10 @@ DAMAGE = (
 )
 
 
-def damage(student: nn.Module, kind: str, amount: float) -> nn.Module:
+def damage(student: nn.Module, kind: str, amount: float, *, seed: int = 0) -> nn.Module:
     """A copy whose weights of two and more dimensions are noisy, pruned by magnitude, or rounded to a few bits."""
     damaged = copy.deepcopy(student)
-    dice = torch.Generator().manual_seed(0)
+    dice = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for weight in (parameter for parameter in damaged.parameters() if parameter.dim() >= 2):
             if kind == "noise":
@@ -105,13 +107,15 @@ class Workshop:
         student: architecture of all of them.
         data: labelled images, for evaluation alone.
         folder: where they go.
+        seed: added to that of every run.
     """
 
-    def __init__(self, *, teacher: Teacher, student: str, data: EvaluationData, folder: Path) -> None:
+    def __init__(self, *, teacher: Teacher, student: str, data: EvaluationData, folder: Path, seed: int) -> None:
         self.teacher = teacher
         self.student = student
         self.data = data
         self.folder = folder
+        self.seed = seed
         self.teacher_accuracy = accuracy(teacher.module, data)
 
     def distil(self, name: str, *, scale: float) -> str:
@@ -119,7 +123,7 @@ class Workshop:
         run = RUNS[name]
         marks = {step: f"{name}-{step}" for step in (max(1, round(mark * scale)) for mark in run.marks)}
         if not all(self._is_made(student) for student in marks.values()):
-            settings = (*run.overrides, f"steps={max(marks)}", "compute.compile=off")
+            settings = (*run.overrides, f"seed={run.seed + self.seed}", f"steps={max(marks)}", "compute.compile=off")
             recipe = load_recipe(run.recipe, settings)
             with prepare(self.teacher, self.student, recipe=recipe, device="cpu") as training:
                 self._play(training, marks)
@@ -130,7 +134,8 @@ class Workshop:
         target = f"{name}-{kind}{amount:g}"
         if not self._is_made(target):
             student, metadata = load_network(self.folder / f"{name}.safetensors")
-            self._keep(target, damage(student, kind, amount), metadata=metadata, samples=self._record(name)["samples"])
+            damaged = damage(student, kind, amount, seed=self.seed)
+            self._keep(target, damaged, metadata=metadata, samples=self._record(name)["samples"])
 
     def _is_made(self, name: str) -> bool:
         return (self.folder / f"{name}.json").exists()
@@ -176,13 +181,16 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="labelled images: .npz or ImageFolder")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--scale", type=float, default=1.0, help="factor on every budget")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="added to the seed of every run: other students of its kind"
+    )
     parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS), help="play these runs only")
     arguments = parser.parse_args()
     teacher = load_teacher(arguments.teacher)
     folder = arguments.out / "students"
     folder.mkdir(parents=True, exist_ok=True)
     data = load_evaluation_data(arguments.data, teacher.contract)
-    workshop = Workshop(teacher=teacher, student=arguments.student, data=data, folder=folder)
+    workshop = Workshop(teacher=teacher, student=arguments.student, data=data, folder=folder, seed=arguments.seed)
     for name in arguments.only:
         student = workshop.distil(name, scale=arguments.scale)
         for kind, amount in DAMAGE if name in DAMAGED else ():

@@ -3,10 +3,17 @@
     python examples/believability/relate.py believability/fashion_mnist believability/digits
 
 Each folder holds the answers of one teacher's students. Half of them choose the source and fit its line; every figure
-is stated on the other half. The line is fitted on probit axes, where accuracies on two distributions often lie on a
-straight one (Miller et al. 2021, arXiv 2107.04649), and goes from agreement to accuracy as a share of the teacher's,
-both of them corrected for chance (Cohen 1960): a student that guesses has 0 of either. Here it is a parabola: students
-that guess and those that nearly are the teacher lie on no straight one.
+is stated on the other half. Whoever settles how students are asked or related while looking at both halves needs other
+students, made later with another ``--seed``:
+
+    python examples/believability/relate.py believability/digits --confirm later/digits
+
+fits the chosen source's line on all students of the first folder and states it on those of the second.
+
+The line is fitted on probit axes, where accuracies on two distributions often lie on a straight one (Miller et al.
+2021, arXiv 2107.04649), and goes from agreement to accuracy as a share of the teacher's, both of them corrected for
+chance (Cohen 1960): a student that guesses has 0 of either. Here it is a parabola: students that guess and those that
+nearly are the teacher lie on no straight one.
 """
 
 from __future__ import annotations
@@ -36,6 +43,10 @@ RESOLVED = (0.01, 0.995)
 HIGH = 0.8
 COLUMNS = (
     *("teacher", "source", "students", "rank correlation, choosing half", "the same, stating half"),
+    *("mean gap, points", "scatter, points", "worst over-estimate, points"),
+)
+CONFIRMATION = (
+    *("teacher", "source", "students, fitted + stated", "rank correlation"),
     *("mean gap, points", "scatter, points", "worst over-estimate, points"),
 )
 STEADINESS = (
@@ -76,6 +87,13 @@ class Relation:
     scatter: float
     worst_overestimate: tuple[float, str]
     line: tuple[float, ...]
+
+    def __str__(self) -> str:
+        over, whose = self.worst_overestimate
+        return (
+            f"{self.rank_correlation:.3f} | {100 * self.mean_gap:.1f} | {100 * self.scatter:.1f} "
+            f"| {100 * over:+.1f} ({whose})"
+        )
 
 
 def read_students(folder: Path) -> list[Student]:
@@ -193,8 +211,11 @@ def main() -> None:
     """Prints the table of every source and the figures of the chosen one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="+", help="each the --out of ask_students.py")
+    parser.add_argument("--confirm", type=Path, nargs="+", default=[], help="for each folder: one of other students")
     parser.add_argument("--plot", type=Path, help="write a picture here")
     arguments = parser.parse_args()
+    if arguments.confirm and len(arguments.confirm) != len(arguments.folders):
+        parser.error("--confirm takes one folder for each folder, in the same order")
     mpl.use("Agg")
     teachers = {folder.name: read_students(folder) for folder in arguments.folders}
     halves = {name: (s[: len(s) // 2], s[len(s) // 2 :]) for name, s in teachers.items()}
@@ -207,12 +228,8 @@ def main() -> None:
             inside = relate(source, choosing, choosing)
             found = relate(source, choosing, stating)
             chosen_by[source].append(inside.rank_correlation)
-            over, whose = found.worst_overestimate
-            print(
-                f"| {name} | {source} | {len(choosing)} + {len(stating)} | {inside.rank_correlation:.3f} "
-                f"| {found.rank_correlation:.3f} | {100 * found.mean_gap:.1f} | {100 * found.scatter:.1f} "
-                f"| {100 * over:+.1f} ({whose}) |"
-            )
+            numbers = f"{len(choosing)} + {len(stating)} | {inside.rank_correlation:.3f}"
+            print(f"| {name} | {source} | {numbers} | {found} |")
     chosen = max(sources, key=lambda source: min(chosen_by[source]))
     print(f"\nchosen, by the lowest rank correlation over the teachers' choosing halves: {chosen}")
     print("\n| " + " | ".join(STEADINESS) + " |")
@@ -220,6 +237,12 @@ def main() -> None:
     for name, students in teachers.items():
         for source in sources:
             print(f"| {name} | {steadiness(source, students)} |")
+    if arguments.confirm:
+        print("\n| " + " | ".join(CONFIRMATION) + " |")
+        print("|---" * len(CONFIRMATION) + "|")
+    for (name, students), folder in zip(teachers.items(), arguments.confirm, strict=False):
+        others = read_students(folder)
+        print(f"| {name} | {chosen} | {len(students)} + {len(others)} | {relate(chosen, students, others)} |")
     if arguments.plot is not None:
         draw(teachers, chosen, arguments.plot)
 

@@ -44,9 +44,13 @@ def test_students_are_made_damaged_and_asked_once(digits_teacher: Path, digits_d
     assert run("make_students.py", *made) == run("ask_students.py", *asked) == ""  # nothing is done twice
 
 
-def test_a_relation_is_found_where_there_is_one(tmp_path: Path) -> None:
-    """Agreement of `prior` and accuracy lie on a curve on probit axes above chance; `generator`'s is any number."""
-    dice = np.random.default_rng(0)
+def invent(folder: Path, *, over: float = 0.0) -> Path:
+    """Students of which `prior` tells the accuracy, on a curve on probit axes above chance, and `generator` nothing.
+
+    Args:
+        folder: to make.
+        over: how much better `prior` has them than they are.
+    """
 
     def curve(share: float) -> float:
         """The agreement that 0.2 x² + 1.2 x + 0.3 takes to a share of the teacher's accuracy."""
@@ -54,11 +58,10 @@ def test_a_relation_is_found_where_there_is_one(tmp_path: Path) -> None:
         x = (-1.2 + (1.2**2 - 4 * 0.2 * (0.3 - above_chance)) ** 0.5) / (2 * 0.2)
         return float(0.1 + 0.9 * norm.cdf(x))
 
-    folder = tmp_path / "invented"
+    dice, num = np.random.default_rng(0), 4000
     folder.mkdir()
     for index, accuracy in enumerate(np.linspace(0.2, 0.85, 24)):
         agreement = {"generator": dice.uniform(0.3, 0.9), "prior": curve(accuracy / 0.9)}
-        num = 4000
         student = np.zeros((2 * num, 10), np.float32)
         teacher = student + np.eye(10, dtype=np.float32)[0]
         for start, rate in zip((0, num), agreement.values(), strict=True):
@@ -71,12 +74,19 @@ def test_a_relation_is_found_where_there_is_one(tmp_path: Path) -> None:
             sources=np.array(list(agreement)),
             teacher_logits=teacher,
             student_logits=student,
-            accuracy=np.array(accuracy),
+            accuracy=np.array(accuracy - over),
             teacher_accuracy=np.array(0.9),
         )
-    printed = run("relate.py", folder, "--plot", tmp_path / "plot.png")
-    lines = [[cell.strip() for cell in line.split("|")] for line in printed.splitlines()]
-    rows, luck = ({row[2]: row for row in lines if len(row) == n and row[1] == "invented"} for n in (10, 9))
+    return folder
+
+
+def cells(printed: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.split("|")] for line in printed.splitlines()]
+
+
+def test_a_relation_is_found_where_there_is_one(tmp_path: Path) -> None:
+    printed = run("relate.py", invent(tmp_path / "invented"), "--plot", tmp_path / "plot.png")
+    rows, luck = ({row[2]: row for row in cells(printed) if len(row) == n and row[1] == "invented"} for n in (10, 9))
     assert rows["prior"][3] == "12 + 12"
     assert float(rows["prior"][5]) == 1.0
     assert float(rows["prior"][6]) < 0.2  # points
@@ -88,3 +98,15 @@ def test_a_relation_is_found_where_there_is_one(tmp_path: Path) -> None:
     assert luck["prior"][7].endswith("(2 students)")
     assert float(luck["generator"][5].split()[0]) < 0.5
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_curve_is_stated_on_students_that_had_no_say(tmp_path: Path) -> None:
+    first, later = invent(tmp_path / "first"), invent(tmp_path / "later", over=0.05)
+    row = cells(run("relate.py", first, "--confirm", later))[-1]
+    assert row[1:5] == ["first", "prior", "24 + 24", "1.000"]
+    assert float(row[5]) == 5.0
+    assert float(row[6]) < 0.2
+    assert 4.7 < float(row[7].split()[0]) < 5.3
+    refused = run_script(FOLDER / "relate.py", first, "--confirm", later, later)
+    assert refused.code == 2
+    assert "one folder for each folder" in refused.err
