@@ -133,7 +133,10 @@ class Training:
         notes = (*self.notes, *check_budget(self.recipe))
         if minutes is not None and self.recipe.steps < FEW_STEPS:
             few = f"{minutes:g} minutes are {self.recipe.steps} steps here, and a student needs hundreds"
-            notes = (*notes, f"{few}: take more minutes, a smaller student, or --set student.stem=default")
+            ways = ["more minutes", "a smaller student"]
+            if self.student.stem == "small":
+                ways.append("student.stem=default, which costs less")
+            notes = (*notes, f"{few}: take {' or '.join(ways)}")
         return self._plan(str(self.policy.device), precision, cost, notes)
 
     def start(self, folder: RunFolder, plan: Plan) -> None:

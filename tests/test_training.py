@@ -302,6 +302,16 @@ def test_a_student_may_be_asked_to_start_from_random_weights(teacher: Teacher) -
     assert not any("made smaller" in note for note in training.notes)
 
 
+@pytest.mark.parametrize("stem", ["small", "default"])
+def test_of_a_budget_that_is_too_small_it_is_said_what_may_help(teacher: Teacher, stem: str) -> None:
+    """The default stem is no help to a student that has it."""
+    recipe = miniature("dfad", {"student.stem": stem})
+    plan = prepare(teacher, "torchvision:shufflenet_v2_x0_5", recipe=recipe, device="cpu").plan(minutes=0.02)
+    (note,) = [note for note in plan.notes if "a student needs hundreds" in note]
+    assert "take more minutes or a smaller student" in note
+    assert ("student.stem=default" in note) == (stem == "small")
+
+
 def test_a_time_budget_becomes_the_steps_of_the_run(teacher: Teacher, tmp_path: Path) -> None:
     training = prepare(teacher, STUDENT, recipe=miniature(), device="cpu")
     plan = training.plan(minutes=0.02)
