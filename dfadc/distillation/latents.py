@@ -152,7 +152,10 @@ class NoisyLayers(FreshLatents):
         padded = nn.functional.pad(embedded, (0, 0, 0, -count % num_classes))
         layers = len(padded) // num_classes
         grouped = padded.view(layers, num_classes, -1)
-        latents = torch.baddbmm(self.biases[:layers], grouped, self.weights[:layers])
+        used: tuple[Tensor, Tensor] = self.biases, self.weights
+        if layers < len(self.weights):  # the gradient of a part is a copy of it among zeros for the rest
+            used = self.biases[:layers], self.weights[:layers]
+        latents = torch.baddbmm(used[0], grouped, used[1])
         return latents.view(len(padded), -1)[:count]
 
 

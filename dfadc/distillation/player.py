@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from dfadc.distillation.moving_average import MovingAverage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -43,10 +44,7 @@ class Player:
         groups = [{"params": own, "factor": 1.0}, {"params": list(extra), "factor": extra_rate}]
         self.optimizer = build_optimizer([group for group in groups if group["params"]], settings.optimizer)
         self.scaler = torch.amp.GradScaler(policy.device.type, enabled=policy.scales_gradients)
-        self.ema: AveragedModel | None = None
-        if settings.ema_decay > 0:
-            average = get_ema_multi_avg_fn(settings.ema_decay)
-            self.ema = AveragedModel(self.module, multi_avg_fn=average, use_buffers=True)
+        self.ema = MovingAverage(self.module, settings.ema_decay) if settings.ema_decay > 0 else None
         #: Updates in a row whose gradient was not finite; on the device, read only at the log interval.
         self.skipped = torch.zeros((), device=policy.device)
         #: Lowered each time the run is rolled back.
@@ -90,7 +88,7 @@ class Player:
             self.optimizer.found_inf = found_inf  # type: ignore[attr-defined]
             self.optimizer.step()
         if self.ema is not None:
-            self.ema.update_parameters(self.module)
+            self.ema.update()
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values only, so that a checkpoint loads with ``weights_only=True``."""

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from miniature import SMALL_CONTRACT, SmallNetwork, build_game
 from states import assert_same_state
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dfadc.distillation.loop import distill
 from dfadc.distillation.player import Player, build_optimizer, rate_factor
@@ -165,6 +166,25 @@ def test_the_average_follows_its_formula_statistics_included() -> None:
     for name, value in expected.items():
         torch.testing.assert_close(averaged[name], value)
     assert not torch.equal(averaged["0.weight"], player.module.state_dict()["0.weight"])
+
+
+def test_the_average_is_that_of_torch_also_after_a_state_was_loaded() -> None:
+    player, other = make_player(ema_decay=0.9), make_player(ema_decay=0.9)
+    reference = AveragedModel(other.module, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    for seed in range(6):
+        if seed == 3:
+            stranger = make_player(ema_decay=0.9)
+            stranger.load_state_dict(copy.deepcopy(player.state_dict()))
+            player = stranger
+        player.move(loss_of(player, seed))
+        other.move(loss_of(other, seed))
+        reference.update_parameters(other.module)
+    assert player.ema is not None
+    assert int(player.ema.n_averaged) == int(reference.n_averaged) == 6
+    for name, value in reference.module.state_dict().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(player.average.state_dict()[name], value)
+    assert int(player.average.state_dict()["1.num_batches_tracked"]) == 6
 
 
 def test_without_a_decay_the_average_is_the_network_itself() -> None:
