@@ -199,6 +199,9 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=20, help="re-quantisations")
     arguments = parser.parse_args()
     run = open_run(arguments.run)
+    paths = [run.artifacts / name for name in ("student.onnx", "student.int8.onnx")]
+    if lacking := [path.name for path in paths if not path.is_file()]:
+        parser.error(f"{arguments.run} lacks {', '.join(lacking)}: dfadc export {arguments.run} -e onnx -e onnx:int8")
     samples = SampleSet.load(run.samples)
     gated = samples.source != samples.sources.index(UNGATED_SOURCE)
     compared = Compared(
@@ -206,7 +209,7 @@ def main() -> None:
         samples.teacher_logits[gated].argmax(axis=1),
         load_evaluation_data(arguments.data, run.contract()),
     )
-    fp32, int8 = (onnx.load(run.artifacts / name) for name in ("student.onnx", "student.int8.onnx"))
+    fp32, int8 = map(onnx.load, paths)
     with tempfile.TemporaryDirectory() as scratch:
         judge = Judge(run, Path(scratch))
         print(f"{int(gated.sum())} samples are compared\n")
