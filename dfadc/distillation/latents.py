@@ -152,10 +152,11 @@ class NoisyLayers(FreshLatents):
         padded = nn.functional.pad(embedded, (0, 0, 0, -count % num_classes))
         layers = len(padded) // num_classes
         grouped = padded.view(layers, num_classes, -1)
-        used: tuple[Tensor, Tensor] = self.biases, self.weights
-        if layers < len(self.weights):  # the gradient of a part is a copy of it among zeros for the rest
-            used = self.biases[:layers], self.weights[:layers]
-        latents = torch.baddbmm(used[0], grouped, used[1])
+        biases: Tensor = self.biases
+        weights: Tensor = self.weights
+        if layers < len(weights):  # the gradient of a part is a copy of it among zeros for the rest
+            biases, weights = biases[:layers], weights[:layers]
+        latents = torch.baddbmm(biases, grouped, weights)
         return latents.view(len(padded), -1)[:count]
 
 
