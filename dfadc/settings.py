@@ -153,7 +153,7 @@ class AugmentationSettings(Settings):
 class ComputeSettings(Settings):
     """Precision, memory format and compilation."""
 
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: what the device computes")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: whichever takes less time")
     compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile; auto measures")
     channels_last: bool = Field(default=True, description="NHWC memory format")
     micro_batch: int = Field(

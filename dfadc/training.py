@@ -18,7 +18,7 @@ from dfadc.distillation.diagnosis import diagnose_teacher
 from dfadc.distillation.estimate import Estimate, estimate, steps_for_minutes
 from dfadc.distillation.fit import check_budget, fit_hints, fit_recipe, slow_down
 from dfadc.distillation.game import Game
-from dfadc.distillation.generator import build_generator, scaled_size
+from dfadc.distillation.generator import build_generator, latent_length, scaled_size
 from dfadc.distillation.loop import distill
 from dfadc.distillation.players import Players
 from dfadc.distillation.precision import choose_device, choose_policy, fit_policy
@@ -35,6 +35,8 @@ from dfadc.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from torch import nn
 
     from dfadc.models.teacher import Teacher
     from dfadc.settings import Recipe, StudentSettings
@@ -108,14 +110,18 @@ class Training:
         self.student = student
         self.logit_size = diagnosis.logit_size
         self.recipe = recipe
+        torch.manual_seed(recipe.seed)
+        generator = build_generator(recipe.generator, teacher.contract)
         # Counted before the game hangs its hooks on the teacher.
         self.teacher_flops = count_flops(teacher.module, teacher.contract.input_size)
         self.student_flops = count_flops(student.module, teacher.contract.input_size)
+        self.generator_flops = count_flops(generator, (latent_length(recipe.generator, teacher.contract),))
         self.notes = (*teacher.warnings, *student.notes, *self._size_notes(), *diagnosis.notes, *notes)
         _check_low_resolution(recipe, teacher, student)
-        self.policy, changed = fit_policy(choose_policy(recipe.compute, device), student.module)
+        largest = max(self.teacher_flops, self.student_flops, self.generator_flops)
+        self.policy, changed = fit_policy(choose_policy(recipe.compute, device, largest), student.module)
         self.notes = (*self.notes, *changed)
-        self.game = self._build_game()
+        self.game = self._build_game(generator)
         self._open = ExitStack()
         self._open.callback(self.game.close)
 
@@ -220,18 +226,16 @@ class Training:
         self._open.close()
 
     def _plan(self, device: str, precision: str, cost: Estimate, notes: tuple[str, ...]) -> Plan:
-        players = self.game.players
-        generator = players.generator.module
         parameters = {
             "teacher": self.teacher.num_parameters,
             "student": self.student.num_parameters,
-            "generator": count_parameters(generator),
+            "generator": count_parameters(self.game.players.generator.module),
         }
         flops = flops_per_step(
             self.recipe,
             teacher=self.teacher_flops,
             student=self.student_flops,
-            generator=count_flops(generator, (players.latent_dim,)),
+            generator=self.generator_flops,
         )
         return Plan(self.recipe, device, precision, cost, notes, parameters, flops)
 
@@ -249,10 +253,8 @@ class Training:
                 f"less than the teacher ({self.teacher_flops / 1e6:,.1f})"
             )
 
-    def _build_game(self) -> Game:
+    def _build_game(self, generator: nn.Module) -> Game:
         recipe, contract, policy = self.recipe, self.teacher.contract, self.policy
-        torch.manual_seed(recipe.seed)
-        generator = build_generator(recipe.generator, contract)
         teacher = self.teacher.module.to(policy.device, memory_format=policy.memory_format)  # type: ignore[call-overload]
         players = Players(
             self.student.module,

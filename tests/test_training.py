@@ -226,7 +226,7 @@ def test_a_plan_says_what_will_be_done(teacher: Teacher) -> None:
     assert plan.images == STEPS * 8 * (2 + plan.recipe.replay.echoes + 1)
     assert plan.seconds == pytest.approx(STEPS * plan.estimate.seconds_per_step)
     assert plan.device == "cpu"
-    assert plan.precision.split()[0] in ("fp32", "bf16")
+    assert plan.precision.startswith("fp32"), "networks so small gain nothing from bf16"
     assert any("batch-norm layers" in note for note in plan.notes)
 
 
@@ -247,11 +247,12 @@ def test_a_student_of_the_teachers_family_starts_from_its_weights_and_resumes_at
 
 
 def test_a_student_of_another_family_has_no_hints_and_who_asks_for_them_is_told(teacher: Teacher) -> None:
-    assert prepare(teacher, "compact_resnet_4", recipe=miniature(), device="cpu").game.hints is not None
-    training = prepare(teacher, "wrn_10_1", recipe=miniature(), device="cpu")
-    assert training.game.hints is None
-    assert training.recipe.student.hints == 0
-    assert not any("hints" in note for note in training.notes)
+    with prepare(teacher, "compact_resnet_4", recipe=miniature(), device="cpu") as training:
+        assert training.game.hints is not None
+    with prepare(teacher, "wrn_10_1", recipe=miniature(), device="cpu") as training:
+        assert training.game.hints is None
+        assert training.recipe.student.hints == 0
+        assert not any("hints" in note for note in training.notes)
     asked = load_recipe("auto", ["student.hints=2", "steps=4"])
     with pytest.raises(DfadcError, match=r"student\.hints = 2 .* wrn_10_1 is not the teacher made narrower") as caught:
         prepare(teacher, "wrn_10_1", recipe=asked, device="cpu")

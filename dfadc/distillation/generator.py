@@ -171,6 +171,11 @@ def build_generator(settings: GeneratorSettings, contract: ImageContract) -> nn.
     return Generator(body, head, (height, width))
 
 
+def latent_length(settings: GeneratorSettings, contract: ImageContract) -> int:
+    """Z, the length of what a generator draws an image from: free pixels take one value for each of the image's."""
+    return settings.latent_dim or math.prod(contract.input_size)
+
+
 def paper_a(latent_dim: int, channels: int, size: tuple[int, int]) -> nn.Module:
     """Generator A of Fang et al. 2019: linear to H/4, two rounds of ×2 nearest upsampling and convolution."""
     return nn.Sequential(

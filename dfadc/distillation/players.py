@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from dfadc.distillation.generator import latent_length
 from dfadc.distillation.generator_player import GeneratorPlayer
 from dfadc.distillation.latents import build_latents
 from dfadc.distillation.player import Player
@@ -55,7 +55,7 @@ class Players:
         logit_size: tuple[int, ...] = (),
     ) -> None:
         self.device = policy.device
-        self.latent_dim = recipe.generator.latent_dim or math.prod(contract.input_size)
+        self.latent_dim = latent_length(recipe.generator, contract)
         self.rng = torch.Generator().manual_seed(recipe.seed)
         self.latent_rng = torch.Generator(policy.device).manual_seed(recipe.seed + 1)
         #: Verification draws from a stream of its own: its latents are never those of training.

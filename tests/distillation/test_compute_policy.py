@@ -47,6 +47,16 @@ def test_auto_takes_bf16_where_the_cpu_computes_it() -> None:
     assert ("AMX" in policy.reason) or ("AVX512-BF16" in policy.reason)
 
 
+def test_auto_leaves_networks_that_gain_nothing_in_fp32() -> None:
+    small, large = (choose_policy(ComputeSettings(), CPU, flops) for flops in (1e6, 1e8))
+    assert small.precision == "fp32"
+    assert large == choose_policy(ComputeSettings(), CPU)
+    if large.precision == "bf16":
+        assert "MFLOPs" in small.reason
+    asked = choose_policy(ComputeSettings(precision="bf16"), CPU, 1e6)
+    assert asked.precision == "bf16"
+
+
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", None), ("bf16", torch.bfloat16)])
 def test_a_named_precision_is_taken(precision: Any, dtype: torch.dtype | None) -> None:
     policy = choose_policy(ComputeSettings(precision=precision), CPU)
