@@ -214,7 +214,8 @@ def _of_teacher(networks: Mapping[str, Any], who: str, quantity: str, scale: flo
     """A quantity of one network, with its share of the teacher's where it is not the teacher."""
     value, teacher = networks[who][quantity], networks.get("teacher", {}).get(quantity)
     share = f" ({value / teacher:.1%})" if who != "teacher" and teacher else ""
-    return f"{value / scale:,.0f}{unit}{share}"
+    shown = value / scale
+    return f"{shown:,.0f}{unit}{share}" if shown >= 10 else f"{shown:.3g}{unit}{share}"
 
 
 def _number(value: float | None, style: str, unit: str = "") -> str:

@@ -54,7 +54,12 @@ def digits(split: SplitName, _: Path | None = None) -> Split:
     """Scikit-learn's real digits, (N, 1, 8, 8), in a fixed random order of which the first are the test."""
     images, labels = _shuffled_digits()
     chosen = slice(NUM_TEST_DIGITS) if split == "test" else slice(NUM_TEST_DIGITS, None)
-    return Split(images[chosen].mul(255 / 16).round().byte(), labels[chosen])
+    return Split(as_pixels(images[chosen]), labels[chosen])
+
+
+def as_pixels(images: torch.Tensor) -> torch.Tensor:
+    """UCI's digits, of values in 0..16, in uint8."""
+    return images.mul(255 / 16).round().byte()
 
 
 def colour(split: SplitName, _: Path | None = None) -> Split:

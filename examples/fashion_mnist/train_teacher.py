@@ -241,7 +241,7 @@ def measure_accuracy(module: nn.Module, test: Split, contract: ImageContract) ->
 
 
 def write_evaluation_images(test: Split, path: Path, *, count: int = NUM_EVALUATION_IMAGES) -> None:
-    """Writes the first ``count`` test images (N, 1, 28, 28) uint8 with their labels, for evaluation only."""
+    """Writes the first ``count`` test images (N, C, H, W) uint8 with their labels, for evaluation only."""
     with atomic_write(path) as temporary:
         np.savez_compressed(
             temporary,

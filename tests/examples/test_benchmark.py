@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional
 
@@ -28,8 +29,9 @@ import run
 import shares
 import table
 import train_teachers
+import write_images
 from tasks import TASKS
-from train_teacher import measure_accuracy
+from train_teacher import Split, measure_accuracy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -228,3 +230,51 @@ def test_noise_looks_like_real_images_once_normalised() -> None:
     noise = cells._draw_noise(contract, torch.Generator().manual_seed(0), 500)  # noqa: SLF001 -- what the row learns from
     assert noise.shape == (500, 1, 8, 8)
     assert functional.mse_loss(noise, torch.zeros_like(noise)) == pytest.approx(1, abs=0.05)
+
+
+# ----------------------------------------------------------------------------------------------- images as files
+
+
+def test_the_images_of_a_task_are_written_for_the_command(tmp_path: Path) -> None:
+    write_images.main("digits", out=tmp_path / "digits.npz")
+    test, written = TASKS["digits"].load("test", None), np.load(tmp_path / "digits.npz")
+    assert (written["images"] == test.images.numpy()).all()
+    assert (written["labels"] == test.labels.numpy()).all()
+
+
+def test_the_digits_of_other_writers_have_the_pixels_that_scikit_learns_have(tmp_path: Path) -> None:
+    """Scikit-learn's digits are the other part of the same data set: written as UCI does they are the task's again."""
+    found = load_digits()
+    np.savetxt(tmp_path / "optdigits.tes", np.column_stack([found.data, found.target]), fmt="%d", delimiter=",")
+    read = write_images.read_optdigits(tmp_path / "optdigits.tes")
+    order = np.random.default_rng(0).permutation(len(found.target))
+    test = TASKS["digits"].load("test", None)
+    assert (read.images[order[: len(test.labels)]] == test.images).all()
+    assert (read.labels[order[: len(test.labels)]] == test.labels).all()
+
+
+GOOD_ROW = ",".join(["16"] * 64 + ["9"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Block 1,Block 2\n", "", "1,2,3\n", GOOD_ROW.replace("16", "17", 1), GOOD_ROW[:-1] + "10", "-" + GOOD_ROW],
+)
+def test_a_file_that_holds_no_such_digits_is_refused(text: str, tmp_path: Path) -> None:
+    assert len(read_text(tmp_path, GOOD_ROW).labels) == 1
+    with pytest.raises(DfadcError, match=r"optdigits\.tra") as caught:
+        read_text(tmp_path, text)
+    assert caught.value.exit_code == 2
+
+
+def test_digits_of_other_writers_are_for_the_task_of_digits(tmp_path: Path) -> None:
+    with pytest.raises(DfadcError, match="--optdigits"):
+        write_images.main("colour", out=tmp_path / "colour.npz", optdigits=tmp_path / "optdigits.tra")
+    with pytest.raises(DfadcError, match="cannot be read"):
+        write_images.main("digits", out=tmp_path / "digits.npz", optdigits=tmp_path / "optdigits.tra")
+    assert not any(tmp_path.iterdir())
+
+
+def read_text(folder: Path, text: str) -> Split:
+    (folder / "optdigits.tra").write_text(text)
+    return write_images.read_optdigits(folder / "optdigits.tra")

@@ -66,7 +66,7 @@ def mixed_report(samples: SampleSet) -> dict[str, Any]:
     labelled = LabelledAccuracy(teacher, student)
     networks = {
         "teacher": {"architecture": "large", "num_parameters": 4_000_000, "flops": 90_000_000},
-        "student": {"architecture": "small", "num_parameters": 1_000_000, "flops": 9_000_000},
+        "student": {"architecture": "small", "num_parameters": 1_000_000, "flops": 450_000},
     }
     run = {"name": "x", "loss": float("nan"), **networks}
     return report_of(samples, good, broken, absent, accuracy=labelled, run=run)
@@ -208,7 +208,7 @@ def test_markdown_survives_a_round_trip_through_json(samples: SampleSet) -> None
     assert markdown.startswith("# Verification: FAIL\n")
     assert "Accuracy on 1,200 labelled images." in markdown
     assert "| teacher | large | 4,000,000 | 90 M | 95.00% [" in markdown
-    assert "| student | small | 1,000,000 (25.0%) | 9 M (10.0%) | 92.50% [" in markdown
+    assert "| student | small | 1,000,000 (25.0%) | 0.45 M (0.5%) | 92.50% [" in markdown
     assert len({line.replace("\\|", "").count("|") for line in markdown.splitlines() if "student.fp32" in line}) == 2
 
 
