@@ -375,6 +375,28 @@ def test_a_teacher_that_is_code_is_trusted_by_each_command_anew(
     assert run_command(*verify, "--trust-teacher").code == 3
 
 
+def test_a_student_that_cannot_be_calibrated_is_verified_and_reported(
+    digits_teacher: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It answers everything with one class: its weights decay to nothing in two steps."""
+    monkeypatch.chdir(tmp_path)
+    optimizer = "--set student.optimizer.{}".format
+    decay = " ".join(map(optimizer, ("learning_rate=1.0", "weight_decay=1.0", "momentum=0.0")))
+    few = (
+        "--steps 2 --batch-size 8 --set verify.num_samples=64 --set verify.prior_steps=2 --set verify.adversary_steps=0"
+    )
+    collapse = f"--recipe dfad {few} --set student.l1=1e-6 {decay}"
+    arguments = ("distill", digits_teacher, "--student", QUICK_STUDENT, *shlex.split(collapse), "--out", "run")
+    outcome = run_command(*arguments, "-e", "onnx:int8", "--json")
+    assert outcome.code == 3, outcome.err
+    assert "calibration images into class" in outcome.errors[0]
+    report = json.loads(outcome.out)
+    assert report["verdict"] == "FAIL"
+    assert [*report["artifacts"]] == ["student.onnx"]
+    assert json.loads(Path("run/report.json").read_text()) == report
+    assert Path("run/report.html").exists()
+
+
 def test_force_replaces_a_run_and_nothing_else(run_copy: RunFolder, digits_teacher: Path, tmp_path: Path) -> None:
     (run_copy.path / "of_the_old_run").touch()
     (tmp_path / "beside").touch()
