@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from dfadc.settings import ComputeSettings
 
 #: Operations of one image, forward, from which bf16 pays on a CPU. Below that it rounds and saves nothing: casts take
-#: what products spare. On one core with AVX512-BF16 (torch 2.14.1) a step took 1.06 and 0.98 of its time in fp32 where
-#: the largest network had 0.6 and 1.8 MFLOPs, and 0.60 to 0.88 where it had 24 to 81.
+#: what products spare. On one core with AVX512-BF16 (torch 2.14.1, `--dry-run --precision bf16` beside `fp32` for the
+#: benchmark's tasks) a step took 0.98 to 1.07 of its time in fp32 where the largest network had 0.4 to 1.8 MFLOPs, and
+#: 0.60 to 0.88 where it had 21 to 81.
 _WORTH_BF16_FLOPS = 5e6
 
 

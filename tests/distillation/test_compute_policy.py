@@ -47,14 +47,14 @@ def test_auto_takes_bf16_where_the_cpu_computes_it() -> None:
     assert ("AMX" in policy.reason) or ("AVX512-BF16" in policy.reason)
 
 
-def test_auto_leaves_networks_that_gain_nothing_in_fp32() -> None:
+@pytest.mark.parametrize("unit", ["amx_bf16", "avx512_bf16"])
+def test_auto_leaves_networks_that_gain_nothing_in_fp32(unit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {unit: True})
     small, large = (choose_policy(ComputeSettings(), CPU, flops) for flops in (1e6, 1e8))
-    assert small.precision == "fp32"
+    assert (small.precision, large.precision) == ("fp32", "bf16")
+    assert "MFLOPs" in small.reason
     assert large == choose_policy(ComputeSettings(), CPU)
-    if large.precision == "bf16":
-        assert "MFLOPs" in small.reason
-    asked = choose_policy(ComputeSettings(precision="bf16"), CPU, 1e6)
-    assert asked.precision == "bf16"
+    assert choose_policy(ComputeSettings(precision="bf16"), CPU, 1e6).precision == "bf16"
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", None), ("bf16", torch.bfloat16)])
