@@ -122,6 +122,7 @@ class Training:
         self.policy, changed = fit_policy(choose_policy(recipe.compute, device, largest), student.module)
         self.notes = (*self.notes, *changed)
         self.game = self._build_game(generator)
+        self.notes = (*self.notes, *self.game.fp32_layers.notes)
         self._open = ExitStack()
         self._open.callback(self.game.close)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dfadc.distillation import augmentation, discrepancy
 from dfadc.distillation.fake_quantise import FakeQuantiser
+from dfadc.distillation.fp32_layers import Fp32Layers
 from dfadc.distillation.hints import LayerHints
 from dfadc.distillation.student_batch import StudentBatch, draw_echo_batch, draw_student_batch
 from dfadc.distillation.terms import Terms
@@ -99,6 +100,7 @@ class Game:
         if recipe.student.quantise_from < 1:
             self.quantiser = FakeQuantiser(players.student.module)
             players.carry("quantiser", self.quantiser)
+        self.fp32_layers = Fp32Layers(teacher, players.student.module, policy=policy)
         #: Whether the student plays rounded to INT8; fixed for a step, so that a compiled function knows it.
         self.quantises = False
         #: Sides of the images as a share of the contract's; fixed for a step too.
@@ -128,6 +130,7 @@ class Game:
 
     def close(self) -> None:
         """Leaves teacher and student without hooks."""
+        self.fp32_layers.close()
         self.priors.close()
         if self.hints is not None:
             self.hints.close()
