@@ -27,6 +27,8 @@ PER_CLASS = 8
 #: Longest side, in pixels, of a sample in a grid and of one shown alone; larger ones are averaged down.
 GRID_SIDE = 48
 SINGLE_SIDE = 96
+#: Inches that the images are wide and a row of them is high, that a letter of a name takes, and around a name.
+_SHEET, _ROW, _LETTER, _GAP = 4.62, 0.55, 0.075, 0.08
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -83,14 +85,18 @@ def write_sample_sheet(path: Path, rows: Mapping[str, Pixels]) -> None:
     """
     from matplotlib.figure import Figure  # noqa: PLC0415 - only a run's report draws
 
-    figure = Figure(figsize=(7.0, 0.55 * len(rows)))
-    axes = figure.add_axes((0.34, 0.0, 0.66, 1.0))
+    names = [_short(label) for label in rows]
+    beside = 2 * _GAP + _LETTER * max(map(len, names))
+    width = beside + _SHEET
+    edge = beside / width
+    figure = Figure(figsize=(width, _ROW * len(rows)))
+    axes = figure.add_axes((edge, 0.0, 1 - edge, 1.0))
     axes.axis("off")
     axes.imshow(_sheet(list(rows.values())), interpolation="nearest", aspect="auto")
-    for number, label in enumerate(rows):
+    for number, name in enumerate(names):
         height = 1 - (number + 0.5) / len(rows)
         # Names are the user's text: `$` must not start a formula.
-        figure.text(0.33, height, _short(label), ha="right", va="center", fontsize=9, parse_math=False)
+        figure.text(edge - _GAP / width, height, name, ha="right", va="center", fontsize=9, parse_math=False)
     with warnings.catch_warnings(), atomic_write(path) as temporary:
         # A name in a script that the font lacks is drawn as boxes; its index stands beside it.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
