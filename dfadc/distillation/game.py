@@ -129,7 +129,7 @@ class Game:
         self.student_loss, self.generator_loss = self._student_loss, self._generator_loss
 
     def close(self) -> None:
-        """Leaves teacher and student without hooks."""
+        """Leaves teacher and student as they were found."""
         self.fp32_layers.close()
         self.priors.close()
         if self.hints is not None:

@@ -88,6 +88,22 @@ def test_a_sheet_takes_any_name_and_is_the_same_each_time(tmp_path: Path) -> Non
         assert len(np.unique(np.asarray(sheet))) > 10
 
 
+def test_a_sheet_has_room_for_its_names_and_no_more(tmp_path: Path) -> None:
+    """Dark pictures begin where the names' room ends."""
+    rooms = []
+    for name in ("7", "class 7", "7 " + 30 * "n"):
+        write_sample_sheet(tmp_path / "sheet.png", {name: np.zeros((PER_CLASS, 8, 8), np.uint8)})
+        with Image.open(tmp_path / "sheet.png") as sheet:
+            pixels = np.asarray(sheet.convert("L"))
+        is_dark = (pixels < 9).mean(axis=0) > 0.5
+        room = int(is_dark.argmax())
+        inked = np.flatnonzero((pixels[:, :room] < 128).any(axis=0))
+        assert 0 < inked[0] < 30, "no letter is cut off, and little is left blank"
+        assert pixels.shape[1] - room == pytest.approx(508, abs=3)
+        rooms.append(room)
+    assert rooms == sorted(set(rooms))
+
+
 def test_rows_are_named_by_number_and_name_or_by_number_alone() -> None:
     assert numbered_class({"class_names": ["bag", "bag"]}, 1) == "1 bag"
     assert numbered_class({"class_names": None}, 1) == "class 1"
