@@ -22,10 +22,11 @@ from dfadc.distillation.examiners import (
 )
 from dfadc.models.network_file import save_network, serialise
 from dfadc.models.outputs import answering_pixels
+from dfadc.sample_size import choose_num_samples
 from dfadc.storage import atomic_write_bytes
 from dfadc.verification.dense import choose_positions
 from dfadc.verification.dense_samples import DenseSampleSet, batch_size, collect_dense
-from dfadc.verification.samples import SampleSet, max_samples
+from dfadc.verification.samples import SampleSet
 from dfadc.verification.stored_images import StoredImages, dequantise, quantise
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def freeze_samples(game: Game, *, prior: Players | None = None, adversary: Playe
     Those of the averaged generator make up for a source that has none. All come from latents that no training saw.
     """
     recipe, contract = game.recipe, game.contract
-    total = max(2, min(recipe.verify.num_samples, max_samples(contract, recipe.verify.max_mebibytes * 2**20)))
+    total = choose_num_samples(recipe.verify, contract)
     # Evenly over the moments of the run, should there be more than the file may hold.
     aside = game.players.set_aside
     wanted = min(len(aside), recipe.verify.count_of("snapshots", total))

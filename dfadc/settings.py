@@ -225,7 +225,11 @@ class VerifySettings(GateSettings):
     """The frozen samples and the gates."""
 
     num_samples: int = Field(
-        2048, ge=1, le=1_000_000, description="frozen verification samples of all sources; half are the gate's"
+        2048,
+        ge=1,
+        le=1_000_000,
+        description="frozen verification samples of all sources, half of them the gate's; of large images fewer, but "
+        "enough for the gates",
     )
     snapshots: int = Field(8, ge=0, le=64, description="moments of the run at which samples are set aside")
     prior_steps: int = Field(
@@ -240,7 +244,6 @@ class VerifySettings(GateSettings):
     procedural_share: Share = Field(0.25, description="of those samples, where they are sharpened: procedural images")
     adversary_steps: int = Field(150, ge=0, description="updates of each adversary; at most a tenth of the generator's")
     adversary_restarts: int = Field(2, ge=1, le=100, description="adversaries trained; the most harmful one is kept")
-    max_mebibytes: int = Field(64, ge=1, description="bound on the samples' size; num_samples is cut to it")
     required: tuple[str, ...] = Field((), description="artifact files that must have run")
 
     @field_validator("snapshots", "prior_steps", "adversary_steps")

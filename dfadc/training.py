@@ -30,6 +30,7 @@ from dfadc.models.outputs import taking_images
 from dfadc.models.students import Student, build_student, with_logits_like
 from dfadc.recipe import change_recipe, recipe_to_toml
 from dfadc.run import SCHEMA, RunFolder, environment
+from dfadc.sample_size import check_gates_can_pass, size_note
 from dfadc.storage import atomic_write_text, write_json
 from dfadc.watch import Watch
 
@@ -102,6 +103,9 @@ class Training:
         self.batch_norms = diagnosis.batch_norms
         recipe = fit_hints(recipe, student.architecture, len(corresponding_layers(student.module, teacher.module)))
         recipe, notes = fit_recipe(recipe, teacher.contract, len(self.batch_norms))
+        check_gates_can_pass(recipe.verify, teacher.contract)
+        if (fewer := size_note(recipe.verify, teacher.contract)) is not None:
+            notes = (*notes, fewer)
         if student.is_inherited:
             recipe, slower = slow_down(recipe)
             notes = (*notes, *slower)

@@ -15,10 +15,12 @@ from dfadc.distillation.checkpoint import save_checkpoint
 from dfadc.distillation.monitor import Monitor
 from dfadc.distillation.replay import STORED_DTYPE
 from dfadc.errors import Interrupted
+from dfadc.sample_size import choose_num_samples
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from dfadc.contract import ImageContract
     from dfadc.distillation.game import Game
     from dfadc.distillation.loop import StepLosses
     from dfadc.run import RunFolder
@@ -84,7 +86,7 @@ class Watch:
         """
         recipe = self.game.recipe
         if losses.step in self._snapshot_steps:
-            set_samples_aside(self.game, snapshot_size(recipe))
+            set_samples_aside(self.game, snapshot_size(recipe, self.game.contract))
         if losses.step % recipe.log.interval == 0 or losses.step == recipe.steps:
             self._read(losses)
         if self.stop_requested:
@@ -150,10 +152,10 @@ def snapshot_steps(recipe: Recipe) -> frozenset[int]:
     return frozenset(max(1, round(recipe.steps * (i + 1) / (moments + 1))) for i in range(moments))
 
 
-def snapshot_size(recipe: Recipe) -> int:
+def snapshot_size(recipe: Recipe, contract: ImageContract) -> int:
     """Images set aside at each of those steps, at least one, so that together they are as many as their source has."""
     settings = recipe.verify
-    return max(1, -(-settings.count_of("snapshots", settings.num_samples) // settings.snapshots))
+    return max(1, -(-settings.count_of("snapshots", choose_num_samples(settings, contract)) // settings.snapshots))
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from dfadc.errors import DfadcError
 from exporters.precision import FP16_MAX
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     import numpy as np
     from numpy.typing import NDArray
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 #: Fashion-MNIST test set through students of recipes ``auto``, 1.7, and ``dfad``, 2.8); the rest is for sums in fp16
 #: that pass their result on the way to it.
 SMALL_HEADROOM = 8.0
-_BATCH_SIZE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +68,7 @@ class Headroom:
         return text
 
 
-def measure_headroom(student: nn.Module, images: NDArray[np.float32]) -> Headroom:
+def measure_headroom(student: nn.Module, batches: Iterable[NDArray[np.float32]]) -> Headroom:
     """Runs the student with a forward hook on every layer (module without children), in fp32.
 
     A batch norm right behind a convolution is part of it in every artifact, so it counts as that convolution, and
@@ -77,14 +76,12 @@ def measure_headroom(student: nn.Module, images: NDArray[np.float32]) -> Headroo
 
     Args:
         student: in eval mode, on the CPU; its hooks are removed again.
-        images: (N, C, H, W) float32 as the student takes them.
+        batches: images (n, C, H, W) float32 as the student takes them, some at a time.
 
     Raises:
         DfadcError: there are no images.
     """
-    if not len(images):
-        raise DfadcError("there are no samples to measure the fp16 headroom on")
-    peaks = _Peaks()
+    peaks, num_images = _Peaks(), 0
     handles = [
         layer.register_forward_hook(peaks.hook(name or type(layer).__name__))
         for name, layer in student.named_modules()
@@ -92,13 +89,16 @@ def measure_headroom(student: nn.Module, images: NDArray[np.float32]) -> Headroo
     ]
     try:
         with torch.inference_mode():
-            for start in range(0, len(images), _BATCH_SIZE):
-                student(torch.from_numpy(images[start : start + _BATCH_SIZE]))
+            for images in batches:
+                student(torch.from_numpy(images))
+                num_images += len(images)
         peaks.flush()
     finally:
         for handle in handles:
             handle.remove()
-    return Headroom(peaks.found, len(images))
+    if not num_images:
+        raise DfadcError("there are no samples to measure the fp16 headroom on")
+    return Headroom(peaks.found, num_images)
 
 
 class _Peaks:

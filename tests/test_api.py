@@ -52,6 +52,7 @@ def test_ten_lines_do_what_the_command_does(digits_teacher: Path, tmp_path: Path
     run = dfadc.run_distillation(teacher, QUICK_STUDENT, out=tmp_path / "run", recipe=recipe)
     exported = dfadc.export_student(run, ["onnx"])
     report = dfadc.verify_run(run)
+    assert any(note.startswith("the prior generator had ") for note in report["notes"])
     assert [result.path for result in exported] == [tmp_path / "run" / "artifacts" / "student.onnx"]
     assert report["artifacts"]["student.onnx"]["comparisons"]["A"]["all"]["agreement"] == 1.0
     assert report == json.loads(run.report_json.read_text())

@@ -19,6 +19,7 @@ from dfadc.models.networks.compact_resnet import CompactResNet
 from dfadc.models.teacher import load_teacher
 from dfadc.recipe import change_recipe, load_recipe
 from dfadc.run import RunFolder
+from dfadc.sample_size import choose_num_samples
 from dfadc.settings import GeneratorSettings
 from dfadc.training import Training, prepare
 from dfadc.verification.samples import SampleSet
@@ -123,15 +124,11 @@ def test_without_snapshots_every_sample_is_the_last_generators(tmp_path: Path) -
     assert samples.counts() == {"generator": 40, "snapshots": 0, "prior": 0, "adversary": 0}
 
 
-def test_the_samples_file_keeps_its_bound(tmp_path: Path) -> None:
-    training, run = play(tmp_path)
-    wanted = {"verify.num_samples": 20_000, "verify.max_mebibytes": 1}
+def test_as_many_samples_are_frozen_as_the_gates_need(tmp_path: Path) -> None:
+    training, _ = play(tmp_path)
+    wanted = {"verify.num_samples": 400_000, "verify.min_fp16_agreement": 0.9}
     training.game.recipe = change_recipe(training.recipe, wanted)
-    samples = freeze_samples(training.game)
-    samples.save(run.samples)
-    assert 2000 < len(samples) < 20_000
-    # The arrays; names and metadata of the file come on top.
-    assert run.samples.stat().st_size <= 2**20 + 4096
+    assert len(freeze_samples(training.game)) == choose_num_samples(training.game.recipe.verify, training.game.contract)
 
 
 def test_of_too_many_images_set_aside_an_even_choice_is_kept(tmp_path: Path) -> None:

@@ -476,7 +476,7 @@ def test_samples_are_set_aside_evenly_over_the_run(steps: int, moments: int, sam
         assert max(gaps) - min(gaps) <= 1
     if moments:
         wanted = max(1, samples // 6)
-        assert wanted <= moments * snapshot_size(recipe) < wanted + moments
+        assert wanted <= moments * snapshot_size(recipe, CONTRACT) < wanted + moments
 
 
 def test_setting_samples_aside_changes_nothing_that_is_trained(teacher: Teacher) -> None:

@@ -11,7 +11,7 @@ from dfadc.errors import DfadcError, RequirementMissing
 from dfadc.models.network_file import load_network
 from dfadc.models.outputs import answering_pixels
 from dfadc.storage import sha256_file
-from dfadc.verification.dense_samples import load_samples
+from dfadc.verification.dense_samples import batch_size, load_samples
 from dfadc.verification.stored_images import dequantise, to_pixels
 from exporters.base import (
     KEEP_FP32_AUTO,
@@ -46,6 +46,10 @@ KIT = "kit"
 #: What a run is exported to where nothing is said; an engine only where its backend can build it.
 #: Engines are made in fp16: half the bytes of fp32, and neither calibration nor a search behind them.
 DEFAULT_EXPORTS = ("onnx", "onnx:fp16", "onnx:int8", "openvino:fp16", "tensorrt-rtx:fp16", "tensorrt:fp16")
+
+
+#: Samples on which the fp16 headroom is measured at once.
+_HEADROOM_BATCH = 64
 
 
 class Skipped(NamedTuple):
@@ -234,9 +238,10 @@ def _with_verification(
     """
     if not any(request.precision is Precision.FP16 for request in requests):
         return settings, None
-    images = load_samples(run.samples).normalised()
-    headroom = measure_headroom(_load_student(run)[0], images)
+    samples = load_samples(run.samples)
+    headroom = measure_headroom(_load_student(run)[0], samples.batches(batch_size(samples.contract, _HEADROOM_BATCH)))
     if headroom.is_small and settings.verification is None:
+        images = samples.normalised()
         settings = replace(settings, verification=to_pixels(images, run.contract()) if pixels else images)
     return settings, headroom
 

@@ -22,6 +22,7 @@ from dfadc.api.answering import (
 from dfadc.api.gates import gate_thresholds, recipe_to_judge_by
 from dfadc.api.report import describe_run, write_report
 from dfadc.errors import DfadcError, RequirementMissing
+from dfadc.sample_size import check_accuracy_can_pass, check_gates_can_pass
 from dfadc.verification.agreement import Accuracy
 from dfadc.verification.dense_samples import load_samples
 from dfadc.verification.pixel_scores import PixelCounts, PixelScores
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from dfadc.settings import Recipe
     from dfadc.verification.baseline import Baseline
     from dfadc.verification.dense import MeasuredAccuracy
+    from dfadc.verification.dense_samples import Samples
     from dfadc.verification.gate import Check, Thresholds
 
 
@@ -73,7 +75,14 @@ class VerifySettings:
     trust_teacher: bool = False
 
 
-def check_inputs(settings: VerifySettings, recipe: Recipe, *, contract: ImageContract, teacher_sha256: str) -> None:
+def check_inputs(
+    settings: VerifySettings,
+    recipe: Recipe,
+    *,
+    contract: ImageContract,
+    teacher_sha256: str,
+    precisions: Iterable[str] = (),
+) -> None:
     """Reads data and baseline as a verification will, so that a long run does not end with what does not fit.
 
     Args:
@@ -81,12 +90,17 @@ def check_inputs(settings: VerifySettings, recipe: Recipe, *, contract: ImageCon
         recipe: of the run, with its gates.
         contract: of teacher and student.
         teacher_sha256: of the teacher's file.
+        precisions: of the artifacts that will be judged.
 
     Raises:
-        DfadcError: and its children, as :func:`verify_run` raises them.
+        DfadcError: and its children, as :func:`verify_run` raises them; or a gate is out of reach of a perfect copy.
     """
-    _check_judgeable(gate_thresholds(recipe), has_data=settings.data is not None)
-    read_inputs(contract, teacher_sha256, data=settings.data, baseline=settings.baseline)
+    thresholds = gate_thresholds(recipe)
+    _check_judgeable(thresholds, has_data=settings.data is not None)
+    check_gates_can_pass(recipe.verify, contract, precisions)
+    data, _ = read_inputs(contract, teacher_sha256, data=settings.data, baseline=settings.baseline)
+    if data is not None and thresholds.min_accuracy is not None:
+        check_accuracy_can_pass(thresholds.min_accuracy, len(data), contract)
 
 
 def verify_run(run: RunFolder, settings: VerifySettings | None = None) -> Report:
@@ -109,6 +123,7 @@ def verify_run(run: RunFolder, settings: VerifySettings | None = None) -> Report
     questions = questions.without_borders(thresholds.boundary_width)
     expected = () if questions.baseline is None else questions.baseline.predictions
     judge = _Judge(questions, thresholds, expected)
+    judge.notes.extend(_sample_notes(samples, recipe))
     answers = ask_student(run, questions)
     accuracy = None
     if questions.data is not None and answers.correct is not None:
@@ -251,6 +266,15 @@ class _Judge:
         found = compare_with_baseline(known, name, classes=answers.on_baseline, correct=answers.correct)
         self._compared[name] = found
         return baseline_checks(found, self.thresholds.max_baseline_drop)
+
+
+def _sample_notes(samples: Samples, recipe: Recipe) -> list[str]:
+    """A remark where the run was too short for the prior generator that the recipe asks for."""
+    made, wanted = samples.provenance.get("prior_steps"), recipe.verify.prior_steps
+    if not isinstance(made, int) or made >= wanted:
+        return []
+    who = f"the prior generator had {made} updates, in a longer run it has {wanted}"
+    return [f"{who}: students of runs of other lengths are judged on other samples, so their agreements do not compare"]
 
 
 def _check_judgeable(thresholds: Thresholds, *, has_data: bool) -> None:

@@ -229,8 +229,8 @@ def _check_what_follows(
     from dfadc.api.export import plan_exports  # noqa: PLC0415
     from dfadc.api.verify import check_inputs  # noqa: PLC0415
 
-    plan_exports(exports)
-    check_inputs(wanted, recipe, contract=contract, teacher_sha256=teacher_sha256)
+    precisions = {str(request.precision) for request in plan_exports(exports).requests}
+    check_inputs(wanted, recipe, contract=contract, teacher_sha256=teacher_sha256, precisions=precisions)
 
 
 def _show_plan(job: _Job, *, as_json: bool) -> None:

@@ -40,7 +40,8 @@ _RULES: dict[str, Any] = {
 }
 #: The prior generator follows nobody and can move faster.
 _PRIOR_RATE = 1e-2
-#: Whatever the run's own seed: all students of a teacher are then asked the same, and their agreements compare. Over 30
+#: Whatever the run's own seed: students of a teacher whose runs are equally long (or long enough for all of
+#: ``verify.prior_steps``) are then asked the same, and their agreements compare. Over 30
 #: students of the digits teacher (examples/believability) the rank correlation with real accuracy, the mean over 200
 #: halves of them, is 0.97; with a prior generator for each of their three seeds it was 0.95.
 PRIOR_SEED = 11

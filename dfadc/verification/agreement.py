@@ -20,8 +20,10 @@ Integers = npt.NDArray[np.integer[Any]]
 
 #: Two-sided 95 % quantile of the normal distribution.
 Z_95 = 1.959963984540054
-#: A disagreement is a tie where the reference's top-1 to top-2 margin is below this share of its logit range.
+#: A sample is a tie where the reference's top-1 to top-2 margin is below this share of the sample's logit scale.
 TIE_MARGIN = 1e-3
+#: Ties are left out of comparison A up to this share of the samples; where there are more, all samples count.
+MAX_TIE_SHARE = 0.05
 #: Fewer samples of a class than this say too little about the class.
 MIN_PER_CLASS = 30
 #: Key of the comparison over the samples of all sources together.
@@ -117,21 +119,52 @@ class ClassAgreement(Proportion):
         return {"class": self.index, "n": self.n, "k": self.k, **rates, "too_few": self.too_few}
 
 
+class Ties:
+    """Comparison A's view of the samples (or pixels) that the reference hardly decides.
+
+    A tie is decided by less than half precision resolves: which way it falls says nothing about an export. So ties are
+    left out, whether they agree or not, unless they are so many that they could hide a bad export.
+    """
+
+    __slots__ = ()
+
+    n: int
+    k: int
+    num_ties: int
+    num_tied_disagreements: int
+
+    @property
+    def too_many_ties(self) -> bool:
+        """Whether more than ``MAX_TIE_SHARE`` of the samples are ties: then none is left out."""
+        return self.num_ties > MAX_TIE_SHARE * self.n
+
+    @property
+    def num_left_out(self) -> int:
+        """Ties that comparison A leaves out."""
+        return 0 if self.too_many_ties else self.num_ties
+
+    @property
+    def num_differing(self) -> int:
+        """Disagreements among the samples that are not left out."""
+        return self.n - self.k - (0 if self.too_many_ties else self.num_tied_disagreements)
+
+
 @dataclass(frozen=True, slots=True)
-class Agreement(Proportion):
+class Agreement(Ties, Proportion):
     """A candidate's logits against a reference's on the same n samples.
 
     Args:
         n: samples compared.
         k: samples whose top-1 class is the same; a sample with a NaN or infinite logit never counts.
-        num_ties: disagreements whose reference margin is below ``TIE_MARGIN`` of the reference's logit range.
+        num_ties: samples whose reference margin is below ``TIE_MARGIN`` of their :func:`logit_scale`.
         top5: share of samples whose reference class is among the candidate's five highest; None for K <= 5.
         kl: mean KL(softmax(reference) || softmax(candidate)), in nats.
-        sqnr_db: 10 log10(sum reference² / sum (reference - candidate)²); infinite where nothing differs.
-        max_logit_error: largest |reference - candidate| over the reference's logit range (highest minus lowest).
+        sqnr_db: :func:`sqnr_db` of the logits in units of each sample's :func:`logit_scale`.
+        max_logit_error: largest |reference - candidate| in the same units.
         per_class: one entry a class, by the reference's class.
         num_nonfinite: samples with a NaN or infinite logit on either side. ``kl``, ``sqnr_db`` and
             ``max_logit_error`` are taken over the others, and are NaN where there are none.
+        num_tied_disagreements: ties whose top-1 class differs.
     """
 
     num_ties: int
@@ -141,6 +174,7 @@ class Agreement(Proportion):
     max_logit_error: float
     per_class: tuple[ClassAgreement, ...]
     num_nonfinite: int
+    num_tied_disagreements: int = 0
 
     @property
     def agreement(self) -> float:
@@ -149,11 +183,9 @@ class Agreement(Proportion):
 
     @property
     def outside_ties(self) -> Proportion:
-        """The samples that the reference decides, or that the candidate answers alike.
-
-        A tie is decided by less than half precision resolves: which way it falls says nothing about an export.
-        """
-        return Proportion(n=self.n - self.num_ties, k=self.k)
+        """The samples that are no ties, or all of them where ties are too many."""
+        n = self.n - self.num_left_out
+        return Proportion(n, n - self.num_differing)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values under the names of the fields and rates; floats may be NaN or infinite."""
@@ -180,9 +212,15 @@ class Coverage:
 
     @property
     def entropy(self) -> float:
-        """Entropy of the class histogram over ln K: 1 is even, 0 is one class (or no sample)."""
+        """Entropy of the class histogram over the most that n samples of K classes can have, ln min(n, K).
+
+        1 is as even as can be, 0 is one class (or fewer than two samples).
+        """
+        if self.n < 2:
+            return 0.0
         shares = [count / self.n for count in self.counts if count]
-        return max(0.0, -math.fsum(share * math.log(share) for share in shares) / math.log(len(self.counts)))
+        most = math.log(min(self.n, len(self.counts)))
+        return min(1.0, max(0.0, -math.fsum(share * math.log(share) for share in shares) / most))
 
     @property
     def largest_share(self) -> float:
@@ -224,18 +262,19 @@ def compare(candidate_logits: Floats, reference_logits: Floats) -> Agreement:
     finite = reference_finite & np.isfinite(candidate).all(axis=1)
     classes = reference.argmax(axis=1)
     agrees = finite & (candidate.argmax(axis=1) == classes)
-    value_range = float(np.ptp(reference[reference_finite])) if reference_finite.any() else math.nan
-    top_two = np.partition(reference[finite & ~agrees], num_classes - 2, axis=1)[:, -2:]
-    candidate, reference = candidate[finite], reference[finite]
-    error = np.abs(reference - candidate)
+    candidate, reference, decided_alike = candidate[finite], reference[finite], agrees[finite]
+    scale = logit_scale(reference)
+    top_two = np.partition(reference, num_classes - 2, axis=1)[:, -2:]
+    ties = top_two[:, 1] - top_two[:, 0] < TIE_MARGIN * scale
     return Agreement(
         n=n,
         k=int(agrees.sum()),
-        num_ties=int((top_two[:, 1] - top_two[:, 0] < TIE_MARGIN * value_range).sum()),
+        num_ties=int(ties.sum()),
+        num_tied_disagreements=int((ties & ~decided_alike).sum()),
         top5=_top5(candidate, classes[finite], n) if num_classes > 5 else None,
         kl=mean_kl(candidate, reference),
-        sqnr_db=sqnr_db(candidate, reference),
-        max_logit_error=_ratio(float(error.max()), value_range) if error.size else math.nan,
+        sqnr_db=sqnr_db(*_in_units(scale, candidate, reference)),
+        max_logit_error=_max_error(candidate, reference, scale),
         per_class=_per_class(agrees[reference_finite], classes[reference_finite], num_classes),
         num_nonfinite=int(n - finite.sum()),
     )
@@ -287,6 +326,17 @@ def mean_kl(candidate_logits: Floats, reference_logits: Floats) -> float:
     return max(0.0, float((np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean()))
 
 
+def logit_scale(logits: Floats) -> npt.NDArray[np.float64]:
+    """(N,) scale of each sample's finite logits (N, K): the larger of its own range and the median range.
+
+    A sample is measured by itself, so that one extreme sample neither excuses nor hides the others. The median keeps a
+    sample whose logits lie close together, as those of two classes do where they are undecided, from being measured by
+    nearly nothing.
+    """
+    ranges: npt.NDArray[np.float64] = np.ptp(np.asarray(logits, np.float64), axis=1)
+    return np.maximum(ranges, float(np.quantile(ranges, 0.5, method="lower"))) if len(ranges) else ranges
+
+
 def sqnr_db(candidate_logits: Floats, reference_logits: Floats) -> float:
     """Signal to quantisation noise in dB over finite logits; +inf where nothing differs, NaN where there is nothing."""
     if not reference_logits.size:
@@ -321,11 +371,19 @@ def _per_class(agrees: npt.NDArray[np.bool_], classes: Integers, num_classes: in
     return tuple(ClassAgreement(int(n), int(k), index) for index, (n, k) in enumerate(zip(totals, right, strict=True)))
 
 
-def _ratio(error: float, value_range: float) -> float:
-    """Error over range; a constant reference (range 0) makes any error infinite."""
-    if error == 0.0:
-        return 0.0
-    return error / value_range if value_range > 0.0 else math.inf
+def _in_units(scale: npt.NDArray[np.float64], *logits: Floats) -> tuple[npt.NDArray[np.float64], ...]:
+    """Logits (N, K) over each sample's scale (N,); a scale of 0, of constant logits, is taken as 1."""
+    units = np.where(scale > 0, scale, 1.0)[:, None]
+    return tuple(np.asarray(values / units) for values in logits)
+
+
+def _max_error(candidate: Floats, reference: Floats, scale: npt.NDArray[np.float64]) -> float:
+    """Largest error over its sample's scale; a constant reference (scale 0) makes any error infinite."""
+    if not reference.size:
+        return math.nan
+    errors = np.abs(reference - candidate).max(axis=1)
+    ratios = np.divide(errors, scale, out=np.where(errors > 0, math.inf, 0.0), where=scale > 0)
+    return float(ratios.max())
 
 
 def _check_logits(logits: npt.NDArray[Any], name: str) -> None:

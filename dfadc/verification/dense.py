@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from dfadc.verification.agreement import ALL_SOURCES, TIE_MARGIN, Accuracy, Agreement, Coverage, compare
+from dfadc.verification.agreement import (
+    ALL_SOURCES,
+    TIE_MARGIN,
+    Accuracy,
+    Agreement,
+    Coverage,
+    Ties,
+    compare,
+    logit_scale,
+)
 from dfadc.verification.pixel_scores import Classes, PixelScores, boundary_band, count_pixels
 
 if TYPE_CHECKING:
@@ -74,11 +83,12 @@ def choose_positions(height: int, width: int) -> npt.NDArray[np.int32]:
 
 
 @dataclass(frozen=True, slots=True)
-class DenseAgreement(PixelScores):
+class DenseAgreement(Ties, PixelScores):
     """A candidate's answers against a reference's on the same images.
 
     Args:
-        num_ties: disagreements whose reference margin is below ``TIE_MARGIN`` of the reference's logit range.
+        num_ties: pixels whose reference margin is below ``TIE_MARGIN`` of their image's :func:`logit_scale`.
+        num_tied_disagreements: of those, the ones whose class differs.
         kl: mean KL(softmax(reference) || softmax(candidate)), in nats, over the pixels whose logits are kept.
         sqnr_db: as in :class:`Agreement`, over those pixels.
         max_logit_error: likewise.
@@ -87,6 +97,7 @@ class DenseAgreement(PixelScores):
     """
 
     num_ties: int
+    num_tied_disagreements: int
     kl: float
     sqnr_db: float
     max_logit_error: float
@@ -95,12 +106,15 @@ class DenseAgreement(PixelScores):
 
     @property
     def outside_ties(self) -> Self:
-        """Itself: among so many pixels the few ties hide no good export."""
+        """Itself: the interval is one over whole images, and among so many pixels few ties fail no good export."""
         return self
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values under the names that :class:`Agreement` has, and those of overlap; may be NaN or infinite."""
-        shared = ("n", "k", "agreement", "low", "high", "num_ties", "kl", "sqnr_db", "max_logit_error", "num_nonfinite")
+        shared = (
+            *("n", "k", "agreement", "low", "high", "num_ties", "num_tied_disagreements"),
+            *("kl", "sqnr_db", "max_logit_error", "num_nonfinite"),
+        )
         return {
             **{name: getattr(self, name) for name in shared},
             "top5": None,
@@ -144,21 +158,21 @@ def compare_dense(
     counts = count_pixels(candidate.classes, judged, num_classes)
     differs = (candidate.classes != judged) & (judged < num_classes)
     lost = ((candidate.classes >= num_classes) | (reference.classes >= num_classes)).any(axis=(1, 2))
-    finite = reference.logits[np.isfinite(reference.logits).all(axis=2)]
-    tie = TIE_MARGIN * float(np.ptp(finite)) if finite.size else 0.0
-    ties = (differs & (reference.margins < tie)).sum(axis=(1, 2))
+    kept = np.where(np.isfinite(reference.logits), reference.logits, 0).reshape(len(reference), -1)
+    ties = (judged < num_classes) & (reference.margins < TIE_MARGIN * logit_scale(kept)[:, None, None])
     parts = {ALL_SOURCES: np.ones(len(source), np.bool_)}
     parts |= {name: np.asarray(source == index) for index, name in enumerate(sources)}
     found = {}
     for name, part in parts.items():
-        kept = compare(*(given.logits[part].reshape(-1, num_classes) for given in (candidate, reference)))
+        whole = compare(*(given.logits[part].reshape(-1, num_classes) for given in (candidate, reference)))
         scores = PixelScores.of(counts[part])
         found[name] = DenseAgreement(
             **{field.name: getattr(scores, field.name) for field in fields(scores)},
             num_ties=int(ties[part].sum()),
-            kl=kept.kl,
-            sqnr_db=kept.sqnr_db,
-            max_logit_error=kept.max_logit_error,
+            num_tied_disagreements=int((ties & differs)[part].sum()),
+            kl=whole.kl,
+            sqnr_db=whole.sqnr_db,
+            max_logit_error=whole.max_logit_error,
             num_nonfinite=int(lost[part].sum()),
             boundary_width=boundary_width,
         )

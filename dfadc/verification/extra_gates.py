@@ -41,9 +41,9 @@ def extra_checks(
 
 
 def _class_check(who: str, per_class: Sequence[ClassAgreement | ClassScore], limit: float) -> Check:
-    """The lower Wilson bound of each class; a class with too few samples cannot be judged, and that is said."""
-    judged = [entry for entry in per_class if not entry.too_few]
-    few = [entry.index for entry in per_class if entry.too_few]
+    """The lower bound of each class; one whose samples could not show the limit cannot be judged, and that is said."""
+    judged = [entry for entry in per_class if not entry.too_few and entry.low_if_perfect >= limit]
+    few = sorted({entry.index for entry in per_class} - {entry.index for entry in judged})
     unjudged = f"; {len(few)} of {len(per_class)} classes have too few samples to tell: {_some(few)}" if few else ""
     if not judged:
         return checked("B", "class agreement", f"no class has samples enough to judge {who} by{unjudged}", held=False)

@@ -199,25 +199,42 @@ def _export_checks(measured: Measured, precision: str, thresholds: Thresholds) -
     if unusable is not None:
         return [unusable]
     limits = thresholds.export.get(precision, ExportLimits())
-    checks: list[Check] = []
+    decided = measured.outside_ties
+    apart = f" outside {measured.num_left_out:,} ties" if measured.num_left_out else ""
+    checks = _tie_findings(measured)
     if limits.max_disagreements is not None:
-        differing = measured.n - measured.k - measured.num_ties
-        found = f"{differing} of {measured.n} answers differ from the fp32 student's outside ties"
-        held = differing <= limits.max_disagreements
+        found = (
+            f"{measured.num_differing} of {measured.n - measured.num_left_out} {measured.unit}{apart} are answered "
+            "otherwise than by the fp32 student"
+        )
+        held = measured.num_differing <= limits.max_disagreements
         checks.append(checked("A", "disagreements", f"{found}, at most {limits.max_disagreements}", held=held))
     if limits.min_agreement is not None:
         claim = "the artifact agrees with the fp32 student"
-        decided = measured.outside_ties
-        checks.append(_bound_check("A", decided, limits.min_agreement, claim, num_ties=measured.n - decided.n))
+        checks.append(_bound_check("A", decided, limits.min_agreement, claim, apart=apart))
     if limits.min_sqnr_db is not None:
         found = f"SQNR against the fp32 student is {measured.sqnr_db:.1f} dB"
         held = measured.sqnr_db >= limits.min_sqnr_db
         checks.append(checked("A", "sqnr", f"{found}, at least {limits.min_sqnr_db:g} dB", held=held))
     if limits.max_logit_error is not None:
-        found = f"largest logit error is {measured.max_logit_error:.2g} of the logit range"
+        found = f"largest logit error is {measured.max_logit_error:.2g} of its sample's logit range"
         held = measured.max_logit_error <= limits.max_logit_error
         checks.append(checked("A", "logit error", f"{found}, at most {limits.max_logit_error:g}", held=held))
-    return checks or [ungated("A", "export", f"no limit is set for precision {precision!r}")]
+    if limits == ExportLimits():
+        checks.append(ungated("A", "export", f"no limit is set for precision {precision!r}"))
+    return checks
+
+
+def _tie_findings(measured: Measured) -> list[Check]:
+    """A finding where ties are too many to be left out, and some of the answers differ."""
+    if not measured.too_many_ties or measured.k == measured.n:
+        return []
+    share = measured.num_ties / measured.n
+    message = (
+        f"{measured.num_ties} of {measured.n} {measured.unit} are ties ({share:.1%}): the fp32 student hardly decides "
+        "between its two highest classes there; none of them is left out"
+    )
+    return [ungated("A", "ties", message)]
 
 
 def _drop_check(artifact: Measured, student: Measured, thresholds: Thresholds) -> Check:
@@ -285,13 +302,13 @@ def _bound_check(
     limit: float,
     claim: str,
     *,
-    num_ties: int = 0,
+    apart: str = "",
     why: str = "",
 ) -> Check:
-    """The lower bound of a rate against a limit; ``num_ties`` samples are not among those measured."""
+    """The lower bound of a rate against a limit; ``apart`` says which samples are not among those measured."""
     message = (
         f"{claim} on {measured.rate:.2%} [{_told_apart(measured.low, limit)}, {measured.high:.2%}] of {measured.n} "
-        f"{measured.unit}{f' outside {num_ties} ties' if num_ties else ''}, lower bound at least {limit:.2%}{why}"
+        f"{measured.unit}{apart}, lower bound at least {limit:.2%}{why}"
     )
     if measured.low_if_perfect < limit:
         message += (

@@ -61,6 +61,12 @@ class _Share:
     n: int
     k: int
     interval: tuple[float, float]
+    num_images: int
+
+    @property
+    def low_if_perfect(self) -> float:
+        """The lower end that n of n would have."""
+        return 1.0 if self.num_images >= MIN_IMAGES else 0.0
 
     @property
     def rate(self) -> float:
@@ -144,11 +150,6 @@ class PixelScores(_Share):
     def accuracy(self) -> float:
         """The same, where the reference are masks that a person made."""
         return self.rate
-
-    @property
-    def low_if_perfect(self) -> float:
-        """The lower end that n of n would have."""
-        return 1.0 if self.num_images >= MIN_IMAGES else 0.0
 
     @property
     def unit(self) -> str:

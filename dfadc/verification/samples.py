@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SCHEMA = "dfadc.samples/1"
-#: Default size limit of a sample file.
-DEFAULT_LIMIT_BYTES = 64 * 2**20
 #: A sample file that unpacks to more than this is not read.
 MAX_UNPACKED_BYTES = 2 * 2**30
 
@@ -246,8 +244,8 @@ _OWN_SAMPLES = "verify it with the samples of its own run"
 _REMAKE = "the file was changed or damaged: take it from the run again, or make the run's samples anew"
 
 
-def max_samples(contract: ImageContract, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> int:
-    """How many samples fit into a file of ``limit_bytes``: image, source and the answers of two networks each.
+def sample_bytes(contract: ImageContract) -> int:
+    """Bytes of one sample in a file: image, source and the answers of two networks.
 
     An answer is a row of float32 logits; a dense one is of every pixel its class and margin, and logits of a few.
     """
@@ -257,8 +255,7 @@ def max_samples(contract: ImageContract, limit_bytes: int = DEFAULT_LIMIT_BYTES)
         _, height, width = contract.input_size
         pixel_bytes = np.dtype(class_dtype(contract.num_classes)).itemsize + 2
         answer_bytes = height * width * pixel_bytes + len(choose_positions(height, width)) * answer_bytes
-    row_bytes = values * np.dtype(stored_type(contract)).itemsize + 1 + 2 * answer_bytes
-    return limit_bytes // row_bytes
+    return values * np.dtype(stored_type(contract)).itemsize + 1 + 2 * answer_bytes
 
 
 def write_archive(path: Path, metadata: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> None:

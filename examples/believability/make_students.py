@@ -146,7 +146,7 @@ class Workshop:
 
         def on_step(losses: StepLosses) -> None:
             if losses.step in snapshot_steps(recipe) or losses.step == min(marks):
-                set_samples_aside(game, snapshot_size(recipe))
+                set_samples_aside(game, snapshot_size(recipe, game.contract))
             if losses.step in marks:
                 name = marks[losses.step]
                 freeze_samples(game).save(self.folder / f"{name}.samples.npz")

@@ -92,6 +92,17 @@ def test_neither_student_nor_seed_moves_the_prior_generator() -> None:
     assert torch.equal(*drawn)
 
 
+def test_the_length_of_a_run_moves_the_prior_generator_until_it_has_all_its_updates() -> None:
+    lengths = {"steps=6": 2, "steps=9": 3, "steps=60": 5, "steps=90": 5}
+    drawn = {}
+    for steps, updates in lengths.items():
+        game = build_game("auto", steps, "verify.prior_steps=5")
+        assert examiner_steps(game.recipe)[0] == updates
+        drawn[steps] = images_of(train_prior(game))
+    assert torch.equal(drawn["steps=60"], drawn["steps=90"])
+    assert not torch.equal(drawn["steps=6"], drawn["steps=9"])
+
+
 def test_the_prior_generator_draws_what_the_priors_ask_for() -> None:
     game = build_game("auto", *LONG)
 

@@ -38,7 +38,7 @@ def run_copy(finished_run: RunFolder, tmp_path: Path) -> RunFolder:
 
 
 def headroom_of(run: RunFolder) -> Headroom:
-    return measure_headroom(load_network(run.student)[0], SampleSet.load(run.samples).normalised())
+    return measure_headroom(load_network(run.student)[0], SampleSet.load(run.samples).batches(64))
 
 
 def make_loud(run: RunFolder, peak: float) -> float:
@@ -86,7 +86,7 @@ def test_every_layer_is_measured_as_it_is_exported() -> None:
     images = torch.rand(70, 2, 6, 6, generator=torch.Generator().manual_seed(1)) - 0.5
     normed = network[1](network[0](images))
     rectified = normed.relu()
-    found = measure_headroom(network, images.numpy())
+    found = measure_headroom(network, [images.numpy()])
     expected = {
         "0": float(max(images.abs().max(), normed.abs().max())),
         "2": float(rectified.max()),  # it works in place: what went in is counted where it came from
@@ -107,14 +107,14 @@ def test_a_convolution_without_a_batch_norm_counts_itself() -> None:
             assert layer.bias is not None
             layer.bias.zero_()
     images = np.array([2.0, -1.0], np.float32).reshape(2, 1, 1, 1)
-    found = measure_headroom(network, images)
+    found = measure_headroom(network, [images])
     assert found.peaks == pytest.approx({"0": 600, "1": 600, "2": 300, "3": 2.1e6}, rel=1e-3)
     assert str(found).startswith("warning: fp16 headroom 0.0312x: activations reach 2,09")
 
 
 def test_hooks_leave_the_student_as_it_was(student: nn.Module, images: np.ndarray) -> None:
     before = copy.deepcopy(student.state_dict())
-    found = measure_headroom(student, images)
+    found = measure_headroom(student, [images])
     peaks = dict(found.peaks)
     with torch.no_grad():
         student(torch.from_numpy(1e6 * images))
@@ -127,11 +127,11 @@ def test_hooks_leave_the_student_as_it_was(student: nn.Module, images: np.ndarra
 def test_not_a_number_has_no_headroom() -> None:
     images = np.zeros((2, 1, 4, 4), np.float32)
     images[1, 0, 0, 0] = np.nan
-    found = measure_headroom(nn.Sequential(nn.Conv2d(1, 1, 1)).eval(), images)
+    found = measure_headroom(nn.Sequential(nn.Conv2d(1, 1, 1)).eval(), [images])
     assert found.factor == 0
     assert found.is_small
     with pytest.raises(DfadcError, match="no samples to measure"):
-        measure_headroom(nn.Sequential(nn.Conv2d(1, 1, 1)).eval(), images[:0])
+        measure_headroom(nn.Sequential(nn.Conv2d(1, 1, 1)).eval(), [])
 
 
 def test_the_headroom_is_told_once_and_recorded_with_every_fp16_artifact(run_copy: RunFolder) -> None:

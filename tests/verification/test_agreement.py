@@ -18,6 +18,7 @@ from dfadc.verification.agreement import (
     compare,
     compare_by_source,
     coverage_by_source,
+    logit_scale,
     mean_kl,
     measure_coverage,
     predict,
@@ -72,7 +73,8 @@ def test_wilson_interval_shrinks_with_n(n: int, factor: int, data: st.DataObject
 def test_anything_agrees_with_itself(seed: int, n: int, num_classes: int) -> None:
     logits = random_logits(seed, n, num_classes)
     same = compare(logits, logits)
-    assert (same.n, same.k, same.agreement, same.num_ties, same.num_nonfinite) == (n, n, 1.0, 0, 0)
+    assert (same.n, same.k, same.agreement, same.num_tied_disagreements, same.num_nonfinite) == (n, n, 1.0, 0, 0)
+    assert same.outside_ties.k == same.outside_ties.n > 0
     assert same.kl == pytest.approx(0.0, abs=1e-12)
     assert same.sqnr_db == math.inf
     assert same.max_logit_error == 0.0
@@ -125,23 +127,64 @@ def test_top5_is_the_sorted_definition() -> None:
     assert compare(candidate, reference).top5 == pytest.approx(expected)
 
 
-def test_max_logit_error_is_a_share_of_the_references_range() -> None:
+def test_max_logit_error_is_a_share_of_the_range_of_its_own_sample() -> None:
     reference = np.array([[0.0, 8.0], [2.0, -2.0]])
     candidate = reference + np.array([[0.5, 0.0], [0.0, -1.0]])
-    assert compare(candidate, reference).max_logit_error == pytest.approx(1.0 / 10.0)
+    assert compare(candidate, reference).max_logit_error == pytest.approx(1.0 / 4.0)
+
+
+def test_an_undecided_sample_is_not_measured_by_nearly_nothing() -> None:
+    """With two classes the range is the margin: the scale of the others keeps float rounding from being an error."""
+    reference = np.array([[0.0, 8.0], [2.0, -2.0], [1.0, 1.0 + 1e-6]])
+    assert logit_scale(reference) == pytest.approx([8, 4, 4])
+    assert compare(reference + 1e-6, reference).max_logit_error < 1e-6
+
+
+def test_one_extreme_sample_makes_no_ties_and_hides_no_error() -> None:
+    """904 disagreements of 1,000 were ties of the one sample with logits of 1e6."""
+    reference = np.random.default_rng(0).normal(size=(1000, 10)) * 3
+    candidate = np.random.default_rng(1).normal(size=(1000, 10)) * 3
+    reference[0], candidate[0] = np.arange(10) * 1e6, np.arange(10) * 1e6
+    with_it, without = compare(candidate, reference), compare(candidate[1:], reference[1:])
+    assert with_it.agreement < 0.15
+    assert with_it.num_ties <= 10
+    assert with_it.outside_ties.rate == pytest.approx(without.outside_ties.rate, abs=2e-3)
+    assert with_it.max_logit_error == without.max_logit_error > 0.5
+    assert with_it.sqnr_db == pytest.approx(without.sqnr_db, abs=0.1)
+    assert with_it.sqnr_db < 3
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 10, 1000])
+def test_ties_are_left_out_whichever_way_they_fall(num_classes: int) -> None:
+    reference = np.zeros((100, num_classes))
+    reference[:, 0] = np.where(np.arange(100) < 4, 1e-4, 5.0)
+    reference[:, 2:] = -5.0
+    candidate = reference.copy()
+    candidate[:2, 1] = 2e-4
+    result = compare(candidate, reference)
+    assert (result.n - result.k, result.num_ties, result.num_tied_disagreements) == (2, 4, 2)
+    assert (result.outside_ties.n, result.outside_ties.k, result.num_differing) == (96, 96, 0)
+
+
+def test_more_than_a_twentieth_of_ties_is_not_left_out() -> None:
+    reference = np.tile([[5.0, 0.0, -5.0]], (100, 1))
+    reference[:6] = [1e-4, 0.0, -5.0]
+    candidate = reference.copy()
+    candidate[:3, 1] = 1.0
+    result = compare(candidate, reference)
+    assert (result.num_ties, result.num_tied_disagreements) == (6, 3)
+    assert (result.outside_ties.n, result.outside_ties.k, result.num_differing) == (100, 97, 3)
 
 
 def test_a_constant_reference_makes_any_error_infinite() -> None:
     assert compare(np.array([[0.0, 1.0]]), np.zeros((1, 2))).max_logit_error == math.inf
 
 
-def test_only_disagreements_with_a_tiny_margin_are_ties() -> None:
-    tie = TIE_MARGIN * 10 / 2
-    reference = np.array([[10.0, 0.0], [1.0, 1.0 + tie], [1.0, 1.0 + tie], [1.0, 1.5]])
-    candidate = np.array([[10.0, 0.0], [1.1, 1.0], [1.0, 1.1], [2.0, 1.5]])
-    result = compare(candidate, reference)
-    assert (result.n - result.k, result.num_ties) == (2, 1)
-    assert (result.outside_ties.n, result.outside_ties.k) == (3, 2)
+@pytest.mark.parametrize(("margin", "num_ties"), [(0.99 * TIE_MARGIN, 1), (1.01 * TIE_MARGIN, 0)])
+def test_a_tie_is_a_margin_below_a_thousandth_of_the_samples_range(margin: float, num_ties: int) -> None:
+    reference = np.tile([[10.0, 0.0, 2.0]], (40, 1))
+    reference[0] = [10.0, 10.0 + 20 * margin, -10.0]
+    assert compare(reference, reference).num_ties == num_ties
 
 
 def test_per_class_counts_by_the_references_class() -> None:
@@ -216,9 +259,17 @@ def test_coverage_is_the_entropy_of_the_histogram(classes: list[int]) -> None:
     coverage = measure_coverage(np.eye(7)[classes])
     counts = np.bincount(classes, minlength=7)
     assert coverage.counts == tuple(counts)
-    assert coverage.entropy == pytest.approx(stats.entropy(counts, base=7), abs=1e-12)
+    expected = stats.entropy(counts, base=min(7, len(classes))) if len(classes) > 1 else 0.0
+    assert coverage.entropy == pytest.approx(expected, abs=1e-12)
     assert 0.0 <= coverage.entropy <= 1.0 + 1e-12
     assert coverage.num_empty == 7 - len(set(classes))
+
+
+@pytest.mark.parametrize("num_classes", [50, 1000, 21_841])
+def test_samples_that_are_all_of_other_classes_cover_all_that_they_can(num_classes: int) -> None:
+    assert measure_coverage(np.eye(num_classes, dtype=np.float32)[:42]).entropy == pytest.approx(1.0)
+    halves = measure_coverage(np.eye(num_classes, dtype=np.float32)[[0, 1] * 21])
+    assert halves.entropy == pytest.approx(np.log(2) / np.log(42))
 
 
 def test_coverage_leaves_nan_out_and_takes_nothing() -> None:

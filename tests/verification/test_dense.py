@@ -74,7 +74,7 @@ def test_a_network_agrees_with_itself_and_nothing_is_claimed_of_few_images() -> 
     logits = answers(np.random.default_rng(0))
     same = compare_all(logits, logits)
     assert (same.agreement, same.low, same.high, same.mean_iou) == (1.0, 1.0, 1.0, 1.0)
-    assert (same.max_logit_error, same.num_ties, same.num_nonfinite) == (0.0, 0, 0)
+    assert (same.max_logit_error, same.num_tied_disagreements, same.num_nonfinite) == (0.0, 0, 0)
     few = compare_all(logits[: MIN_IMAGES - 1], logits[: MIN_IMAGES - 1])
     assert (few.agreement, few.low, few.high, few.low_if_perfect) == (1.0, 0.0, 1.0, 0.0)
     assert all(entry.too_few for entry in few.per_class)
@@ -109,12 +109,22 @@ def test_pixels_that_are_no_number_are_found() -> None:
     assert found.k == found.n - 1
 
 
-def test_ties_are_disagreements_that_the_reference_hardly_decided() -> None:
+def test_ties_are_pixels_that_the_reference_hardly_decided() -> None:
     reference = answers(np.random.default_rng(0))
     reference[0, :, 0, 0] = [5, 4.9999, 0, 0]
     candidate = reference.copy()
     candidate[0, 1, 0, 0] = 5.1
-    assert compare_all(candidate, reference).num_ties == 1
+    found = compare_all(candidate, reference)
+    assert (found.num_tied_disagreements, found.num_differing) == (1, 0)
+    assert found.num_ties == compare_all(reference, reference).num_ties
+
+
+def test_one_extreme_image_makes_no_ties_of_the_others() -> None:
+    reference, candidate = (answers(np.random.default_rng(seed)) for seed in (0, 1))
+    reference[0] *= 1e6
+    found = compare_all(candidate, reference)
+    assert found.num_ties < 0.02 * found.n
+    assert found.num_differing > 0.5 * found.n
 
 
 def test_a_band_along_the_borders() -> None:

@@ -57,15 +57,21 @@ def test_an_exact_copy_of_a_good_student_passes(precision: str) -> None:
 @pytest.mark.parametrize(
     ("precision", "changes", "verdict", "reason"),
     [
-        ("fp32", {"k": 2047}, FAIL, "1 of 2048 answers differ"),
-        ("fp32", {"k": 2047, "num_ties": 1}, PASS, ""),
+        ("fp32", {"k": 2047}, FAIL, "1 of 2048 samples are answered otherwise"),
+        ("fp32", {"k": 2047, "num_ties": 1, "num_tied_disagreements": 1}, PASS, ""),
+        ("fp32", {"k": 2047, "num_ties": 1}, FAIL, "1 of 2047 samples outside 1 ties are answered otherwise"),
         ("fp32", {"max_logit_error": 0.9e-4}, PASS, ""),
         ("fp32", {"max_logit_error": 1.1e-4}, FAIL, "largest logit error"),
         ("fp32", {"max_logit_error": math.nan}, FAIL, "largest logit error"),
         ("fp16", {"k": 2045}, PASS, ""),
         ("fp16", {"k": 2044}, FAIL, "[99.499%, 99.92%] of 2048 samples, lower bound at least 99.50%"),
-        ("fp16", {"k": 2044, "num_ties": 1}, PASS, ""),
-        ("fp16", {"k": 2038, "num_ties": 6}, FAIL, "of 2042 samples outside 6 ties, lower bound at least 99.50%"),
+        ("fp16", {"k": 2044, "num_ties": 1, "num_tied_disagreements": 1}, PASS, ""),
+        (
+            "fp16",
+            {"k": 2038, "num_ties": 6, "num_tied_disagreements": 5},
+            FAIL,
+            "of 2042 samples outside 6 ties, lower bound",
+        ),
         ("fp16", {"sqnr_db": 40.0}, PASS, ""),
         ("fp16", {"sqnr_db": 39.9}, FAIL, "SQNR"),
         ("int8", {"k": 2010}, PASS, ""),
@@ -82,6 +88,17 @@ def test_comparison_a(precision: str, changes: dict[str, Any], verdict: Verdict,
     assert judgement.verdict is verdict
     assert len(judgement.reasons) == (verdict is FAIL)
     assert all(why.startswith("A export") and reason in why for why in judgement.reasons)
+
+
+def test_ties_that_are_too_many_are_a_finding_and_hide_no_disagreement() -> None:
+    undecided = replace(EXACT, num_ties=103)
+    assert judge(undecided, precision="fp16").verdict is PASS
+    one = replace(undecided, k=2047, num_tied_disagreements=1)
+    judgement = judge(one, precision="fp16")
+    assert judgement.verdict is NOT_GATED
+    assert "103 of 2048 samples are ties (5.0%)" in judgement.reasons[0]
+    many = replace(undecided, k=1990, num_tied_disagreements=58)
+    assert judge(many, precision="fp16").verdict is FAIL
 
 
 def test_too_few_samples_to_show_the_bound_says_so() -> None:
@@ -172,7 +189,7 @@ def test_a_gate_switched_off_reads_not_gated_and_hides_no_failure(gate: str) -> 
     assert "switched off" in judgement.reasons[0]
     failing = judge(replace(EXACT, k=2047), thresholds=off)
     assert failing.verdict is FAIL
-    assert "answers differ" in failing.reasons[0]
+    assert "answered otherwise" in failing.reasons[0]
     assert "switched off" in failing.reasons[1]
 
 

@@ -193,7 +193,7 @@ def test_source_rows_keep_comparisons_apart(samples: SampleSet) -> None:
         "all",
         "1200",
         "100.00% [99.68, 100.00]",
-        "0",
+        "4",
         "100.00%",
         "0.0000",
         "exact",
