@@ -76,7 +76,7 @@ def test_a_run_is_no_worse_than_itself(judged_run: RunFolder, baseline: Path, di
     compared = report["baseline"]
     assert (compared["missing"], compared["new"]) == ([], [])
     assert compared["data"]["n"] == 397
-    assert "adversary" not in compared["gated_sources"]
+    assert compared["gated_sources"] == ["prior"]
     for pairs in compared["networks"]["student.fp16.onnx"]["agreement"].values():
         assert (pairs["lost"], pairs["gained"], pairs["p_value"]) == (0, 0, 1)
     assert "## D baseline (run, on its own samples)" in judged_run.report_md.read_text()
@@ -94,7 +94,7 @@ def test_a_worse_student_fails_on_the_baselines_samples(
     right_before = classes_of(judged_run.artifacts / "student.onnx", samples) == teacher
     right_now = classes_of(candidate.artifacts / "student.onnx", samples) == teacher
     drawn_by = np.array(samples.sources)[samples.source]
-    parts = {"gated": drawn_by != "adversary", **{name: drawn_by == name for name in samples.sources}}
+    parts = {"gated": drawn_by == "prior", **{name: drawn_by == name for name in samples.sources}}
     for name in ("student", "student.onnx"):
         compared = report["baseline"]["networks"][name]["agreement"]
         assert set(compared) == set(parts)

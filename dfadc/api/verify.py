@@ -30,6 +30,7 @@ from dfadc.verification.regression import (
     baseline_checks,
     compare_with_baseline,
     describe_baseline,
+    unseen_drops,
 )
 from dfadc.verification.report import STUDENT, LabelledAccuracy, Report, build_report
 from dfadc.verification.results import (
@@ -229,9 +230,11 @@ class _Judge:
             return {"baseline": None, "notes": self.notes}
         described = describe_baseline(known, self._compared, max_drop=self.thresholds.max_baseline_drop)
         missing = [f"the baseline knows {name}, which did not run" for name in self.missing()]
+        with_labels = self.questions.data is not None
+        unseen = unseen_drops(known, self.thresholds.max_baseline_drop, with_labels=with_labels)
         return {
             "baseline": {**described, "missing": self.missing()},
-            "notes": [*self.notes, *missing, *self._unpaired_labels()],
+            "notes": [*self.notes, *missing, *unseen, *self._unpaired_labels()],
         }
 
     def _unpaired_labels(self) -> list[str]:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # At run time this file needs no other: a device kit carries 
 
     from dfadc.verification.agreement import Coverage, Proportion
     from dfadc.verification.dense import Measured
+    from dfadc.verification.paired import Pairs
+    from dfadc.verification.pixel_scores import PairedPixels
 
 Comparison = Literal["A", "B", "C", "D", "E"]
 
@@ -69,7 +71,8 @@ class Thresholds:
         min_agreement: least lower Wilson bound of the fp32 student's agreement with the teacher; the share of the
             teacher's commonest class, where that is more: one class for every sample would reach it.
         min_coverage: least normalised entropy of the teacher's classes; 0.7 is five of ten classes, evenly.
-        max_student_drop: how far an artifact's agreement with the teacher may lie under the fp32 student's.
+        max_student_drop: how far an artifact's agreement with the teacher may lie under the fp32 student's before it
+            matters whether by chance.
         min_class_agreement: least lower Wilson bound of the agreement with the teacher in each class.
         min_accuracy: least lower Wilson bound of the accuracy on labelled images.
         max_baseline_drop: how far a network may fall under itself in a baseline before it matters whether by chance.
@@ -143,6 +146,7 @@ def judge_artifact(
     against_student: Measured,
     against_teacher: Measured,
     student_against_teacher: Measured,
+    pairs: Pairs | PairedPixels,
     coverage: Coverage,
     thresholds: Thresholds,
     extras: Sequence[Check] = (),
@@ -154,6 +158,7 @@ def judge_artifact(
         against_student: comparison A over the samples of all sources.
         against_teacher: comparison B on the gate's source.
         student_against_teacher: the fp32 student's own, on the same samples.
+        pairs: the two of them sample by sample, the student before and the artifact after.
         coverage: comparison C on the gate's source.
         thresholds: the limits.
         extras: outcomes of the gates that were asked for besides.
@@ -164,7 +169,7 @@ def judge_artifact(
     return _judgement(
         [
             *_export_checks(against_student, precision, thresholds),
-            _drop_check(against_teacher, student_against_teacher, thresholds),
+            _drop_check(against_teacher, student_against_teacher, pairs, thresholds),
             *_student_checks(student_against_teacher, coverage, thresholds),
             *extras,
         ]
@@ -220,8 +225,8 @@ def _export_checks(measured: Measured, precision: str, thresholds: Thresholds) -
     return checks or [ungated("A", "export", f"no limit is set for precision {precision!r}")]
 
 
-def _drop_check(artifact: Measured, student: Measured, thresholds: Thresholds) -> Check:
-    """Comparison B, relative and paired: the artifact against its own fp32 student."""
+def _drop_check(artifact: Measured, student: Measured, pairs: Pairs | PairedPixels, thresholds: Thresholds) -> Check:
+    """Comparison B, relative and paired: the artifact against its own fp32 student; a drop by chance is no failure."""
     if artifact.n != student.n:
         raise ValueError(f"not paired: artifact on {artifact.n} samples, fp32 student on {student.n}")
     unusable = _unusable("B", artifact, "the artifact or the teacher", thresholds.source)
@@ -229,12 +234,11 @@ def _drop_check(artifact: Measured, student: Measured, thresholds: Thresholds) -
         return unusable
     if thresholds.max_student_drop is None:
         return ungated("B", "drop", "the gate on the drop is switched off")
-    drop = (student.k - artifact.k) / artifact.n
     message = (
         f"agreement with the teacher is {artifact.agreement:.2%}, the fp32 student's {student.agreement:.2%}: "
-        f"{100 * drop:+.2f} points under it, at most {100 * thresholds.max_student_drop:g}"
+        f"{100 * pairs.drop:+.2f} points under it; {pairs.describe(thresholds.max_student_drop)}"
     )
-    return checked("B", "drop", message, held=drop <= thresholds.max_student_drop)
+    return checked("B", "drop", message, held=pairs.holds(thresholds.max_student_drop))
 
 
 def _student_checks(student: Measured, coverage: Coverage, thresholds: Thresholds) -> list[Check]:
