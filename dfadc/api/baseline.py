@@ -12,7 +12,7 @@ from dfadc.errors import DfadcError, RequirementMissing
 from dfadc.verification.agreement import predict
 from dfadc.verification.baseline import Baseline, LabelledResults
 from dfadc.verification.dense_samples import load_samples
-from dfadc.verification.report import STUDENT
+from dfadc.verification.gate import STUDENT
 from dfadc.verification.samples import SampleSet
 from exporters.manifest import FILE_NAME, Manifest, check_unchanged
 

@@ -24,6 +24,7 @@ from dfadc.api.report import describe_run, write_report
 from dfadc.errors import DfadcError, RequirementMissing
 from dfadc.verification.agreement import Accuracy
 from dfadc.verification.dense_samples import load_samples
+from dfadc.verification.gate import STUDENT, Failure
 from dfadc.verification.pixel_scores import PixelCounts, PixelScores
 from dfadc.verification.regression import (
     BaselineComparison,
@@ -32,7 +33,7 @@ from dfadc.verification.regression import (
     describe_baseline,
     unseen_drops,
 )
-from dfadc.verification.report import STUDENT, LabelledAccuracy, Report, build_report
+from dfadc.verification.report import LabelledAccuracy, Report, build_report
 from dfadc.verification.results import (
     ArtifactFile,
     ArtifactResult,
@@ -90,8 +91,15 @@ def check_inputs(settings: VerifySettings, recipe: Recipe, *, contract: ImageCon
     read_inputs(contract, teacher_sha256, data=settings.data, baseline=settings.baseline)
 
 
-def verify_run(run: RunFolder, settings: VerifySettings | None = None) -> Report:
+def verify_run(
+    run: RunFolder, settings: VerifySettings | None = None, *, export_error: DfadcError | None = None
+) -> Report:
     """Judges the fp32 student and every artifact of a run; writes the report in all its forms.
+
+    Args:
+        run: a finished run.
+        settings: what is asked beyond the recipe.
+        export_error: what kept an artifact from being exported: the report then states it, with its exit code.
 
     Returns:
         The report as JSON values; its ``exit_code`` is what the command exits with.
@@ -124,6 +132,7 @@ def verify_run(run: RunFolder, settings: VerifySettings | None = None) -> Report
         artifacts=artifacts,
         accuracy=accuracy,
         required={*recipe.verify.required, *settings.required, *judge.missing()},
+        failure=None if export_error is None else _failure(export_error),
         run=describe_run(run, manifest),
         additions=judge.additions(),
     )
@@ -263,6 +272,10 @@ def _check_judgeable(thresholds: Thresholds, *, has_data: bool) -> None:
             f"the gate on accuracy (at least {thresholds.min_accuracy:g}) needs labelled images",
             "pass --data, or switch it off: --set verify.min_accuracy=off",
         )
+
+
+def _failure(error: DfadcError) -> Failure:
+    return Failure(error.message, error.hint, error.exit_code)
 
 
 def _measured(correct: Rights) -> MeasuredAccuracy:

@@ -24,6 +24,8 @@ Comparison = Literal["A", "B", "C", "D", "E"]
 EXIT_PASSED = 0
 EXIT_GATE_FAILED = 3
 EXIT_REQUIREMENT_MISSING = 4
+#: The fp32 student's name among the verdicts.
+STUDENT = "student"
 
 
 class Verdict(StrEnum):
@@ -113,12 +115,31 @@ class Judgement:
 
 
 @dataclass(frozen=True, slots=True)
+class Failure:
+    """An error that did not keep the rest from being verified: its message, how to fix it, and its exit code."""
+
+    message: str
+    hint: str
+    exit_code: int
+
+
+@dataclass(frozen=True, slots=True)
 class Conclusion:
-    """The verdict over a whole run, its exit code (0, 3 or 4), and why it is not PASS."""
+    """The outcome of a whole verification.
+
+    JSON, JUnit, summary, annotations, verdict line and exit code all state this one.
+
+    Args:
+        verdict: over student and artifacts.
+        exit_code: of the process.
+        reasons: why the verdict is not PASS.
+        headline: the verdict, and how many of the artifacts ran where it is not all.
+    """
 
     verdict: Verdict
     exit_code: int
     reasons: tuple[str, ...] = ()
+    headline: str = ""
 
 
 def not_run(reason: str) -> Judgement:
@@ -176,26 +197,48 @@ def judge_artifact(
     )
 
 
-def conclude(verdicts: Mapping[str, Verdict], *, required: Collection[str] = ()) -> Conclusion:
-    """The verdict over everything that was to be verified. A failed gate outranks a missing requirement.
+def conclude(
+    verdicts: Mapping[str, Verdict], *, required: Collection[str] = (), failure: Failure | None = None
+) -> Conclusion:
+    """The verdict over everything that was to be verified.
+
+    A failed gate outranks a failed export, and that a missing requirement; the reasons name all of them.
 
     Args:
-        verdicts: name of the student or artifact file -> its verdict.
+        verdicts: name of the student (``STUDENT``) or artifact file -> its verdict.
         required: names that must have run; NOT RUN or absent is exit code 4.
+        failure: error that kept an artifact from being exported.
     """
     failed = sorted(name for name, verdict in verdicts.items() if verdict is Verdict.FAIL)
-    if failed:
-        return Conclusion(Verdict.FAIL, EXIT_GATE_FAILED, (f"failed: {', '.join(failed)}",))
     absent = sorted(name for name in required if verdicts.get(name, Verdict.NOT_RUN) is Verdict.NOT_RUN)
-    if absent:
-        return Conclusion(Verdict.NOT_RUN, EXIT_REQUIREMENT_MISSING, (f"required but NOT RUN: {', '.join(absent)}",))
     ungated = sorted(name for name, verdict in verdicts.items() if verdict is Verdict.NOT_GATED)
+    found: list[tuple[Verdict, int, str]] = []
+    if failed:
+        found.append((Verdict.FAIL, EXIT_GATE_FAILED, f"failed: {', '.join(failed)}"))
+    if failure is not None:
+        missing = failure.exit_code == EXIT_REQUIREMENT_MISSING
+        verdict = Verdict.NOT_RUN if missing else Verdict.FAIL
+        found.append((verdict, failure.exit_code, f"not exported: {failure.message}"))
+    if absent:
+        found.append((Verdict.NOT_RUN, EXIT_REQUIREMENT_MISSING, f"required but NOT RUN: {', '.join(absent)}"))
+    if found:
+        verdict, exit_code, _ = found[0]
+        return Conclusion(verdict, exit_code, tuple(reason for _, _, reason in found), str(verdict))
+    artifacts = [verdict for name, verdict in verdicts.items() if name != STUDENT]
     if ungated:
         reason = f"a gate is off or has nothing to judge by for: {', '.join(ungated)}"
-        return Conclusion(Verdict.NOT_GATED, EXIT_PASSED, (reason,))
+        return Conclusion(Verdict.NOT_GATED, EXIT_PASSED, (reason,), _headline(Verdict.NOT_GATED, artifacts))
     if Verdict.PASS in verdicts.values():
-        return Conclusion(Verdict.PASS, EXIT_PASSED)
-    return Conclusion(Verdict.NOT_RUN, EXIT_PASSED, ("nothing was run",))
+        return Conclusion(Verdict.PASS, EXIT_PASSED, headline=_headline(Verdict.PASS, artifacts))
+    return Conclusion(Verdict.NOT_RUN, EXIT_PASSED, ("nothing was run",), str(Verdict.NOT_RUN))
+
+
+def _headline(verdict: Verdict, artifacts: Sequence[Verdict]) -> str:
+    """The verdict, and how many of the artifacts it is about where that is not all or there is none."""
+    if not artifacts:
+        return f"{verdict}: there are no artifacts"
+    ran = sum(found is not Verdict.NOT_RUN for found in artifacts)
+    return str(verdict) if ran == len(artifacts) else f"{verdict}: {ran} of {len(artifacts)} artifacts ran"
 
 
 def _export_checks(measured: Measured, precision: str, thresholds: Thresholds) -> list[Check]:

@@ -125,7 +125,7 @@ def test_the_script_ends_with_the_commands_exit_code(
 ) -> None:
     assert run_script(workplace, command_on_path, **variables).returncode == code
     root = ET.parse(workplace / "out here" / "junit.xml").getroot()  # noqa: S314
-    assert int(str(root.get("failures"))) + int(str(root.get("errors"))) == 1
+    assert int(str(root.get("failures"))) + int(str(root.get("errors"))) > 0
 
 
 def test_the_script_says_what_it_needs(workplace: Path, command_on_path: dict[str, str]) -> None:

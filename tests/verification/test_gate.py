@@ -11,6 +11,7 @@ import pytest
 from dfadc.verification.agreement import Agreement, Coverage
 from dfadc.verification.gate import (
     ExportLimits,
+    Failure,
     Judgement,
     Thresholds,
     Verdict,
@@ -238,3 +239,45 @@ def test_conclusion(verdicts: dict[str, Verdict], required: tuple[str, ...], ver
     conclusion = conclude(verdicts, required=required)
     assert (conclusion.verdict, conclusion.exit_code) == (verdict, exit_code)
     assert bool(conclusion.reasons) == (verdict is not PASS)
+    assert conclusion.headline.startswith(verdict)
+
+
+@pytest.mark.parametrize(
+    ("failure_code", "verdicts", "required", "verdict", "exit_code", "num_reasons"),
+    [
+        (5, {"student": PASS, "a": PASS}, (), FAIL, 5, 1),
+        (4, {"student": PASS, "a": PASS}, (), NOT_RUN, 4, 1),
+        (7, {"student": NOT_GATED}, (), FAIL, 7, 1),
+        (5, {"student": PASS}, ("b",), FAIL, 5, 2),
+        (5, {"student": FAIL}, ("b",), FAIL, 3, 3),
+    ],
+)
+def test_a_failed_export_is_no_pass_and_every_reason_is_named(
+    failure_code: int,
+    verdicts: dict[str, Verdict],
+    required: tuple[str, ...],
+    verdict: Verdict,
+    exit_code: int,
+    num_reasons: int,
+) -> None:
+    failure = Failure("torch cannot export it", "use another layer", failure_code)
+    conclusion = conclude(verdicts, required=required, failure=failure)
+    assert (conclusion.verdict, conclusion.exit_code, conclusion.headline) == (verdict, exit_code, verdict)
+    assert "not exported: torch cannot export it" in conclusion.reasons
+    assert len(conclusion.reasons) == num_reasons
+
+
+@pytest.mark.parametrize(
+    ("artifacts", "headline"),
+    [
+        ([PASS, PASS], "PASS"),
+        ([PASS, NOT_RUN], "PASS: 1 of 2 artifacts ran"),
+        ([NOT_RUN], "PASS: 0 of 1 artifacts ran"),
+        ([], "PASS: there are no artifacts"),
+        ([NOT_GATED, NOT_RUN], "NOT GATED: 1 of 2 artifacts ran"),
+        ([FAIL, NOT_RUN], "FAIL"),
+    ],
+)
+def test_a_pass_says_how_many_artifacts_ran(artifacts: list[Verdict], headline: str) -> None:
+    verdicts = {"student": PASS, **{f"{index}.onnx": verdict for index, verdict in enumerate(artifacts)}}
+    assert conclude(verdicts).headline == headline
