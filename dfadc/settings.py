@@ -202,7 +202,7 @@ class GateSettings(Settings):
     boundary_width: int = Field(
         0, ge=0, le=64, description="segmentation: pixels so near a border between classes count neither way"
     )
-    max_student_drop: Limit = Field(0.01, description="how far an artifact's agreement may lie under its student's")
+    max_student_drop: Limit = Field(0.01, description="drop under the fp32 student that fails where p < .05 besides")
     max_baseline_drop: Limit = Field(0.01, description="drop against a baseline that fails where p < .05 besides")
     min_fp32_agreement: Limit = Field("off", description="lower Wilson bound of fp32 artifact = student outside ties")
     min_fp16_agreement: Limit = Field(0.995, description="lower Wilson bound of fp16 artifact = student outside ties")

@@ -99,7 +99,7 @@ def classes_of(artifact: Path, samples: SampleSet) -> np.ndarray[Any, Any]:
 
 
 def fair_coin(lost: int, gained: int) -> float:
-    return float(stats.binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
+    return float(stats.binomtest(lost, lost + gained, alternative="greater").pvalue) if lost + gained else 1.0
 
 
 def checks_of(entry: dict[str, Any], comparison: str) -> dict[str, str]:

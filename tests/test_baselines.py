@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
@@ -41,9 +43,10 @@ def test_a_baseline_holds_what_every_network_answers(
     for name in ("student.onnx", "student.fp16.onnx"):
         np.testing.assert_array_equal(known.predictions[name], classes_of(judged_run.artifacts / name, samples))
     printed = json.loads(outcome.out)
-    teacher = samples.teacher_logits.argmax(1)
+    teacher, prior = samples.teacher_logits.argmax(1), np.array(samples.sources)[samples.source] == "prior"
+    assert printed["gated_sources"] == ["prior"]
     for name, rates in printed["networks"].items():
-        assert rates["agreement"] == pytest.approx((known.predictions[name] == teacher).mean())
+        assert rates["agreement"] == pytest.approx((known.predictions[name] == teacher)[prior].mean())
     assert printed["data"]["n"] == 397
     assert f"baseline: {file}" in outcome.err
 
@@ -55,6 +58,64 @@ def test_its_labelled_results_are_the_accuracy(
     printed, report = json.loads(frozen_baseline[1].out), json.loads(command_run[1].out)
     assert printed["networks"]["student"]["accuracy"] == pytest.approx(report["accuracy"]["student"])
     assert printed["networks"]["student.onnx"]["accuracy"] == pytest.approx(report["accuracy"]["student"])
+
+
+def test_the_agreement_is_that_of_verify_and_the_heading_says_on_what(judged_run: RunFolder, workplace: Path) -> None:
+    outcome = run_command("baseline", judged_run.path, "-o", "b.npz")
+    report = verified(judged_run.path, "--set", "verify.gate_source=prior", "--min-agreement", 0.01)
+    assert "agreement with teacher (source prior)" in outcome.out
+    for name, entry in {"student": report["student"], **report["artifacts"]}.items():
+        assert re.search(rf"│ {re.escape(name)} +│ {entry['agreement']:.2%} ", outcome.out)
+
+
+def test_a_baseline_says_what_it_cannot_do(judged_run: RunFolder, digits_data: Path, tmp_path: Path) -> None:
+    """It is frozen all the same: the person at the terminal decides, and is told."""
+    run = copy_of(judged_run, tmp_path / "run")
+    recipe = run.recipe.read_text()
+    few = tmp_path / "few.npz"
+    with np.load(digits_data) as data:
+        np.savez(few, images=data["images"][:4], labels=data["labels"][:4])
+
+    def notes(*flags: object) -> list[str]:
+        outcome = run_command("baseline", run.path, "-o", tmp_path / "b.npz", "--force", "--json", *flags)
+        assert outcome.code == 0, outcome.err
+        found: list[str] = json.loads(outcome.out)["notes"]
+        assert [f"note: {note}" for note in found] == [
+            line for line in outcome.err.splitlines() if line.startswith("note: ")
+        ]
+        return found
+
+    (blind,) = notes()
+    num_prior = SampleSet.load(run.samples).counts()["prior"]
+    assert blind == (
+        f"baseline: agreement may drop by 1 points ({num_prior} pairs cannot show a drop of less than "
+        f"{500 / num_prior:.4g} points)"
+    )
+    # Four labelled images.
+    (too_few, *_) = (note for note in notes("--data", few) if "accuracy" in note)
+    assert "will fail whatever is answered: D baseline: accuracy on labelled images" in too_few
+    assert "too few to tell" in too_few
+    report = verified(run.path, "--baseline", tmp_path / "b.npz", "--data", few, code=3)
+    assert checks_of(report["student"], "D")["accuracy drop"] == "FAIL"
+    # A student that its own run fails.
+    run.recipe.write_text(recipe.replace("min_agreement = 0.1", "min_agreement = 1.0"))
+    assert run.recipe.read_text() != recipe
+    failing = [note for note in notes() if "fails its gates" in note]
+    assert [note.split(" is frozen")[0] for note in failing] == [
+        "the fp32 student",
+        "student.onnx",
+        "student.fp16.onnx",
+    ]
+    assert all("lower bound at least 100.00%" in note for note in failing)
+    # No samples that were made for the teacher alone; and where the gate is off nothing is expected of it.
+    samples = SampleSet.load(run.samples)
+    replace(samples, sources=tuple(name.replace("prior", "other") for name in samples.sources)).save(run.samples)
+    run.recipe.write_text(recipe)
+    (missing,) = notes()
+    assert missing.startswith("student, student.onnx, student.fp16.onnx will fail whatever is answered: D baseline: ")
+    assert "no samples of source 'prior'" in missing
+    run.recipe.write_text(recipe.replace("max_baseline_drop = 0.01", 'max_baseline_drop = "off"'))
+    assert notes() == []
 
 
 def test_a_baseline_is_not_replaced_unasked(judged_run: RunFolder, workplace: Path) -> None:
@@ -76,7 +137,7 @@ def test_a_run_is_no_worse_than_itself(judged_run: RunFolder, baseline: Path, di
     compared = report["baseline"]
     assert (compared["missing"], compared["new"]) == ([], [])
     assert compared["data"]["n"] == 397
-    assert "adversary" not in compared["gated_sources"]
+    assert compared["gated_sources"] == ["prior"]
     for pairs in compared["networks"]["student.fp16.onnx"]["agreement"].values():
         assert (pairs["lost"], pairs["gained"], pairs["p_value"]) == (0, 0, 1)
     assert "## D baseline (run, on its own samples)" in judged_run.report_md.read_text()
@@ -94,7 +155,7 @@ def test_a_worse_student_fails_on_the_baselines_samples(
     right_before = classes_of(judged_run.artifacts / "student.onnx", samples) == teacher
     right_now = classes_of(candidate.artifacts / "student.onnx", samples) == teacher
     drawn_by = np.array(samples.sources)[samples.source]
-    parts = {"gated": drawn_by != "adversary", **{name: drawn_by == name for name in samples.sources}}
+    parts = {"gated": drawn_by == "prior", **{name: drawn_by == name for name in samples.sources}}
     for name in ("student", "student.onnx"):
         compared = report["baseline"]["networks"][name]["agreement"]
         assert set(compared) == set(parts)

@@ -163,9 +163,13 @@ def test_junit_is_written_and_says_what_the_report_says(judged_run: RunFolder, w
     assert run_command(*verify).code == 0
     root = ET.parse("out/junit.xml").getroot()  # noqa: S314 -- written a line above
     assert root.get("failures") == root.get("errors") == "0"
-    assert [suite.get("name") for suite in root] == ["fp32 student", "student.onnx", "required"]
+    assert [suite.get("name") for suite in root] == ["fp32 student", "student.onnx", "required", "verdict"]
     assert run_command(*verify, "--require", "no.onnx").code == 4
-    assert ET.parse("out/junit.xml").getroot().get("failures") == "1"  # noqa: S314
+    failures = list(ET.parse("out/junit.xml").getroot().iter("failure"))  # noqa: S314
+    assert [str(failure.get("message")) for failure in failures] == [
+        "no.onnx is required and did not run",
+        "NOT RUN; required but NOT RUN: no.onnx (exit code 4)",
+    ]
     # Nothing of an earlier job is left where a later one does not come to its end.
     assert run_command(*verify, "--baseline", "nowhere.npz").code == 4
     root = ET.parse("out/junit.xml").getroot()  # noqa: S314

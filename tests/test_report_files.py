@@ -54,6 +54,14 @@ def test_a_report_is_written_in_every_form(written: RunFolder) -> None:
             assert min(image.size) > 200
 
 
+def test_a_report_of_an_earlier_version_is_shown_by_its_verdict(run: RunFolder) -> None:
+    report = json.loads(run.report_json.read_text())
+    del report["headline"], report["failure"]
+    run.report_json.write_text(json.dumps(report))
+    rebuild_report(run)
+    assert run.report_md.read_text().startswith(f"# Verification: {report['verdict']}\n")
+
+
 def test_the_json_holds_what_the_page_shows(written: RunFolder) -> None:
     report = json.loads(written.report_json.read_text())
     assert len(report["disagreements"]["worst"]) == 48

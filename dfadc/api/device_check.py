@@ -13,7 +13,7 @@ from dfadc.verification.answers import ask, level
 from dfadc.verification.dense_samples import Samples, batch_size, load_samples
 from dfadc.verification.gate import ExportLimits, Thresholds
 from dfadc.verification.report import Report, build_report
-from dfadc.verification.report_text import COLUMNS, reason_lines, summary_rows
+from dfadc.verification.report_text import COLUMNS, headline, reason_lines, summary_rows
 from dfadc.verification.results import ArtifactFile, ArtifactResult, artifact_not_run, verify_artifact, verify_student
 from exporters.device_sessions import open_on_device
 
@@ -127,4 +127,4 @@ def _text(report: Report) -> str:
     rows = [COLUMNS, *summary_rows(report)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([*lines, *reason_lines(report), f"verdict: {report['verdict']}", ""])
+    return "\n".join([*lines, *reason_lines(report), f"verdict: {headline(report)}", ""])

@@ -25,14 +25,16 @@ from dfadc.errors import DfadcError, RequirementMissing
 from dfadc.sample_size import check_accuracy_can_pass, check_gates_can_pass
 from dfadc.verification.agreement import Accuracy
 from dfadc.verification.dense_samples import load_samples
+from dfadc.verification.gate import STUDENT, Failure
 from dfadc.verification.pixel_scores import PixelCounts, PixelScores
 from dfadc.verification.regression import (
     BaselineComparison,
     baseline_checks,
     compare_with_baseline,
     describe_baseline,
+    unseen_drops,
 )
-from dfadc.verification.report import STUDENT, LabelledAccuracy, Report, build_report
+from dfadc.verification.report import LabelledAccuracy, Report, build_report
 from dfadc.verification.results import (
     ArtifactFile,
     ArtifactResult,
@@ -103,8 +105,15 @@ def check_inputs(
         check_accuracy_can_pass(thresholds.min_accuracy, len(data), contract)
 
 
-def verify_run(run: RunFolder, settings: VerifySettings | None = None) -> Report:
+def verify_run(
+    run: RunFolder, settings: VerifySettings | None = None, *, export_error: DfadcError | None = None
+) -> Report:
     """Judges the fp32 student and every artifact of a run; writes the report in all its forms.
+
+    Args:
+        run: a finished run.
+        settings: what is asked beyond the recipe.
+        export_error: what kept an artifact from being exported: the report then states it, with its exit code.
 
     Returns:
         The report as JSON values; its ``exit_code`` is what the command exits with.
@@ -138,6 +147,7 @@ def verify_run(run: RunFolder, settings: VerifySettings | None = None) -> Report
         artifacts=artifacts,
         accuracy=accuracy,
         required={*recipe.verify.required, *settings.required, *judge.missing()},
+        failure=None if export_error is None else _failure(export_error),
         run=describe_run(run, manifest),
         additions=judge.additions(),
     )
@@ -244,9 +254,11 @@ class _Judge:
             return {"baseline": None, "notes": self.notes}
         described = describe_baseline(known, self._compared, max_drop=self.thresholds.max_baseline_drop)
         missing = [f"the baseline knows {name}, which did not run" for name in self.missing()]
+        with_labels = self.questions.data is not None
+        unseen = unseen_drops(known, self.thresholds.max_baseline_drop, with_labels=with_labels)
         return {
             "baseline": {**described, "missing": self.missing()},
-            "notes": [*self.notes, *missing, *self._unpaired_labels()],
+            "notes": [*self.notes, *missing, *unseen, *self._unpaired_labels()],
         }
 
     def _unpaired_labels(self) -> list[str]:
@@ -284,6 +296,10 @@ def _check_judgeable(thresholds: Thresholds, *, has_data: bool) -> None:
             f"the gate on accuracy (at least {thresholds.min_accuracy:g}) needs labelled images",
             "pass --data, or switch it off: --set verify.min_accuracy=off",
         )
+
+
+def _failure(error: DfadcError) -> Failure:
+    return Failure(error.message, error.hint, error.exit_code)
 
 
 def _measured(correct: Rights) -> MeasuredAccuracy:

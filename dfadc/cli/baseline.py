@@ -27,12 +27,15 @@ def baseline(
     described = describe_frozen(frozen)
     for name, reason in frozen.left_out.items():
         say(f"not in the baseline: {name}: {reason}", quiet=quiet)
+    for note in frozen.notes:
+        say(f"note: {note}", quiet=quiet)
     if as_json:
         print_json(described)
     else:
         rows = [
-            (name, f"{rates['agreement']:.2%}", "–" if rates["accuracy"] is None else f"{rates['accuracy']:.2%}")
+            (name, *("–" if rates[rate] is None else f"{rates[rate]:.2%}" for rate in ("agreement", "accuracy")))
             for name, rates in described["networks"].items()
         ]
-        print_table(("network", "agreement with teacher", "accuracy"), rows)
+        source = ", ".join(described["gated_sources"]) or "none"
+        print_table(("network", f"agreement with teacher (source {source})", "accuracy"), rows)
     say(f"baseline: {out}", quiet=quiet)

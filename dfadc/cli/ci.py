@@ -28,9 +28,11 @@ def ci_outputs(junit: Path | None) -> Iterator[Publish]:
     from dfadc.verification.ci import render_junit, render_junit_error  # noqa: PLC0415 -- keeps `--help` light
 
     def publish(report: Mapping[str, Any]) -> None:
+        from dfadc.verification.report_text import render_markdown  # noqa: PLC0415
+
         if junit is not None:
             _write_junit(junit, render_junit(report))
-        _append_summary(report)
+        _append_summary(render_markdown(report))
         _annotate(report)
 
     if junit is not None:
@@ -38,6 +40,7 @@ def ci_outputs(junit: Path | None) -> Iterator[Publish]:
     try:
         yield publish
     except DfadcError as exc:
+        _append_summary(f"# Verification: no verdict, exit code {exc.exit_code}\n\n{exc.message}\n")
         if junit is not None:
             _write_junit(junit, render_junit_error(exc.message))
         raise
@@ -64,16 +67,14 @@ def _annotate(report: Mapping[str, Any]) -> None:
             typer.echo(line, err=True)
 
 
-def _append_summary(report: Mapping[str, Any]) -> None:
-    """The Markdown goes to the job's page. A page that cannot be written does not change the verdict."""
+def _append_summary(text: str) -> None:
+    """Markdown goes to the job's page. A page that cannot be written does not change the verdict."""
     name = os.environ.get("GITHUB_STEP_SUMMARY")
     if not name:
         return
-    from dfadc.verification.report_text import render_markdown  # noqa: PLC0415
-
     try:
         with Path(name).open("a", encoding="utf-8") as stream:
-            stream.write(render_markdown(report) + "\n")
+            stream.write(f"{text}\n")
     except OSError as exc:
         typer.echo(f"warning: cannot write $GITHUB_STEP_SUMMARY {name}: {exc.strerror or exc}", err=True)
 

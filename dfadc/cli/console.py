@@ -54,6 +54,7 @@ def print_report(report: Mapping[str, Any], *, as_json: bool, verbose: bool) -> 
         NETWORK_COLUMNS,
         SOURCE_COLUMNS,
         baseline_rows,
+        headline,
         network_rows,
         reason_lines,
         source_rows,
@@ -74,7 +75,7 @@ def print_report(report: Mapping[str, Any], *, as_json: bool, verbose: bool) -> 
         typer.echo(line)
     for note in report.get("notes", ()):
         say(f"note: {note}")
-    typer.echo(f"verdict: {report['verdict']}")
+    typer.echo(f"verdict: {headline(report)}")
 
 
 def plan_lines(plan: Plan) -> Iterator[str]:

@@ -12,7 +12,8 @@ from dfadc.cli import options
 from dfadc.cli.ci import ci_outputs
 from dfadc.cli.console import plan_dict, plan_lines, print_json, print_report, say, terminal_observer
 from dfadc.cli.export import run_exports
-from dfadc.errors import DfadcError, GateFailed
+from dfadc.cli.script import print_error
+from dfadc.errors import DfadcError
 
 if TYPE_CHECKING:
     from dfadc.api.verify import VerifySettings
@@ -125,15 +126,12 @@ def distill(  # noqa: PLR0913, PLR0917 -- the signature is the command line
                 _show_plan(job, as_json=as_json)
                 return
             run = _start(job, out or _default_out(loaded.path, student), force=force, quiet=quiet)
-        report, failure = _finish(run, export, wanted, quiet=quiet)
-        print_report(report, as_json=as_json, verbose=verbose)
+        report, export_error = _finish(run, export, wanted, quiet=quiet)
         publish(report)
+        print_report(report, as_json=as_json, verbose=verbose)
     say(f"run folder: {run.path}", quiet=quiet)
-    if failure is not None and report["exit_code"] == GateFailed.exit_code:
-        # What failed here was asked for rightly: a student that answers one class alone cannot be calibrated, say.
-        raise GateFailed(f"the run fails its gates, and so did an export: {failure.message}", failure.hint) from failure
-    if failure is not None:
-        raise failure
+    if export_error is not None:
+        print_error(export_error)
     raise typer.Exit(report["exit_code"])
 
 
@@ -254,9 +252,10 @@ def _finish(
     """The report on the student and on what could be exported, and what kept the rest from it."""
     from dfadc.api.verify import verify_run  # noqa: PLC0415
 
-    failure = None
+    export_error = None
     try:
         run_exports(run, exports, quiet=quiet)
     except DfadcError as exc:
-        failure = exc
-    return verify_run(run, wanted), failure
+        export_error = exc
+        say(f"not exported: {exc.message}", quiet=quiet)
+    return verify_run(run, wanted, export_error=export_error), export_error

@@ -68,7 +68,10 @@ Baseline = Annotated[
 MaxDrop = Annotated[
     float | None,
     typer.Option(
-        min=0, max=1, help="Drop against --baseline that fails where it is no chance (p < .05).", rich_help_panel=_GATES
+        min=0,
+        max=1,
+        help="Fail if the drop against --baseline exceeds this and is significant (one-sided exact McNemar, p < .05).",
+        rich_help_panel=_GATES,
     ),
 ]
 Require = Annotated[

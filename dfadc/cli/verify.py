@@ -81,8 +81,8 @@ def verify(  # noqa: PLR0913, PLR0917 -- the signature is the command line
             trust_teacher=trust_teacher,
         )
         report = _verify(target, settings, _OneArtifact(samples, recipe, precision))
-        print_report(report, as_json=as_json, verbose=verbose)
         publish(report)
+        print_report(report, as_json=as_json, verbose=verbose)
     raise typer.Exit(report["exit_code"])
 
 

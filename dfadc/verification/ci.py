@@ -17,9 +17,10 @@ _COUNTED = ("failure", "error", "skipped")
 
 
 def render_junit(report: Mapping[str, Any]) -> str:
-    """The report as JUnit XML: a suite a network, a test case a gate. A test fails where the exit code is not 0.
+    """The report as JUnit XML: a suite a network, a test case a gate, and one of the verdict.
 
-    NOT RUN and NOT GATED are skipped; that something required was NOT RUN is a failure of its own.
+    NOT RUN and NOT GATED are skipped; that something required was NOT RUN is a failure of its own. The verdict's case
+    fails where the exit code is not 0, whatever it is for, and is skipped where nothing was judged by all its gates.
     """
     root = ET.Element("testsuites", name="dfadc verify")
     for name, entry in {"fp32 student": report["student"], **report["artifacts"]}.items():
@@ -35,6 +36,7 @@ def render_junit(report: Mapping[str, Any]) -> str:
         for name in required:
             ran = name in entries and entries[name]["verdict"] != Verdict.NOT_RUN
             _case(suite, name, Verdict.PASS if ran else Verdict.FAIL, f"{name} is required and did not run")
+    _verdict_case(ET.SubElement(root, "testsuite", name="verdict"), report)
     return _finish(root)
 
 
@@ -50,14 +52,24 @@ def render_junit_error(message: str) -> str:
 def annotation_lines(report: Mapping[str, Any]) -> Iterator[str]:
     """GitHub's workflow commands: an error for each failed gate and for what is missing, a warning for the rest."""
     if report["exit_code"]:
-        yield annotation("error", f"verification: {report['verdict']}", "; ".join(report["reasons"]))
+        yield annotation("error", f"verification: {report['headline']}", "; ".join(report["reasons"]))
+    elif report["headline"] != Verdict.PASS:
+        yield annotation("warning", f"verification: {report['headline']}", "; ".join(report["reasons"]))
+    for name, verdict, reason in network_reasons(report):
+        yield annotation("error" if verdict == Verdict.FAIL else "warning", f"{name}: {verdict}", reason)
+
+
+def network_reasons(report: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Each network's reasons for not being PASS: its name, the verdict of the gate that gives the reason, the reason.
+
+    Every artifact fails with its student: what they share is said once, at the student.
+    """
     student = report["student"]
     for name, entry in {"fp32 student": student, **report["artifacts"]}.items():
+        verdicts = {check["message"]: check["verdict"] for check in entry["checks"]}
         for reason in entry["reasons"]:
-            # Every artifact fails with its student: that is said once, at the student.
             if entry is student or reason not in student["reasons"]:
-                level = "error" if entry["verdict"] == Verdict.FAIL else "warning"
-                yield annotation(level, f"{name}: {entry['verdict']}", reason)
+                yield name, verdicts.get(reason, entry["verdict"]), reason
 
 
 def annotation(level: str, title: str, message: str) -> str:
@@ -73,6 +85,18 @@ def _case(suite: ET.Element, name: str, verdict: str, message: str) -> None:
         ET.SubElement(case, "failure", message=_printable(message))
     elif verdict != Verdict.PASS:
         ET.SubElement(case, "skipped", message=_printable(f"{verdict}: {message}"))
+
+
+def _verdict_case(suite: ET.Element, report: Mapping[str, Any]) -> None:
+    """One test case that says what the process exits with."""
+    text = "; ".join([report["headline"], *report["reasons"]])
+    no_artifact_ran = all(entry["verdict"] == Verdict.NOT_RUN for entry in report["artifacts"].values())
+    case = ET.SubElement(suite, "testcase", classname="verdict", name="verdict")
+    if report["exit_code"]:
+        ET.SubElement(case, "failure", message=_printable(f"{text} (exit code {report['exit_code']})"))
+    elif report["verdict"] != Verdict.PASS or no_artifact_ran:
+        ET.SubElement(case, "skipped", message=_printable(text))
+    ET.SubElement(case, "system-out").text = _printable(text)
 
 
 def _finish(root: ET.Element) -> str:

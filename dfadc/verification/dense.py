@@ -18,7 +18,7 @@ from dfadc.verification.agreement import (
     compare,
     logit_scale,
 )
-from dfadc.verification.pixel_scores import Classes, PixelScores, boundary_band, count_pixels
+from dfadc.verification.pixel_scores import Classes, PairedPixels, PixelScores, boundary_band, count_pixels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -152,9 +152,7 @@ def compare_dense(
     if shapes[0] != shapes[1] or source.shape != (len(reference),):
         raise ValueError(f"candidate answers are {shapes[0]}, reference answers {shapes[1]}, sources {source.shape}")
     num_classes = reference.logits.shape[2]
-    judged = reference.classes
-    if boundary_width:
-        judged = np.where(boundary_band(judged, boundary_width), reference.no_class, judged)
+    judged = _judged_classes(reference, boundary_width)
     counts = count_pixels(candidate.classes, judged, num_classes)
     differs = (candidate.classes != judged) & (judged < num_classes)
     lost = ((candidate.classes >= num_classes) | (reference.classes >= num_classes)).any(axis=(1, 2))
@@ -177,6 +175,33 @@ def compare_dense(
             boundary_width=boundary_width,
         )
     return found
+
+
+def pair_dense(
+    before: DenseAnswers, after: DenseAnswers, reference: DenseAnswers, *, boundary_width: int
+) -> PairedPixels:
+    """Two networks' answers to the same images, each against the same reference's.
+
+    Args:
+        before: what must not be fallen behind.
+        after: what is being judged.
+        reference: whose classes both should answer with.
+        boundary_width: as in :func:`compare_dense`.
+    """
+    judged = _judged_classes(reference, boundary_width)
+    counted = judged < reference.logits.shape[2]
+    right_before, right_after = ((answers.classes == judged) & counted for answers in (before, after))
+    lost = right_before.sum(axis=(1, 2)) - right_after.sum(axis=(1, 2))
+    return PairedPixels.of(lost, counted.sum(axis=(1, 2)))
+
+
+def _judged_classes(reference: DenseAnswers, boundary_width: int) -> Classes:
+    """(N, H, W) the reference's classes; no class within ``boundary_width`` of a border between two of them."""
+    if not boundary_width:
+        return reference.classes
+    band = boundary_band(reference.classes, boundary_width)
+    judged: Classes = np.where(band, reference.no_class, reference.classes).astype(reference.classes.dtype)
+    return judged
 
 
 def cover_dense(

@@ -16,12 +16,16 @@ if TYPE_CHECKING:  # At run time this file needs no other: a device kit carries 
 
     from dfadc.verification.agreement import Coverage, Proportion
     from dfadc.verification.dense import Measured
+    from dfadc.verification.paired import Pairs
+    from dfadc.verification.pixel_scores import PairedPixels
 
 Comparison = Literal["A", "B", "C", "D", "E"]
 
 EXIT_PASSED = 0
 EXIT_GATE_FAILED = 3
 EXIT_REQUIREMENT_MISSING = 4
+#: The fp32 student's name among the verdicts.
+STUDENT = "student"
 
 
 class Verdict(StrEnum):
@@ -69,7 +73,8 @@ class Thresholds:
         min_agreement: least lower Wilson bound of the fp32 student's agreement with the teacher; the share of the
             teacher's commonest class, where that is more: one class for every sample would reach it.
         min_coverage: least normalised entropy of the teacher's classes; 0.7 is five of ten classes, evenly.
-        max_student_drop: how far an artifact's agreement with the teacher may lie under the fp32 student's.
+        max_student_drop: how far an artifact's agreement with the teacher may lie under the fp32 student's before it
+            matters whether by chance.
         min_class_agreement: least lower Wilson bound of the agreement with the teacher in each class.
         min_accuracy: least lower Wilson bound of the accuracy on labelled images.
         max_baseline_drop: how far a network may fall under itself in a baseline before it matters whether by chance.
@@ -110,12 +115,31 @@ class Judgement:
 
 
 @dataclass(frozen=True, slots=True)
+class Failure:
+    """An error that did not keep the rest from being verified: its message, how to fix it, and its exit code."""
+
+    message: str
+    hint: str
+    exit_code: int
+
+
+@dataclass(frozen=True, slots=True)
 class Conclusion:
-    """The verdict over a whole run, its exit code (0, 3 or 4), and why it is not PASS."""
+    """The outcome of a whole verification.
+
+    JSON, JUnit, summary, annotations, verdict line and exit code all state this one.
+
+    Args:
+        verdict: over student and artifacts.
+        exit_code: of the process.
+        reasons: why the verdict is not PASS.
+        headline: the verdict, and how many of the artifacts ran where it is not all.
+    """
 
     verdict: Verdict
     exit_code: int
     reasons: tuple[str, ...] = ()
+    headline: str = ""
 
 
 def not_run(reason: str) -> Judgement:
@@ -143,6 +167,7 @@ def judge_artifact(
     against_student: Measured,
     against_teacher: Measured,
     student_against_teacher: Measured,
+    pairs: Pairs | PairedPixels,
     coverage: Coverage,
     thresholds: Thresholds,
     extras: Sequence[Check] = (),
@@ -154,6 +179,7 @@ def judge_artifact(
         against_student: comparison A over the samples of all sources.
         against_teacher: comparison B on the gate's source.
         student_against_teacher: the fp32 student's own, on the same samples.
+        pairs: the two of them sample by sample, the student before and the artifact after.
         coverage: comparison C on the gate's source.
         thresholds: the limits.
         extras: outcomes of the gates that were asked for besides.
@@ -164,33 +190,55 @@ def judge_artifact(
     return _judgement(
         [
             *_export_checks(against_student, precision, thresholds),
-            _drop_check(against_teacher, student_against_teacher, thresholds),
+            _drop_check(against_teacher, student_against_teacher, pairs, thresholds),
             *_student_checks(student_against_teacher, coverage, thresholds),
             *extras,
         ]
     )
 
 
-def conclude(verdicts: Mapping[str, Verdict], *, required: Collection[str] = ()) -> Conclusion:
-    """The verdict over everything that was to be verified. A failed gate outranks a missing requirement.
+def conclude(
+    verdicts: Mapping[str, Verdict], *, required: Collection[str] = (), failure: Failure | None = None
+) -> Conclusion:
+    """The verdict over everything that was to be verified.
+
+    A failed gate outranks a failed export, and that a missing requirement; the reasons name all of them.
 
     Args:
-        verdicts: name of the student or artifact file -> its verdict.
+        verdicts: name of the student (``STUDENT``) or artifact file -> its verdict.
         required: names that must have run; NOT RUN or absent is exit code 4.
+        failure: error that kept an artifact from being exported.
     """
     failed = sorted(name for name, verdict in verdicts.items() if verdict is Verdict.FAIL)
-    if failed:
-        return Conclusion(Verdict.FAIL, EXIT_GATE_FAILED, (f"failed: {', '.join(failed)}",))
     absent = sorted(name for name in required if verdicts.get(name, Verdict.NOT_RUN) is Verdict.NOT_RUN)
-    if absent:
-        return Conclusion(Verdict.NOT_RUN, EXIT_REQUIREMENT_MISSING, (f"required but NOT RUN: {', '.join(absent)}",))
     ungated = sorted(name for name, verdict in verdicts.items() if verdict is Verdict.NOT_GATED)
+    found: list[tuple[Verdict, int, str]] = []
+    if failed:
+        found.append((Verdict.FAIL, EXIT_GATE_FAILED, f"failed: {', '.join(failed)}"))
+    if failure is not None:
+        missing = failure.exit_code == EXIT_REQUIREMENT_MISSING
+        verdict = Verdict.NOT_RUN if missing else Verdict.FAIL
+        found.append((verdict, failure.exit_code, f"not exported: {failure.message}"))
+    if absent:
+        found.append((Verdict.NOT_RUN, EXIT_REQUIREMENT_MISSING, f"required but NOT RUN: {', '.join(absent)}"))
+    if found:
+        verdict, exit_code, _ = found[0]
+        return Conclusion(verdict, exit_code, tuple(reason for _, _, reason in found), str(verdict))
+    artifacts = [verdict for name, verdict in verdicts.items() if name != STUDENT]
     if ungated:
         reason = f"a gate is off or has nothing to judge by for: {', '.join(ungated)}"
-        return Conclusion(Verdict.NOT_GATED, EXIT_PASSED, (reason,))
+        return Conclusion(Verdict.NOT_GATED, EXIT_PASSED, (reason,), _headline(Verdict.NOT_GATED, artifacts))
     if Verdict.PASS in verdicts.values():
-        return Conclusion(Verdict.PASS, EXIT_PASSED)
-    return Conclusion(Verdict.NOT_RUN, EXIT_PASSED, ("nothing was run",))
+        return Conclusion(Verdict.PASS, EXIT_PASSED, headline=_headline(Verdict.PASS, artifacts))
+    return Conclusion(Verdict.NOT_RUN, EXIT_PASSED, ("nothing was run",), str(Verdict.NOT_RUN))
+
+
+def _headline(verdict: Verdict, artifacts: Sequence[Verdict]) -> str:
+    """The verdict, and how many of the artifacts it is about where that is not all or there is none."""
+    if not artifacts:
+        return f"{verdict}: there are no artifacts"
+    ran = sum(found is not Verdict.NOT_RUN for found in artifacts)
+    return str(verdict) if ran == len(artifacts) else f"{verdict}: {ran} of {len(artifacts)} artifacts ran"
 
 
 def _export_checks(measured: Measured, precision: str, thresholds: Thresholds) -> list[Check]:
@@ -237,8 +285,8 @@ def _tie_findings(measured: Measured) -> list[Check]:
     return [ungated("A", "ties", message)]
 
 
-def _drop_check(artifact: Measured, student: Measured, thresholds: Thresholds) -> Check:
-    """Comparison B, relative and paired: the artifact against its own fp32 student."""
+def _drop_check(artifact: Measured, student: Measured, pairs: Pairs | PairedPixels, thresholds: Thresholds) -> Check:
+    """Comparison B, relative and paired: the artifact against its own fp32 student; a drop by chance is no failure."""
     if artifact.n != student.n:
         raise ValueError(f"not paired: artifact on {artifact.n} samples, fp32 student on {student.n}")
     unusable = _unusable("B", artifact, "the artifact or the teacher", thresholds.source)
@@ -246,12 +294,11 @@ def _drop_check(artifact: Measured, student: Measured, thresholds: Thresholds) -
         return unusable
     if thresholds.max_student_drop is None:
         return ungated("B", "drop", "the gate on the drop is switched off")
-    drop = (student.k - artifact.k) / artifact.n
     message = (
         f"agreement with the teacher is {artifact.agreement:.2%}, the fp32 student's {student.agreement:.2%}: "
-        f"{100 * drop:+.2f} points under it, at most {100 * thresholds.max_student_drop:g}"
+        f"{100 * pairs.drop:+.2f} points under it; {pairs.describe(thresholds.max_student_drop)}"
     )
-    return checked("B", "drop", message, held=drop <= thresholds.max_student_drop)
+    return checked("B", "drop", message, held=pairs.holds(thresholds.max_student_drop))
 
 
 def _student_checks(student: Measured, coverage: Coverage, thresholds: Thresholds) -> list[Check]:

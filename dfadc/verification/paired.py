@@ -1,10 +1,12 @@
-"""The same questions answered before and after: what was lost, and whether chance explains it. Standard library only.
+"""One-sided exact McNemar test for paired answers: did a network lose more than chance explains? Standard library only.
 
-Two rates of the same samples are not independent: only the samples that changed sides say which side is better.
+Two rates of the same samples are not independent: only the samples that changed sides say which side is better. The
+question is whether a network became worse, so the test is one-sided: a gain is never significant.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -53,6 +55,31 @@ class Pairs:
         """Of :func:`mcnemar_p`."""
         return mcnemar_p(self.lost, self.gained)
 
+    @property
+    def can_tell(self) -> bool:
+        """Whether the largest possible loss, of all that was answered rightly before, would be significant."""
+        return self.both + self.lost >= FEWEST_LOST
+
+    def holds(self, limit: float) -> bool:
+        """Whether the drop is within the limit or not significant; False where no loss could be significant.
+
+        Args:
+            limit: largest drop that is no failure, in [0, 1]; NaN holds nothing.
+        """
+        return self.can_tell and (self.drop <= limit or (limit >= 0 and self.p_value >= SIGNIFICANCE))
+
+    def describe(self, limit: float) -> str:
+        """The counts, the test and its rule in a sentence, and what so few samples cannot show."""
+        counts = f"{self.lost} lost and {self.gained} gained of {self.n}"
+        if not self.can_tell:
+            right = self.both + self.lost
+            return (
+                f"{counts}: too few to tell, for even the loss of all {right} answered rightly before would be no "
+                f"significant drop (p = {mcnemar_p(right, 0):.2g}): take more samples or labelled images"
+            )
+        rule = f"fails where more than {100 * limit:g} points are lost and p < {SIGNIFICANCE:g}"
+        return f"{counts}, one-sided exact McNemar p = {self.p_value:.2g}; {rule}{blind_below(self.n, limit)}"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values; the rates may be NaN."""
         rates = {"before": self.before, "after": self.after, "drop": self.drop}
@@ -72,9 +99,9 @@ def pair(before: npt.NDArray[np.bool_], after: npt.NDArray[np.bool_]) -> Pairs:
 
 
 def mcnemar_p(lost: int, gained: int) -> float:
-    """Two-sided p-value of the exact McNemar test: how often a fair coin splits ``lost + gained`` at least as unevenly.
+    """One-sided p-value of the exact McNemar test; 1 where nothing was lost.
 
-    1 where nothing changed sides.
+    It is P(at least ``lost`` heads in ``lost + gained`` tosses of a fair coin).
 
     Source: McNemar 1947, with the binomial distribution in place of chi-squared, which is wrong for few changes.
 
@@ -83,13 +110,30 @@ def mcnemar_p(lost: int, gained: int) -> float:
     """
     if lost < 0 or gained < 0:
         raise ValueError(f"{lost} lost and {gained} gained are no counts")
-    changed, fewer = lost + gained, min(lost, gained)
-    # The lower tail from its largest term down: each next one is its predecessor times i / (changed - i + 1).
-    largest = math.lgamma(changed + 1) - math.lgamma(fewer + 1) - math.lgamma(changed - fewer + 1)
-    term = total = 1.0
-    for i in range(fewer, 0, -1):
-        term *= i / (changed - i + 1)
-        total += term
-        if term < total * 1e-17:
+    # The smaller of the two tails is summed: the larger one is near 1.
+    return 1 - _lower_tail(lost - 1, lost + gained) if lost <= gained else _lower_tail(gained, lost + gained)
+
+
+def blind_below(n: int, limit: float) -> str:
+    """Says which drops beyond the limit cannot be significant on n samples; empty where there are none."""
+    if not n or limit >= FEWEST_LOST / n:
+        return ""
+    return f" ({n} pairs cannot show a drop of less than {100 * FEWEST_LOST / n:.4g} points)"
+
+
+def _lower_tail(most: int, tosses: int) -> float:
+    """P(at most ``most`` heads), for ``most`` up to half of the tosses of a fair coin."""
+    # P(tosses // 2 heads): a product of factors near 1, which neither overflows nor, for 10^6 tosses, underflows.
+    probability = math.prod((2 * i - 1) / (2 * i) for i in range(1, (tosses + 1) // 2 + 1))
+    tail = []
+    for heads in range(tosses // 2, -1, -1):
+        if heads <= most:
+            tail.append(probability)
+        probability *= heads / (tosses - heads + 1)
+        if probability == 0:
             break
-    return min(1.0, 2 * total * math.exp(largest - changed * math.log(2)))
+    return math.fsum(tail)
+
+
+#: Fewest samples whose loss is significant where none is gained.
+FEWEST_LOST = next(count for count in itertools.count(1) if mcnemar_p(count, 0) < SIGNIFICANCE)

@@ -196,6 +196,46 @@ class PixelScores(_Share):
         )
 
 
+@dataclass(frozen=True, slots=True)
+class PairedPixels:
+    """Two networks' answers to the same images against one reference: what the second lost, image by image.
+
+    Args:
+        num_images: images compared.
+        drop: share of the pixels that the first answers as the reference does, less the second's.
+        low: the drop is larger than this with 95 % confidence, by a bootstrap over images; ``drop`` itself where there
+            are fewer than ``MIN_IMAGES``, so that no drop of theirs passes for chance.
+    """
+
+    num_images: int
+    drop: float
+    low: float
+
+    @classmethod
+    def of(cls, lost: Counts, counted: Counts) -> Self:
+        """Of each image (N,): pixels that the second answers rightly fewer than the first, and pixels compared."""
+        sums = _resampled(np.stack([lost, counted], axis=1))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            drops = sums[:, 0] / sums[:, 1]
+        finite = drops[1:][np.isfinite(drops[1:])]
+        low = drops[0] if len(lost) < MIN_IMAGES or not finite.size else min(np.quantile(finite, 0.05), drops[0])
+        return cls(len(lost), float(drops[0]), float(low))
+
+    def holds(self, limit: float) -> bool:
+        """Whether the drop is within the limit, in [0, 1], or may be chance; NaN holds nothing."""
+        return self.drop <= limit or (limit >= 0 and self.low <= 0)
+
+    def describe(self, limit: float) -> str:
+        """The interval and the rule in a sentence."""
+        rule = f"fails where more than {100 * limit:g} points are lost"
+        if self.num_images < MIN_IMAGES:
+            return f"{rule}; {self.num_images} images are too few to tell a drop from chance, so every drop counts"
+        return (
+            f"at least {100 * self.low:+.2f} with 95 % confidence (paired bootstrap over {self.num_images} images); "
+            f"{rule} and that bound is above 0"
+        )
+
+
 def boundary_band(classes: Classes, width: int) -> npt.NDArray[np.bool_]:
     """(N, H, W) pixels within ``width`` of a pixel of another class, diagonals counted as one."""
     band = np.zeros(classes.shape, np.bool_)

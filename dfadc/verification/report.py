@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dfadc.verification.gate import Judgement, Thresholds, conclude
+from dfadc.verification.gate import STUDENT, Failure, Judgement, Thresholds, conclude
 from dfadc.verification.pixel_scores import PixelScores
 
 if TYPE_CHECKING:
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from dfadc.verification.results import ArtifactResult, StudentResult
 
 SCHEMA = "dfadc.verification/1"
-#: The fp32 student's name among the verdicts.
-STUDENT = "student"
 Report = dict[str, Any]
 
 
@@ -29,7 +27,7 @@ class LabelledAccuracy(NamedTuple):
     student: MeasuredAccuracy
 
 
-def build_report(
+def build_report(  # noqa: PLR0913 -- keywords, each of them a part of the document
     *,
     samples: Samples,
     thresholds: Thresholds,
@@ -37,6 +35,7 @@ def build_report(
     artifacts: Sequence[ArtifactResult],
     accuracy: LabelledAccuracy | None = None,
     required: Collection[str] = (),
+    failure: Failure | None = None,
     run: Mapping[str, Any] | None = None,
     additions: Mapping[str, Any] | None = None,
 ) -> Report:
@@ -51,18 +50,21 @@ def build_report(
         artifacts: every artifact, also those NOT RUN.
         accuracy: teacher and student on labelled images, where the user gave some.
         required: artifact names that must have run.
+        failure: error that kept an artifact from being exported.
         run: plain JSON values on the run (name, teacher sha256, versions, ...).
         additions: ``baseline`` (of :func:`dfadc.verification.regression.describe_baseline`) and ``notes`` (what a
             reader should know), where there are such.
     """
     verdicts = {STUDENT: student.judgement.verdict} | {r.artifact.name: r.judgement.verdict for r in artifacts}
-    conclusion = conclude(verdicts, required=required)
+    conclusion = conclude(verdicts, required=required, failure=failure)
     coverage = {source: value.to_dict() for source, value in student.coverage.items()}
     report = {
         "schema": SCHEMA,
         "verdict": str(conclusion.verdict),
+        "headline": conclusion.headline,
         "exit_code": conclusion.exit_code,
         "reasons": list(conclusion.reasons),
+        "failure": None if failure is None else asdict(failure),
         "run": dict(run or {}),
         "gate": asdict(thresholds) | {"required": sorted(required)},
         "samples": {"n": len(samples), "sha256": samples.sha256, "sources": samples.counts()},

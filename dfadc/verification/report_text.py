@@ -8,7 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dfadc.verification.agreement import ALL_SOURCES
-from dfadc.verification.report import STUDENT, LabelledAccuracy
+from dfadc.verification.ci import network_reasons
+from dfadc.verification.gate import STUDENT
+from dfadc.verification.report import LabelledAccuracy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -141,13 +143,14 @@ def baseline_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def reason_lines(report: Mapping[str, Any]) -> list[str]:
-    """Every reason for a verdict other than PASS, each with its artifact and verdict."""
-    student = report["student"]
-    lines = [*report["reasons"], *(f"fp32 student {student['verdict']}: {why}" for why in student["reasons"])]
-    for name, entry in report["artifacts"].items():
-        # Every artifact fails with its student: that is said once, at the student.
-        lines += [f"{name} {entry['verdict']}: {why}" for why in entry["reasons"] if why not in student["reasons"]]
-    return lines
+    """Every reason for a verdict other than PASS, those of a network with its name and the gate's verdict."""
+    return [*report["reasons"], *(f"{name} {verdict}: {why}" for name, verdict, why in network_reasons(report))]
+
+
+def headline(report: Mapping[str, Any]) -> str:
+    """The verdict, and how many artifacts ran where it is not all; earlier versions wrote the verdict alone."""
+    text: str = report.get("headline") or report["verdict"]
+    return text
 
 
 def render_markdown(report: Mapping[str, Any]) -> str:
@@ -166,7 +169,7 @@ def render_markdown(report: Mapping[str, Any]) -> str:
     if width := report["gate"].get("boundary_width"):
         intro += f" Pixels within {width} of a border between classes count neither with the teacher nor on masks."
     lines = [
-        f"# Verification: {report['verdict']}",
+        f"# Verification: {headline(report)}",
         "",
         *(table_lines(NETWORK_COLUMNS, networks) if (networks := network_rows(report)) else []),
         "",

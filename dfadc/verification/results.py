@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from dfadc.verification.agreement import (
     ALL_SOURCES,
@@ -14,15 +15,18 @@ from dfadc.verification.agreement import (
     compare,
     compare_by_source,
     coverage_by_source,
+    predict,
 )
-from dfadc.verification.dense import DenseAnswers, Measured, MeasuredAccuracy, compare_dense, cover_dense
+from dfadc.verification.dense import DenseAnswers, Measured, MeasuredAccuracy, compare_dense, cover_dense, pair_dense
 from dfadc.verification.extra_gates import extra_checks
 from dfadc.verification.gate import Check, Judgement, Thresholds, judge_artifact, judge_student, not_run
+from dfadc.verification.paired import Pairs, pair
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from dfadc.verification.dense_samples import Samples
+    from dfadc.verification.pixel_scores import PairedPixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +120,19 @@ def verify_artifact(
         against_student=export[ALL_SOURCES],
         against_teacher=against_teacher,
         student_against_teacher=_gated_agreement(student.distillation, samples, thresholds.source),
+        pairs=_paired(answers, samples, thresholds),
         coverage=_gated_coverage(student.coverage, samples, thresholds.source),
         thresholds=thresholds,
         extras=[*extra_checks("the artifact", against_teacher, accuracy, thresholds), *extras],
     )
     return ArtifactResult(artifact, judgement, export, distillation, accuracy)
+
+
+def samples_of(samples: Samples, source: str) -> npt.NDArray[np.bool_]:
+    """(N,) which samples are of a source; none where the set does not have it."""
+    if source not in samples.sources:
+        return np.zeros(len(samples), np.bool_)
+    return np.asarray(samples.source == samples.sources.index(source))
 
 
 def artifact_not_run(artifact: ArtifactFile, reason: str) -> ArtifactResult:
@@ -139,6 +151,18 @@ def _compare(
     if isinstance(candidate, DenseAnswers) or isinstance(reference, DenseAnswers):
         raise TypeError("one side answers every pixel, the other every image")
     return {**compare_by_source(candidate, reference, source=source, sources=sources)}
+
+
+def _paired(answers: Floats | DenseAnswers, samples: Samples, thresholds: Thresholds) -> Pairs | PairedPixels:
+    """The fp32 student and an artifact against the teacher, sample by sample, on the gate's source."""
+    part, width = samples_of(samples, thresholds.source), thresholds.boundary_width
+    teacher, student = samples.teacher_answers, samples.student_answers
+    if isinstance(teacher, DenseAnswers) and isinstance(student, DenseAnswers) and isinstance(answers, DenseAnswers):
+        return pair_dense(student[part], answers[part], teacher[part], boundary_width=width)
+    if isinstance(teacher, DenseAnswers) or isinstance(student, DenseAnswers) or isinstance(answers, DenseAnswers):
+        raise TypeError("one side answers every pixel, the other every image")
+    classes = predict(teacher[part])
+    return pair(predict(student[part]) == classes, predict(answers[part]) == classes)
 
 
 def _cover(samples: Samples) -> dict[str, Coverage]:

@@ -1,11 +1,12 @@
 """How often the baseline gate catches damage, and how often it cries wolf, on the student of a finished run.
 
-    python examples/ci/measure_the_gate.py runs/demo --data labelled.npz
+    python examples/ci/measure_the_gate.py runs/demo --data labelled.npz --redistilled runs/seed-*
 
 20 students, each damaged until it has lost 3 points of its agreement with the teacher on the compared samples and no
-further, and 20 re-quantisations of the unharmed one, each calibrated with images that were drawn anew. Every one is
-held against the run's baseline with `--max-drop 0.01`; what counts is comparison D alone. The drop of real accuracy
-stands beside it: the two need not be equal. The run needs `student.onnx` and `student.int8.onnx`.
+further; 20 re-quantisations of the unharmed one, each calibrated with images that were drawn anew; and the students of
+the runs of `--redistilled`, which differ from the first in their seeds alone. Every one is held against the run's
+baseline with `--max-drop 0.01`; what counts is comparison D alone. The drop of real accuracy stands beside it: the two
+need not be equal. The run needs `student.onnx` and `student.int8.onnx`, the others `student.onnx`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from dfadc.calibration import choose_calibration, load_images
 from dfadc.distillation.generator import build_generator
 from dfadc.settings import CalibrationSettings, GeneratorSettings
 from dfadc.verification.data import load_evaluation_data
-from dfadc.verification.regression import UNGATED_SOURCE
+from dfadc.verification.regression import GATED_SOURCE
+from dfadc.verification.results import samples_of
 from dfadc.verification.samples import SampleSet
 from dfadc.verification.stored_images import dequantise, quantise
 from exporters.quantise import quantise as quantise_graph
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
 DAMAGE = 0.03
 STRONGER = 1.2
 MAX_DROP = 0.01
+FP32, INT8 = "student.onnx", "student.int8.onnx"
 #: Calibration images of a re-quantisation; half of them of the run's reservoir.
 NUM_CALIBRATION = 512
 
@@ -173,17 +176,21 @@ class Judge:
     """
 
     def __init__(self, run: RunFolder, scratch: Path) -> None:
-        self.samples = run.samples
+        self.run = run
         self.scratch = scratch
         self.settings = VerifySettings(
             baseline=scratch / "baseline.npz", gates=[f"verify.max_baseline_drop={MAX_DROP}"]
         )
         write_baseline(run, scratch / "baseline.npz")
 
-    def fails(self, model: onnx.ModelProto, name: str, precision: str) -> bool:
+    def known(self, name: str) -> onnx.ModelProto:
+        """The run's own artifact."""
+        return onnx.load(self.run.artifacts / name)
+
+    def fails(self, model: onnx.ModelProto, name: str) -> bool:
         """Whether comparison D fails a model that the baseline knows by this file name."""
         onnx.save(model, self.scratch / name)
-        report = verify_file(self.scratch / name, self.samples, self.settings, precision=precision)
+        report = verify_file(self.scratch / name, self.run.samples, self.settings)
         checks = [check for check in report["artifacts"][name]["checks"] if check["comparison"].startswith("D")]
         if not checks:
             sys.exit(f"{name} was not held against the baseline")
@@ -191,31 +198,35 @@ class Judge:
 
 
 def main() -> None:
-    """Damages, re-quantises, judges, and prints both tables."""
+    """Damages, re-quantises, judges, and prints a table of each kind."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a finished run")
     parser.add_argument("--data", type=Path, required=True, help="labelled images: they only stand beside")
     parser.add_argument("--seeds", type=int, default=5, help="of each of the four kinds of damage")
     parser.add_argument("--draws", type=int, default=20, help="re-quantisations")
+    parser.add_argument("--redistilled", type=Path, nargs="*", default=[], help="runs of other seeds")
     arguments = parser.parse_args()
     run = open_run(arguments.run)
-    paths = [run.artifacts / name for name in ("student.onnx", "student.int8.onnx")]
+    paths = [run.artifacts / name for name in (FP32, INT8)]
     if lacking := [path.name for path in paths if not path.is_file()]:
         parser.error(f"{arguments.run} lacks {', '.join(lacking)}: dfadc export {arguments.run} -e onnx -e onnx:int8")
     samples = SampleSet.load(run.samples)
-    gated = samples.source != samples.sources.index(UNGATED_SOURCE)
+    gated = samples_of(samples, GATED_SOURCE)
     compared = Compared(
         samples.normalised()[gated],
         samples.teacher_logits[gated].argmax(axis=1),
         load_evaluation_data(arguments.data, run.contract()),
     )
-    fp32, int8 = map(onnx.load, paths)
     with tempfile.TemporaryDirectory() as scratch:
         judge = Judge(run, Path(scratch))
         print(f"{int(gated.sum())} samples are compared\n")
+        fp32 = judge.known(FP32)
         measure_damage(fp32, compared, judge, num_seeds=arguments.seeds)
-        others = (quantise_graph(fp32, pool).model for pool in Calibrator(run, samples).draws(arguments.draws))
-        measure_false_alarms(int8, others, compared, judge)
+        draws = enumerate(Calibrator(run, samples).draws(arguments.draws))
+        requantised = ((f"calibration draw {draw}", quantise_graph(fp32, pool).model) for draw, pool in draws)
+        measure_false_alarms(INT8, requantised, compared, judge)
+        redistilled = ((str(path), onnx.load(open_run(path).artifacts / FP32)) for path in arguments.redistilled)
+        measure_false_alarms(FP32, redistilled, compared, judge)
 
 
 def measure_damage(fp32: onnx.ModelProto, compared: Compared, judge: Judge, *, num_seeds: int) -> None:
@@ -225,23 +236,23 @@ def measure_damage(fp32: onnx.ModelProto, compared: Compared, judge: Judge, *, n
     damages = [(kind, seed) for kind in DAMAGES for seed in range(num_seeds)]
     for kind, seed in damages:
         worse = damaged(fp32, kind, seed, compared)
-        found = judge.fails(worse, "student.onnx", "fp32")
+        found = judge.fails(worse, FP32)
         caught += found
         print(f"| {kind} | {seed} | {drops(before, compared.rates(worse))} | {'yes' if found else 'NO'} |", flush=True)
     print(f"\ncaught: {caught} of {len(damages)}\n")
 
 
 def measure_false_alarms(
-    int8: onnx.ModelProto, others: Iterator[onnx.ModelProto], compared: Compared, judge: Judge
+    name: str, others: Iterator[tuple[str, onnx.ModelProto]], compared: Compared, judge: Judge
 ) -> None:
-    """Prints how many re-quantisations fail; ``int8`` is the one in the baseline."""
-    print("| calibration draw | drop on the samples | real drop | fails |\n|---|---|---|---|")
-    before, verdicts = compared.rates(int8), []
-    for seed, other in enumerate(others):
-        verdicts.append(judge.fails(other, "student.int8.onnx", "int8"))
+    """Prints which of the others fail, each held against the artifact of this name in the baseline."""
+    print("| made anew | drop on the samples | real drop | fails |\n|---|---|---|---|")
+    before, verdicts = compared.rates(judge.known(name)), []
+    for made, other in others:
+        verdicts.append(judge.fails(other, name))
         shown = drops(before, compared.rates(other))
-        print(f"| {seed} | {shown} | {'YES' if verdicts[-1] else 'no'} |", flush=True)
-    print(f"\nfalse alarms: {sum(verdicts)} of {len(verdicts)}")
+        print(f"| {made} | {shown} | {'YES' if verdicts[-1] else 'no'} |", flush=True)
+    print(f"\nfalse alarms: {sum(verdicts)} of {len(verdicts)}\n")
 
 
 def drops(before: tuple[float, float], after: tuple[float, float]) -> str:

@@ -1,10 +1,10 @@
 """How large a drop must be for `dfadc verify --baseline --max-drop` to see it: exact, nothing is simulated.
 
-    python examples/ci/power_curve.py --samples 2048 --plot power.png
+    python examples/ci/power_curve.py --samples 1024 --plot power.png
 
 A network that truly lost `drop` against its baseline, and answers a share of the samples otherwise than before
 (*discordant*: lost or gained), fails with the probability in the table: where it lost more than `--max-drop` on the
-samples at hand, and the exact McNemar test finds p < .05. The first row, no true drop, is the false alarm.
+samples at hand, and the one-sided exact McNemar test finds p < .05. The first row, no true drop, is the false alarm.
 
 The number of discordant samples is binomial, and of these the number lost is: so the table is a sum over both.
 """
@@ -39,9 +39,9 @@ def fewest_lost(changed: NDArray[np.int64], num_samples: int, max_drop: float) -
     """
     # lost - gained > max_drop n, which with gained = changed - lost bounds lost from below; the epsilon is for 0.07 n.
     dropped = np.floor((max_drop * num_samples + changed) / 2 + 1e-9).astype(np.int64) + 1
-    # p = 2 P(Binomial(changed, 1/2) <= gained) < .05: the largest such `gained` is one below the lower quantile, or it.
-    gained = binom.ppf(SIGNIFICANCE / 2, changed, 0.5).astype(np.int64)
-    gained = np.where(2 * binom.cdf(gained, changed, 0.5) < SIGNIFICANCE, gained, gained - 1)
+    # p = P(Binomial(changed, 1/2) <= gained) < .05: the largest such `gained` is one below the lower quantile, or it.
+    gained = binom.ppf(SIGNIFICANCE, changed, 0.5).astype(np.int64)
+    gained = np.where(binom.cdf(gained, changed, 0.5) < SIGNIFICANCE, gained, gained - 1)
     return np.asarray(np.maximum(dropped, changed - gained))
 
 
@@ -81,7 +81,7 @@ def draw(num_samples: int, max_drop: float, path: Path) -> None:
 def main() -> None:
     """Prints the table and draws it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=2048, help="compared; verify leaves the adversary's out")
+    parser.add_argument("--samples", type=int, default=1024, help="compared: those of source prior")
     parser.add_argument("--max-drop", type=float, default=0.01, help="the gate's limit")
     parser.add_argument("--plot", type=Path, help="write a picture here")
     arguments = parser.parse_args()

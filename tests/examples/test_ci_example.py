@@ -75,11 +75,18 @@ def test_every_damage_fails_and_an_unharmed_copy_passes(
 
 @pytest.mark.slow
 def test_damage_is_measured_and_so_are_false_alarms(
-    finished_run: RunFolder, digits_data: Path, command_on_path: dict[str, str], tmp_path: Path
+    finished_run: RunFolder,
+    worse_run: RunFolder,
+    digits_data: Path,
+    command_on_path: dict[str, str],
+    tmp_path: Path,
 ) -> None:
     shutil.copytree(finished_run.path, tmp_path / "run")
     assert run_command("export", tmp_path / "run", "-e", "onnx:int8").code == 0
-    script = [EXAMPLE / "measure_the_gate.py", tmp_path / "run", "--data", digits_data, "--seeds", 1, "--draws", 2]
+    script = [
+        *(EXAMPLE / "measure_the_gate.py", tmp_path / "run", "--data", digits_data, "--seeds", 1, "--draws", 2),
+        *("--redistilled", finished_run.path, worse_run.path),
+    ]
     done = subprocess.run(  # noqa: S603 -- our script
         [sys.executable, *map(str, script)], env=command_on_path, capture_output=True, text=True, check=False
     )
@@ -88,9 +95,11 @@ def test_damage_is_measured_and_so_are_false_alarms(
     damaged = [row for row in rows if len(row) == 5 and row[1] == "0"]
     assert len(damaged) == 4
     assert all(float(row[2]) >= 3 for row in damaged)
-    assert len([row for row in rows if len(row) == 4 and row[0] in ("0", "1")]) == 2
+    assert [row[0] for row in rows if "calibration draw" in row[0]] == ["calibration draw 0", "calibration draw 1"]
+    # The same run, and one of few steps: that is no false alarm.
+    assert [(row[0], row[3]) for row in rows[-2:]] == [(str(finished_run.path), "no"), (str(worse_run.path), "YES")]
     assert re.search(r"^caught: \d of 4$", done.stdout, re.MULTILINE)
-    assert re.search(r"^false alarms: \d of 2$", done.stdout, re.MULTILINE)
+    assert len(re.findall(r"^false alarms: \d of 2$", done.stdout, re.MULTILINE)) == 2
 
 
 def test_the_script_passes_a_run_that_is_no_worse(
@@ -116,7 +125,7 @@ def test_the_script_ends_with_the_commands_exit_code(
 ) -> None:
     assert run_script(workplace, command_on_path, **variables).returncode == code
     root = ET.parse(workplace / "out here" / "junit.xml").getroot()  # noqa: S314
-    assert int(str(root.get("failures"))) + int(str(root.get("errors"))) == 1
+    assert int(str(root.get("failures"))) + int(str(root.get("errors"))) > 0
 
 
 def test_the_script_says_what_it_needs(workplace: Path, command_on_path: dict[str, str]) -> None:

@@ -11,6 +11,7 @@ from report_material import judge, make_samples
 
 from dfadc.verification.ci import annotation, annotation_lines, render_junit, render_junit_error
 from dfadc.verification.gate import EXIT_GATE_FAILED, EXIT_REQUIREMENT_MISSING
+from dfadc.verification.report_text import reason_lines
 
 if TYPE_CHECKING:
     from dfadc.verification.report import Report
@@ -30,7 +31,7 @@ def report(judged: Report) -> Report:
 def passing(report: Report) -> Report:
     """The same without the artifact that fails."""
     del report["artifacts"]["student.int8.onnx"]
-    return report | {"verdict": "PASS", "exit_code": 0, "reasons": []}
+    return report | {"verdict": "PASS", "headline": "PASS", "exit_code": 0, "reasons": []}
 
 
 def suites(report: Report) -> dict[str, ET.Element]:
@@ -50,7 +51,7 @@ def outcomes(suite: ET.Element) -> dict[str, str]:
 def test_every_gate_is_a_test_case(report: Report) -> None:
     found = suites(report)
     entries: dict[str, Any] = {"fp32 student": report["student"], **report["artifacts"]}
-    assert list(found) == list(entries)
+    assert list(found) == [*entries, "verdict"]
     for name, entry in entries.items():
         assert len(found[name]) == max(1, len(entry["checks"]))
         assert {case.get("classname") for case in found[name]} == {name}
@@ -85,8 +86,35 @@ def test_it_is_red_exactly_where_the_exit_code_is_not_0(fails: bool, required: l
     missing = required == ["student.rtx.engine"]
     exit_code = EXIT_GATE_FAILED if fails else EXIT_REQUIREMENT_MISSING if missing else 0
     report["gate"]["required"] = required
+    report["exit_code"] = exit_code
     failures = sum(int(str(suite.get("failures"))) for suite in suites(report).values())
     assert (failures > 0) == (exit_code > 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "outcome", "says"),
+    [
+        ({"verdict": "PASS", "headline": "PASS"}, "passed", "PASS"),
+        ({"verdict": "PASS", "headline": "PASS: 1 of 2 artifacts ran"}, "passed", "PASS: 1 of 2 artifacts ran"),
+        ({"verdict": "PASS", "headline": "PASS: 0 of 1 artifacts ran"}, "skipped", "PASS: 0 of 1 artifacts ran"),
+        ({"verdict": "NOT GATED", "headline": "NOT GATED", "reasons": ["off"]}, "skipped", "NOT GATED; off"),
+        ({"verdict": "FAIL", "headline": "FAIL", "exit_code": 5, "reasons": ["not exported: x"]}, "failure", "x"),
+        ({"verdict": "NOT RUN", "headline": "NOT RUN", "exit_code": 4, "reasons": ["gone"]}, "failure", "gone"),
+    ],
+)
+def test_the_verdict_is_a_test_case_that_fails_with_the_process(
+    changes: dict[str, Any], outcome: str, says: str, report: Report
+) -> None:
+    """Where every gate held, too: an export may have failed."""
+    report = passing(report) | changes
+    if "0 of 1" in report["headline"]:
+        del report["artifacts"]["student.onnx"]
+    suite = suites(report)["verdict"]
+    assert {**outcomes(suite), "verdict": "passed" if suite[0][0].tag == "system-out" else suite[0][0].tag} == {
+        "verdict": outcome
+    }
+    assert says in str(suite[0].findtext("system-out"))
+    assert sum(len(list(found.iter("failure"))) for found in suites(report).values()) == (outcome == "failure")
 
 
 def test_an_error_is_one_test_case_in_error() -> None:
@@ -109,6 +137,18 @@ def test_what_passes_is_not_annotated(report: Report) -> None:
     report = passing(report)
     del report["artifacts"]["student.rtx.engine"]
     assert list(annotation_lines(report)) == []
+
+
+def test_a_remark_on_what_is_not_gated_is_no_error_of_a_network_that_fails(report: Report) -> None:
+    remark = {"comparison": "D", "gate": "drop", "verdict": "NOT GATED", "message": "D baseline: not known"}
+    entry = report["artifacts"]["student.int8.onnx"]
+    entry["checks"].append(remark)
+    entry["reasons"].append(remark["message"])
+    lines = [line for line in annotation_lines(report) if "student.int8.onnx" in line and "A export" in line]
+    assert lines
+    assert all(line.startswith("::error title=student.int8.onnx%3A FAIL::") for line in lines)
+    assert "::warning title=student.int8.onnx%3A NOT GATED::D baseline: not known" in list(annotation_lines(report))
+    assert "student.int8.onnx NOT GATED: D baseline: not known" in reason_lines(report)
 
 
 def test_what_artifacts_share_with_their_student_is_annotated_once(report: Report) -> None:

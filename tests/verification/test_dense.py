@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dfadc.verification.dense import DenseAnswers, choose_positions, compare_dense, cover_dense
-from dfadc.verification.pixel_scores import MIN_IMAGES, PixelScores, boundary_band, count_pixels
+from dfadc.verification.dense import DenseAnswers, choose_positions, compare_dense, cover_dense, pair_dense
+from dfadc.verification.pixel_scores import MIN_IMAGES, PairedPixels, PixelScores, boundary_band, count_pixels
 
 if TYPE_CHECKING:
     from dfadc.verification.dense import DenseAgreement
@@ -152,6 +152,57 @@ def test_coverage_is_of_pixels() -> None:
     assert found["all"].counts == (0, 16, 16)
     assert found["a"].entropy == 0.0
     assert found["all"].entropy == pytest.approx(math.log(2) / math.log(3))
+
+
+def test_pixels_lost_are_paired_image_by_image_and_away_from_borders() -> None:
+    rng = np.random.default_rng(0)
+    before, after, reference = (digest(answers(rng)) for _ in range(3))
+    for width in (0, 1):
+        source = np.zeros(len(reference), np.int8)
+        rates = [
+            compare_dense(given, reference, source=source, sources=("a",), boundary_width=width)["all"].agreement
+            for given in (before, after)
+        ]
+        assert pair_dense(before, after, reference, boundary_width=width).drop == pytest.approx(rates[0] - rates[1])
+    assert pair_dense(before, before, reference, boundary_width=0) == PairedPixels(12, 0.0, 0.0)
+
+
+def test_a_drop_of_pixels_fails_where_its_images_show_that_it_is_no_chance() -> None:
+    rng = np.random.default_rng(0)
+    n, pixels = 200, 1000
+    counted = np.full(n, pixels)
+    one_image = np.where(np.arange(n) == 7, pixels, 0)
+    everywhere = rng.normal(30, 20, n).round().astype(np.int64)
+    chance = rng.normal(0, 300, n).round().astype(np.int64)
+    chance += round(0.012 * pixels - chance.mean())
+    collapsed = np.where(np.arange(n) < n // 20, pixels, -1)  # five images in a hundred, and a pixel better elsewhere
+    for lost, limit, held in (
+        (np.zeros(n, np.int64), 0.01, True),
+        (one_image, 0.001, True),  # half a point, all of one image
+        (everywhere, 0.01, False),
+        (everywhere, 0.05, True),
+        (chance, 0.01, True),
+        (collapsed, 0.01, False),
+    ):
+        pairs = PairedPixels.of(lost, counted)
+        assert pairs.drop == pytest.approx(lost.sum() / counted.sum())
+        assert pairs.holds(limit) == held, pairs
+        assert not pairs.holds(math.nan)
+    # A normal approximation of the same bound.
+    found = PairedPixels.of(everywhere, counted)
+    assert found.low == pytest.approx((everywhere.mean() - 1.645 * everywhere.std() / math.sqrt(n)) / pixels, abs=5e-4)
+    assert "paired bootstrap over 200 images" in found.describe(0.01)
+
+
+def test_of_few_images_every_drop_beyond_the_limit_counts() -> None:
+    lost, counted = np.zeros(MIN_IMAGES - 1, np.int64), np.full(MIN_IMAGES - 1, 1000)
+    lost[0] = 200
+    few = PairedPixels.of(lost, counted)
+    assert not few.holds(0.01)
+    assert "9 images are too few to tell a drop from chance" in few.describe(0.01)
+    assert PairedPixels.of(np.append(lost, 0), np.append(counted, 1000)).holds(0.01)
+    nothing = PairedPixels.of(lost[:0], counted[:0])
+    assert not nothing.holds(1.0)
 
 
 def test_answers_to_other_images_are_refused() -> None:

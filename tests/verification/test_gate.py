@@ -11,6 +11,7 @@ import pytest
 from dfadc.verification.agreement import Agreement, Coverage
 from dfadc.verification.gate import (
     ExportLimits,
+    Failure,
     Judgement,
     Thresholds,
     Verdict,
@@ -19,6 +20,7 @@ from dfadc.verification.gate import (
     judge_student,
     not_run,
 )
+from dfadc.verification.paired import Pairs
 
 PASS, FAIL, NOT_RUN, NOT_GATED = Verdict.PASS, Verdict.FAIL, Verdict.NOT_RUN, Verdict.NOT_GATED
 EXACT = Agreement(2048, 2048, 0, 1.0, 0.0, math.inf, 0.0, (), 0)
@@ -34,6 +36,7 @@ def judge(
     precision: str = "fp32",
     artifact: Agreement = STUDENT,
     student: Agreement = STUDENT,
+    pairs: Pairs | None = None,
     coverage: Coverage = EVEN,
     thresholds: Thresholds = THRESHOLDS,
 ) -> Judgement:
@@ -42,9 +45,16 @@ def judge(
         against_student=export,
         against_teacher=artifact,
         student_against_teacher=student,
+        pairs=pairs or paired_at_best(student, artifact),
         coverage=coverage,
         thresholds=thresholds,
     )
+
+
+def paired_at_best(student: Agreement, artifact: Agreement) -> Pairs:
+    """The fewest samples that change sides between these two numbers of right answers."""
+    both = min(student.k, artifact.k)
+    return Pairs(student.n, both, lost=student.k - both, gained=artifact.k - both)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
@@ -121,7 +131,31 @@ def test_comparison_b_allows_one_point_under_the_student(k: int, verdict: Verdic
     judgement = judge(artifact=replace(STUDENT, k=k))
     assert judgement.verdict is verdict
     if verdict is FAIL:
-        assert "+1.05 points under it, at most 1" in judgement.reasons[0]
+        assert "+1.05 points under it; 21 lost and 0 gained of 2000" in judgement.reasons[0]
+        assert "fails where more than 1 points are lost and p < 0.05" in judgement.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "limit", "verdict"),
+    [
+        (Pairs(42, 40, lost=1, gained=0), 0.01, PASS),  # 2.4 points, one sample
+        (Pairs(42, 40, lost=2, gained=1), 0.0, PASS),
+        (Pairs(42, 37, lost=5, gained=0), 0.01, FAIL),
+        (Pairs(2000, 1800, lost=80, gained=50), 0.01, FAIL),  # 1.5 points, p = .005
+        (Pairs(2000, 1700, lost=180, gained=157), 0.01, PASS),  # 1.15 points, p = .11
+        (Pairs(2000, 1400, lost=100, gained=0), 0.01, FAIL),  # 5 % of its answers
+        (Pairs(2000, 1900, lost=19, gained=0), 0.01, PASS),  # significant, and within the limit
+        (Pairs(1000, 4, lost=0, gained=900), 0.01, FAIL),  # nothing could be lost
+    ],
+)
+def test_a_drop_under_the_student_fails_where_it_is_no_chance(pairs: Pairs, limit: float, verdict: Verdict) -> None:
+    student, artifact = (replace(STUDENT, n=pairs.n, k=pairs.both + more) for more in (pairs.lost, pairs.gained))
+    thresholds = replace(THRESHOLDS, max_student_drop=limit, min_agreement=None)
+    judgement = judge(student=student, artifact=artifact, pairs=pairs, thresholds=thresholds)
+    (drop,) = (check for check in judgement.checks if check.gate == "drop")
+    assert drop.verdict is verdict, drop.message
+    if pairs.n == 42:
+        assert "(42 pairs cannot show a drop of less than 11.9 points)" in drop.message
 
 
 def test_comparison_b_is_paired() -> None:
@@ -193,8 +227,10 @@ def test_a_gate_switched_off_reads_not_gated_and_hides_no_failure(gate: str) -> 
     assert "switched off" in failing.reasons[1]
 
 
-def test_a_limit_that_is_nan_fails_closed() -> None:
-    assert judge(thresholds=replace(THRESHOLDS, min_agreement=math.nan)).verdict is FAIL
+@pytest.mark.parametrize("gate", ["min_agreement", "min_coverage", "max_student_drop"])
+def test_a_limit_that_is_nan_fails_closed(gate: str) -> None:
+    no_number: dict[str, Any] = {gate: math.nan}
+    assert judge(thresholds=replace(THRESHOLDS, **no_number)).verdict is FAIL
 
 
 def test_not_run_carries_its_reason() -> None:
@@ -220,3 +256,45 @@ def test_conclusion(verdicts: dict[str, Verdict], required: tuple[str, ...], ver
     conclusion = conclude(verdicts, required=required)
     assert (conclusion.verdict, conclusion.exit_code) == (verdict, exit_code)
     assert bool(conclusion.reasons) == (verdict is not PASS)
+    assert conclusion.headline.startswith(verdict)
+
+
+@pytest.mark.parametrize(
+    ("failure_code", "verdicts", "required", "verdict", "exit_code", "num_reasons"),
+    [
+        (5, {"student": PASS, "a": PASS}, (), FAIL, 5, 1),
+        (4, {"student": PASS, "a": PASS}, (), NOT_RUN, 4, 1),
+        (7, {"student": NOT_GATED}, (), FAIL, 7, 1),
+        (5, {"student": PASS}, ("b",), FAIL, 5, 2),
+        (5, {"student": FAIL}, ("b",), FAIL, 3, 3),
+    ],
+)
+def test_a_failed_export_is_no_pass_and_every_reason_is_named(
+    failure_code: int,
+    verdicts: dict[str, Verdict],
+    required: tuple[str, ...],
+    verdict: Verdict,
+    exit_code: int,
+    num_reasons: int,
+) -> None:
+    failure = Failure("torch cannot export it", "use another layer", failure_code)
+    conclusion = conclude(verdicts, required=required, failure=failure)
+    assert (conclusion.verdict, conclusion.exit_code, conclusion.headline) == (verdict, exit_code, verdict)
+    assert "not exported: torch cannot export it" in conclusion.reasons
+    assert len(conclusion.reasons) == num_reasons
+
+
+@pytest.mark.parametrize(
+    ("artifacts", "headline"),
+    [
+        ([PASS, PASS], "PASS"),
+        ([PASS, NOT_RUN], "PASS: 1 of 2 artifacts ran"),
+        ([NOT_RUN], "PASS: 0 of 1 artifacts ran"),
+        ([], "PASS: there are no artifacts"),
+        ([NOT_GATED, NOT_RUN], "NOT GATED: 1 of 2 artifacts ran"),
+        ([FAIL, NOT_RUN], "FAIL"),
+    ],
+)
+def test_a_pass_says_how_many_artifacts_ran(artifacts: list[Verdict], headline: str) -> None:
+    verdicts = {"student": PASS, **{f"{index}.onnx": verdict for index, verdict in enumerate(artifacts)}}
+    assert conclude(verdicts).headline == headline

@@ -123,6 +123,29 @@ def test_shuffled_classes_fail(samples: SampleSet) -> None:
     assert {check.comparison for check in result.judgement.checks if check.verdict is Verdict.FAIL} == {"A", "B"}
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("share", [0.05, 0.0])
+def test_a_copy_that_answers_5_percent_otherwise_fails_the_drop_too(precision: str, share: float) -> None:
+    """On as many samples as a run has by default, whatever comparison A says of it."""
+    rng = np.random.default_rng(3)
+    n, gated = 2048, 1024
+    teacher = np.eye(6, dtype=np.float32)[np.arange(n) % 6] * 4
+    student = np.where(rng.random((n, 1)) < 0.08, np.roll(teacher, 1, axis=1), teacher)
+    samples = SampleSet(
+        images=rng.integers(0, 256, (n, 1, 4, 4), dtype=np.uint8),
+        source=(np.arange(n) >= gated).astype(np.int8),
+        sources=("prior", "generator"),
+        teacher_logits=teacher,
+        student_logits=student,
+        contract=CONTRACT,
+    )
+    answers = np.where(rng.random((n, 1)) < share, np.roll(student, 2, axis=1), student)
+    result = verify(samples, answers, precision, thresholds=Thresholds(min_agreement=0.8, min_coverage=0.7))
+    assert result.judgement.verdict is (Verdict.FAIL if share else Verdict.PASS)
+    (drop,) = (check for check in result.judgement.checks if check.gate == "drop")
+    assert drop.verdict is result.judgement.verdict, drop.message
+
+
 def test_another_number_of_classes_is_refused(samples: SampleSet) -> None:
     with pytest.raises(ValueError, match="candidate logits are"):
         verify(samples, samples.student_logits[:, :5])
