@@ -20,7 +20,7 @@ from exporters.engine_sessions import open_session
 from exporters.manifest import check_unchanged
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -40,12 +40,14 @@ class BenchSettings:
         threads: CPU threads of every network; 0 takes all that this process may use.
         seconds: for each latency and each throughput.
         trust_teacher: whether code in the teacher file may run.
+        factories: the teacher's ``module:factory``, where one has to be imported.
     """
 
     batch: int = 32
     threads: int = 0
     seconds: float = 2.0
     trust_teacher: bool = False
+    factories: Sequence[str] = ()
 
     @property
     def num_threads(self) -> int:
@@ -180,9 +182,9 @@ def _bench_teacher(run: RunFolder, images: NDArray[np.float32], settings: BenchS
     from exporters.sessions import TorchSession  # noqa: PLC0415
 
     try:
-        teacher = load_run_teacher(run, trust=settings.trust_teacher)
+        teacher = load_run_teacher(run, trust=settings.trust_teacher, factories=settings.factories)
     except DfadcError as exc:
-        return (BenchRow(TEACHER, None, not_run=exc.message),)
+        return (BenchRow(TEACHER, None, not_run=f"{exc.message} ({exc.hint})" if exc.hint else exc.message),)
     network, rows = answering_pixels(teacher.module, teacher.contract).eval(), []
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
         with (

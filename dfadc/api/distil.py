@@ -11,6 +11,7 @@ from dfadc.contract import ContractFields
 from dfadc.errors import DfadcError, Interrupted
 from dfadc.event_files import event_files
 from dfadc.finish import write_results
+from dfadc.models.network_file import refuse_factory_from_file
 from dfadc.models.teacher import Teacher, load_teacher
 from dfadc.recipe import load_recipe
 from dfadc.run import RunFolder, check_claimable, claim_folder
@@ -18,7 +19,7 @@ from dfadc.storage import sha256_file
 from dfadc.training import Plan, Training, prepare
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from dfadc.settings import Recipe
     from dfadc.watch import Reading
@@ -109,7 +110,12 @@ def plan_distillation(
 
 
 def resume_distillation(
-    run: RunFolder, teacher: Teacher | Path | None = None, *, trust: bool = False, observer: Observer | None = None
+    run: RunFolder,
+    teacher: Teacher | Path | None = None,
+    *,
+    trust: bool = False,
+    factories: Collection[str] = (),
+    observer: Observer | None = None,
 ) -> RunFolder:
     """Goes on with an interrupted run as if it had not been interrupted: bit for bit on the CPU.
 
@@ -117,38 +123,48 @@ def resume_distillation(
         run: the run, from :func:`open_run`.
         teacher: loaded, or its file where that has moved since; by default the file that the run began with.
         trust: whether code in the teacher file may run.
+        factories: each ``module:factory`` of the student or the teacher, which the run folder alone may not import.
         observer: told about plan and progress.
 
     Raises:
-        DfadcError: no checkpoint, a finished run, or another teacher than the run began with.
+        DfadcError: no checkpoint, a finished run, another teacher than the run began with, or a factory that is none
+            of ``factories``.
     """
     record = run.record()
     if record["status"] == "finished":
         raise DfadcError(f"the run {run.path} is finished", "`dfadc export` and `dfadc verify` work on it")
+    student = record["student"]["architecture"]
+    refuse_factory_from_file(student, run.record_file, allowed=factories, flag="--factory")
     if isinstance(teacher, Teacher):
         _check_teacher(run, teacher)
     else:
-        teacher = load_run_teacher(run, teacher, trust=trust)
+        teacher = load_run_teacher(run, teacher, trust=trust, factories=factories)
     observer = observer or Observer()
-    student = record["student"]["architecture"]
     with prepare(teacher, student, recipe=load_recipe(run.recipe), device=record["device"]) as training:
         observer.on_plan(training.resume(run))
         return _play(training, run, observer)
 
 
-def load_run_teacher(run: RunFolder, path: Path | None = None, *, trust: bool = False) -> Teacher:
+def load_run_teacher(
+    run: RunFolder, path: Path | None = None, *, trust: bool = False, factories: Collection[str] = ()
+) -> Teacher:
     """Loads the teacher of a run the way the run did.
 
     Args:
         run: the run.
         path: of the file, where it has moved since.
         trust: whether code in the file may run.
+        factories: the teacher's ``module:factory``, where it is built by one.
 
     Raises:
-        DfadcError: the file is gone, or is not the one that the run began with.
+        DfadcError: the file is gone, or is not the one that the run began with, or the run names a factory that is none
+            of ``factories``.
     """
     record = run.record()
     known = record["teacher"]
+    if known["requested_architecture"] is not None:
+        named = known["requested_architecture"]
+        refuse_factory_from_file(named, run.record_file, allowed=factories, flag="--factory")
     path = path or Path(known["path"])
     if not path.is_file():
         raise DfadcError(

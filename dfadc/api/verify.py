@@ -64,6 +64,8 @@ class VerifySettings:
         gates: changes to the recipe's gates, such as ``"verify.min_agreement=0.9"``.
         required: artifact files that must have run, besides those of the recipe.
         trust_teacher: whether code in the teacher file may run, for its accuracy.
+        factories: each ``module:factory`` of the student or the teacher, where labelled images or a baseline need
+            them; the run folder alone may not import code.
     """
 
     data: Path | None = None
@@ -71,6 +73,7 @@ class VerifySettings:
     gates: Sequence[str] = ()
     required: Sequence[str] = ()
     trust_teacher: bool = False
+    factories: Sequence[str] = ()
 
 
 def check_inputs(settings: VerifySettings, recipe: Recipe, *, contract: ImageContract, teacher_sha256: str) -> None:
@@ -109,10 +112,10 @@ def verify_run(run: RunFolder, settings: VerifySettings | None = None) -> Report
     questions = questions.without_borders(thresholds.boundary_width)
     expected = () if questions.baseline is None else questions.baseline.predictions
     judge = _Judge(questions, thresholds, expected)
-    answers = ask_student(run, questions)
+    answers = ask_student(run, questions, factories=settings.factories)
     accuracy = None
     if questions.data is not None and answers.correct is not None:
-        teacher = ask_teacher(run, questions.data, trust=settings.trust_teacher)
+        teacher = ask_teacher(run, questions.data, trust=settings.trust_teacher, factories=settings.factories)
         accuracy = LabelledAccuracy(_measured(teacher), _measured(answers.correct))
     student = judge.student(answers)
     artifacts = [judge.artifact(_artifact_file(known), run.path / known.file) for known in manifest.artifacts]

@@ -31,6 +31,7 @@ _GOES_WITH_RESUME = {
     "resume",
     "export",
     "trust_teacher",
+    "factory",
     "data",
     "min_agreement",
     "min_accuracy",
@@ -79,6 +80,7 @@ def distill(  # noqa: PLR0913, PLR0917 -- the signature is the command line
     num_classes: options.NumClasses = None,
     task: options.Task = None,
     trust_teacher: options.TrustTeacher = False,
+    factory: options.Factory = None,
     data: options.Data = None,
     min_agreement: options.MinAgreement = None,
     min_accuracy: options.MinAccuracy = None,
@@ -97,7 +99,13 @@ def distill(  # noqa: PLR0913, PLR0917 -- the signature is the command line
         gates = options.gates(
             min_agreement=min_agreement, min_accuracy=min_accuracy, max_drop=max_drop, data=data, baseline=baseline
         )
-        wanted = _verification(data, baseline, gates, require or [], trust_teacher)
+        if factory and resume is None:
+            raise DfadcError(
+                f"--factory {factory[0]} goes with --resume", "a new run has its factories of --student, --teacher-arch"
+            )
+        # Only what is named on this command line may be imported.
+        factories = factory or [name for name in (student, teacher_arch) if name]
+        wanted = _verification(data, baseline, gates, require or [], trust_teacher, factories)
         if resume is not None:
             _refuse_beside_resume(context)
             run = _resume(resume, teacher, export, wanted, quiet=quiet)
@@ -146,11 +154,23 @@ class _Job(NamedTuple):
 
 
 def _verification(
-    data: Path | None, baseline: Path | None, gates: list[str], required: list[str], trust_teacher: bool
+    data: Path | None,
+    baseline: Path | None,
+    gates: list[str],
+    required: list[str],
+    trust_teacher: bool,
+    factories: list[str],
 ) -> VerifySettings:
     from dfadc.api.verify import VerifySettings  # noqa: PLC0415 -- keeps `--help` light
 
-    return VerifySettings(data=data, baseline=baseline, gates=gates, required=required, trust_teacher=trust_teacher)
+    return VerifySettings(
+        data=data,
+        baseline=baseline,
+        gates=gates,
+        required=required,
+        trust_teacher=trust_teacher,
+        factories=factories,
+    )
 
 
 def _load(path: Path, architecture: str | None, fields: ContractFields, *, trust: bool, quiet: bool) -> Teacher:
@@ -219,7 +239,9 @@ def _resume(
     recipe = recipe_to_judge_by(run.recipe, wanted.gates)
     _check_what_follows(exports, wanted, recipe, run.contract(), run.record()["teacher"]["sha256"])
     with terminal_observer(quiet=quiet) as observer:
-        return resume_distillation(run, teacher, trust=wanted.trust_teacher, observer=observer)
+        return resume_distillation(
+            run, teacher, trust=wanted.trust_teacher, factories=wanted.factories, observer=observer
+        )
 
 
 def _check_what_follows(
@@ -256,7 +278,7 @@ def _finish(
 
     failure = None
     try:
-        run_exports(run, exports, quiet=quiet)
+        run_exports(run, exports, factories=wanted.factories, quiet=quiet)
     except DfadcError as exc:
         failure = exc
     return verify_run(run, wanted), failure
