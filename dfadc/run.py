@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from dfadc.contract import ImageContract
 from dfadc.errors import DfadcError, StorageFailed
-from dfadc.storage import atomic_write_text, remove_leftovers, write_json
+from dfadc.storage import atomic_write_text, is_temporary, remove_leftovers, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 SCHEMA = "dfadc.run/1"
+#: The lock file of a run folder, see :mod:`dfadc.run_lock`.
+LOCK = ".lock"
 #: Packages whose versions decide what a run computes.
 RECORDED_PACKAGES = ("dfadc", "torch", "torchvision", "timm", "numpy", "onnx", "onnxruntime")
 
@@ -193,17 +195,25 @@ def open_run(path: Path | str) -> RunFolder:
     return folder
 
 
-def check_claimable(path: Path, *, force: bool) -> None:
+def check_claimable(path: Path, *, force: bool, inputs: Mapping[str, Path] | None = None) -> None:
     """Says before any work is done what :func:`claim_folder` would refuse; changes nothing.
 
+    Args:
+        path: of the folder.
+        force: whether a run that lies there may be replaced.
+        inputs: what a run reads, by the name that a person gave it.
+
     Raises:
-        DfadcError: something is there that must not be lost.
+        DfadcError: something is there that must not be lost, be it an input.
         StorageFailed: the folder cannot be looked into.
     """
     folder = RunFolder(path)
     try:
         if path.exists() and not path.is_dir():
             raise DfadcError(f"the output {path} is a file", "choose another --out")
+        for name, file in (inputs or {}).items():
+            if lies_in(file, path):
+                raise DfadcError(f"{name} {file} lies in the output folder {path}", "choose another --out")
         if not path.exists() or _is_unused(folder):
             return
         if not _holds_run(folder):
@@ -230,6 +240,8 @@ def claim_folder(path: Path, *, force: bool) -> RunFolder:
         path.mkdir(parents=True, exist_ok=True)
         # The folder itself stays: it may be a mount point, or where the shell stands.
         for entry in path.iterdir():
+            if entry.name == LOCK:  # held, by whoever claims
+                continue
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
             else:
@@ -242,9 +254,21 @@ def claim_folder(path: Path, *, force: bool) -> RunFolder:
     return folder
 
 
+def lies_in(file: Path, folder: Path) -> bool:
+    """Whether a file, or a link on the way to it, would be gone with a folder."""
+    there = folder.resolve()
+    ways = (*(way.resolve() for way in (file.absolute(), *file.absolute().parents)), *file.resolve().parents)
+    return there in ways
+
+
 def _is_unused(folder: RunFolder) -> bool:
     """Empty, or as a run leaves it that was stopped before its record was written."""
-    return all(entry == folder.checkpoints and not any(entry.iterdir()) for entry in folder.path.iterdir())
+    return all(
+        entry.name == LOCK
+        or is_temporary(entry)
+        or (entry == folder.checkpoints and entry.is_dir() and not any(entry.iterdir()))
+        for entry in folder.path.iterdir()
+    )
 
 
 def _holds_run(folder: RunFolder) -> bool:

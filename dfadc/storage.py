@@ -50,6 +50,11 @@ def atomic_write(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def is_temporary(path: Path) -> bool:
+    """Whether a file is one that :func:`atomic_write` had not moved to its place."""
+    return _TEMPORARY.fullmatch(path.name) is not None and path.is_file()
+
+
 def remove_leftovers(folder: Path) -> None:
     """Removes the temporary files of :func:`atomic_write` that a killed process left in a folder, not below it.
 
@@ -58,7 +63,7 @@ def remove_leftovers(folder: Path) -> None:
     """
     try:
         for path in folder.glob(".*"):
-            if _TEMPORARY.fullmatch(path.name) and path.is_file():
+            if is_temporary(path):
                 path.unlink()
     except OSError as exc:
         raise StorageFailed(f"cannot clear {folder}: {exc.strerror or exc}") from exc

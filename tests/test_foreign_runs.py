@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 from contextlib import contextmanager
@@ -159,4 +158,4 @@ def test_a_new_run_is_told_its_factories_by_name(digits_teacher: Path, tmp_path:
     outcome = run_command("distill", digits_teacher, "--factory", STUDENT, "--out", tmp_path / "run")
     assert outcome.code == 2
     assert "goes with --resume" in outcome.errors[0]
-    assert os.listdir(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []

@@ -13,6 +13,7 @@ import numpy as np
 
 from dfadc.contract import ImageContract
 from dfadc.errors import DfadcError, RequirementMissing
+from dfadc.run_lock import holding_run
 from dfadc.storage import write_json
 from exporters.benchmark import Timing, benchmark
 from exporters.describe import artifact_metadata
@@ -117,6 +118,7 @@ class Bench:
         }
 
 
+@holding_run
 def bench_run(run: RunFolder, settings: BenchSettings | None = None) -> Bench:
     """Measures the teacher (torch) and every artifact of a run; what cannot run here is NOT RUN with its reason.
 

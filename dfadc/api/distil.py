@@ -14,7 +14,8 @@ from dfadc.finish import write_results
 from dfadc.models.network_file import refuse_factory_from_file
 from dfadc.models.teacher import Teacher, load_teacher
 from dfadc.recipe import load_recipe
-from dfadc.run import RunFolder, check_claimable, claim_folder
+from dfadc.run import RunFolder, claim_folder
+from dfadc.run_lock import holding_run, reserved_folder
 from dfadc.storage import sha256_file
 from dfadc.training import Plan, Training, prepare
 
@@ -83,11 +84,13 @@ def run_distillation(
     loaded = load_teacher(teacher) if isinstance(teacher, Path | str) else teacher
     observer = observer or Observer()
     resolved = load_recipe(recipe) if isinstance(recipe, str) else recipe
-    path = Path(out)
-    check_claimable(path, force=force)
-    if path.resolve() in loaded.path.resolve().parents:
-        raise DfadcError(f"the teacher {loaded.path} lies in the output folder {path}", "choose another --out")
-    with prepare(loaded, student, recipe=resolved, device=device) as training:
+    path, inputs = Path(out), {"the teacher": loaded.path}
+    if resolved.student.weights:
+        inputs["student.weights"] = Path(resolved.student.weights)
+    with (
+        reserved_folder(path, force=force, inputs=inputs),
+        prepare(loaded, student, recipe=resolved, device=device) as training,
+    ):
         plan = training.plan(minutes)
         folder = claim_folder(path, force=force)
         training.start(folder, plan)
@@ -109,6 +112,7 @@ def plan_distillation(
         return training.plan(minutes)
 
 
+@holding_run
 def resume_distillation(
     run: RunFolder,
     teacher: Teacher | Path | None = None,

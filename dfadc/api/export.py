@@ -11,6 +11,7 @@ from dfadc.calibration import load_images
 from dfadc.errors import DfadcError, RequirementMissing
 from dfadc.models.network_file import load_network
 from dfadc.models.outputs import answering_pixels
+from dfadc.run_lock import holding_run
 from dfadc.storage import sha256_file
 from dfadc.verification.dense_samples import load_samples
 from dfadc.verification.stored_images import dequantise, to_pixels
@@ -94,6 +95,7 @@ class ExportObserver:
     on_kit: Callable[[Path], None] = _ignore
 
 
+@holding_run
 def export_student(
     run: RunFolder,
     exports: Sequence[str] | None = None,

@@ -22,6 +22,7 @@ from dfadc.api.answering import (
 from dfadc.api.gates import gate_thresholds, recipe_to_judge_by
 from dfadc.api.report import describe_run, write_report
 from dfadc.errors import DfadcError, RequirementMissing
+from dfadc.run_lock import holding_writable_run
 from dfadc.verification.agreement import Accuracy
 from dfadc.verification.dense_samples import load_samples
 from dfadc.verification.pixel_scores import PixelCounts, PixelScores
@@ -92,6 +93,7 @@ def check_inputs(settings: VerifySettings, recipe: Recipe, *, contract: ImageCon
     read_inputs(contract, teacher_sha256, data=settings.data, baseline=settings.baseline)
 
 
+@holding_writable_run
 def verify_run(run: RunFolder, settings: VerifySettings | None = None) -> Report:
     """Judges the fp32 student and every artifact of a run; writes the report in all its forms.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -95,7 +96,7 @@ def distill(  # noqa: PLR0913, PLR0917 -- the signature is the command line
     """Distil TEACHER into a small student without data, export it and verify it."""
     if dry_run and junit is not None:
         raise DfadcError(f"--dry-run verifies nothing, so there is nothing to write to {junit}", "leave --junit away")
-    with ci_outputs(junit) as publish:
+    with ci_outputs(junit) as publish, ExitStack() as held:
         gates = options.gates(
             min_agreement=min_agreement, min_accuracy=min_accuracy, max_drop=max_drop, data=data, baseline=baseline
         )
@@ -107,7 +108,11 @@ def distill(  # noqa: PLR0913, PLR0917 -- the signature is the command line
         factories = factory or [name for name in (student, teacher_arch) if name]
         wanted = _verification(data, baseline, gates, require or [], trust_teacher, factories)
         if resume is not None:
+            from dfadc.run import open_run  # noqa: PLC0415 -- keeps `--help` light
+            from dfadc.run_lock import locked  # noqa: PLC0415
+
             _refuse_beside_resume(context)
+            held.enter_context(locked(open_run(resume).path))
             run = _resume(resume, teacher, export, wanted, quiet=quiet)
         elif teacher is None:
             raise DfadcError("no teacher given", "dfadc distill teacher.pt --student mobilenetv2")
@@ -132,7 +137,17 @@ def distill(  # noqa: PLR0913, PLR0917 -- the signature is the command line
             if dry_run:
                 _show_plan(job, as_json=as_json)
                 return
-            run = _start(job, out or _default_out(loaded.path, student), force=force, quiet=quiet)
+            from dfadc.run_lock import reserved_folder  # noqa: PLC0415
+
+            out = out or _default_out(loaded.path, student)
+            files = {
+                "--data": data,
+                "--baseline": baseline,
+                "--recipe": Path(recipe) if recipe.endswith(".toml") else None,
+            }
+            inputs = {flag: path for flag, path in files.items() if path is not None}
+            held.enter_context(reserved_folder(out, force=force, inputs=inputs))
+            run = _start(job, out, force=force, quiet=quiet)
         report, failure = _finish(run, export, wanted, quiet=quiet)
         print_report(report, as_json=as_json, verbose=verbose)
         publish(report)
