@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import platform
 import shlex
 import shutil
@@ -159,14 +161,14 @@ class RunFolder:
                     return
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
-        """Adds a line to ``metrics.jsonl``.
+        """Adds a line to ``metrics.jsonl``; a number that is not finite becomes null, for JSON has none.
 
         Raises:
             StorageFailed: the disk is full or not writable.
         """
         try:
             with self.metrics.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(line) + "\n")
+                stream.write(json.dumps(_finite(line), allow_nan=False) + "\n")
         except OSError as exc:
             raise StorageFailed(
                 f"cannot write {self.metrics}: {exc.strerror or exc}",
@@ -175,13 +177,32 @@ class RunFolder:
 
     def trim_metrics(self, step: int) -> None:
         """Drops lines past ``step``: they are computed again after a resume."""
-        kept = [json.dumps(line) for line in self.read_metrics() if line["step"] <= step]
+        kept = [json.dumps(_finite(line), allow_nan=False) for line in self.read_metrics() if line["step"] <= step]
         atomic_write_text(self.metrics, "".join(f"{line}\n" for line in kept))
+
+    def remove_checkpoints(self) -> None:
+        """Removes the checkpoints of a finished run, which would go on from nowhere; at 224 px they take gigabytes.
+
+        Raises:
+            StorageFailed: the folder is not writable.
+        """
+        try:
+            if self.checkpoints.exists():
+                shutil.rmtree(self.checkpoints)
+        except OSError as exc:
+            raise StorageFailed(f"cannot remove {self.checkpoints}: {exc.strerror or exc}") from exc
 
     def clear_leftovers(self) -> None:
         """Removes what a killed process was about to write."""
         for folder in (self.path, self.checkpoints, self.artifacts):
             remove_leftovers(folder)
+
+
+def _finite(value: Any) -> Any:
+    """The same JSON values, with null for a number that is not finite."""
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def open_run(path: Path | str) -> RunFolder:
@@ -262,8 +283,8 @@ def lies_in(file: Path, folder: Path) -> bool:
 
 
 def _is_unused(folder: RunFolder) -> bool:
-    """Empty, or as a run leaves it that was stopped before its record was written."""
-    return all(
+    """Empty, or as a run leaves it that was stopped before it was described."""
+    return _status(folder) == "starting" or all(
         entry.name == LOCK
         or is_temporary(entry)
         or (entry == folder.checkpoints and entry.is_dir() and not any(entry.iterdir()))
@@ -272,12 +293,32 @@ def _is_unused(folder: RunFolder) -> bool:
 
 
 def _holds_run(folder: RunFolder) -> bool:
-    """Whether a dfadc of any version wrote the record: a file of that name alone may be somebody else's."""
+    """Whether a dfadc of any version wrote the record."""
+    return _status(folder) is not None
+
+
+def _status(folder: RunFolder) -> str | None:
+    """Of a run of any version; None where there is none, for a file of that name alone may be somebody else's."""
     try:
         record = json.loads(folder.record_file.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
-        return False
-    return isinstance(record, dict) and str(record.get("schema")).startswith(SCHEMA.partition("/")[0] + "/")
+        return None
+    is_ours = isinstance(record, dict) and str(record.get("schema")).startswith(SCHEMA.partition("/")[0] + "/")
+    return str(record.get("status")) if is_ours else None
+
+
+def refuse_several_processes() -> None:
+    """Refuses a launcher such as torchrun, each of whose processes would make a run of its own in one folder.
+
+    Raises:
+        DfadcError: the environment says that there are several.
+    """
+    size = os.environ.get("WORLD_SIZE", "1")
+    if size.isdecimal() and int(size) > 1:
+        raise DfadcError(
+            f"a launcher started {size} processes (WORLD_SIZE), and a run is made by one",
+            "call dfadc itself, without torchrun; elsewhere unset WORLD_SIZE",
+        )
 
 
 def environment() -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 from filelock import FileLock, Timeout
 
 from dfadc.errors import DfadcError, StorageFailed
-from dfadc.run import LOCK, RunFolder, check_claimable
+from dfadc.run import LOCK, RunFolder, check_claimable, refuse_several_processes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -32,6 +32,7 @@ def locked(folder: Path) -> Iterator[None]:
         DfadcError: another process holds it; the message says which.
         StorageFailed: the folder is not writable.
     """
+    refuse_several_processes()
     path = folder.resolve() / LOCK
     lock, is_new = FileLock(path, timeout=0, is_singleton=True), not path.exists()
     try:
@@ -41,7 +42,8 @@ def locked(folder: Path) -> Iterator[None]:
     except OSError as exc:
         raise StorageFailed(f"cannot lock {folder}: {exc.strerror or exc}", "make the folder writable") from exc
     try:
-        path.write_text(f"{os.getpid()} {platform.node()}\n", encoding="utf-8")
+        with suppress(OSError):  # on a full disk nobody is told who holds it
+            path.write_text(f"{os.getpid()} {platform.node()}\n", encoding="utf-8")
         yield
     except BaseException:  # Ctrl-C too
         if is_new:
@@ -97,6 +99,7 @@ def reserved_folder(path: Path, *, force: bool, inputs: Mapping[str, Path] | Non
         DfadcError: something is there that must not be lost, or another process is at work there.
         StorageFailed: the folder cannot be made.
     """
+    refuse_several_processes()
     check_claimable(path, force=force, inputs=inputs)
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:

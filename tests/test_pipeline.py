@@ -36,7 +36,6 @@ FILES_OF_A_RUN = {
     "recipe.toml",
     "run.json",
     "metrics.jsonl",
-    "checkpoints/last.pt",
     "student.safetensors",
     "generator.safetensors",
     "calibration.npz",

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -153,11 +153,14 @@ def test_a_run_that_goes_on_is_neither_resumed_nor_replaced(digits_teacher: Path
 def test_two_new_runs_do_not_share_a_folder(digits_teacher: Path, tmp_path: Path) -> None:
     """Also before either has written anything."""
     run = tmp_path / "new" / "run"
-    with ExitStack() as held:
-        held.enter_context(pytest.raises(KeyboardInterrupt))
-        held.enter_context(reserved_folder(run, force=False))
-        assert [path.name for path in run.iterdir()] == [LOCK]
-        raise KeyboardInterrupt
+
+    def find_nothing_to_do() -> None:
+        with reserved_folder(run, force=False):
+            assert [path.name for path in run.iterdir()] == [LOCK]
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        find_nothing_to_do()
     assert list(tmp_path.iterdir()) == []
     run.mkdir(parents=True)
     with holder(run) as process:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dfadc.contract import ImageContract
-from dfadc.errors import DfadcError, RequirementMissing
+from dfadc.errors import DfadcError, RequirementMissing, memory_errors
 from dfadc.run_lock import holding_run
 from dfadc.storage import write_json
 from exporters.benchmark import Timing, benchmark
@@ -118,6 +118,10 @@ class Bench:
         }
 
 
+_NEED_LESS_MEMORY = memory_errors("lower --batch")
+
+
+@_NEED_LESS_MEMORY
 @holding_run
 def bench_run(run: RunFolder, settings: BenchSettings | None = None) -> Bench:
     """Measures the teacher (torch) and every artifact of a run; what cannot run here is NOT RUN with its reason.
@@ -148,6 +152,7 @@ def bench_run(run: RunFolder, settings: BenchSettings | None = None) -> Bench:
     return measured
 
 
+@_NEED_LESS_MEMORY
 def bench_file(artifact: Path, settings: BenchSettings | None = None) -> Bench:
     """Measures one artifact, with no run and no teacher at hand; imports no torch.
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dfadc.contract import ContractFields
-from dfadc.errors import DfadcError, Interrupted
+from dfadc.errors import DfadcError, Interrupted, StorageFailed, TrainingDiverged, memory_errors
 from dfadc.event_files import event_files
 from dfadc.finish import write_results
 from dfadc.models.network_file import refuse_factory_from_file
@@ -35,6 +36,11 @@ __all__ = [
 ]
 
 
+_NEED_LESS_MEMORY = memory_errors(
+    "hold less at once: --set compute.micro_batch=16 keeps the batch; or lower --batch-size or replay.max_mebibytes"
+)
+
+
 def _ignore(_: object) -> None:
     """The default observer."""
 
@@ -54,6 +60,7 @@ class Observer:
     on_note: Callable[[str], None] = _ignore
 
 
+@_NEED_LESS_MEMORY
 def run_distillation(
     teacher: Teacher | Path | str,
     student: str = "mobilenetv2",
@@ -98,6 +105,7 @@ def run_distillation(
         return _play(training, folder, observer)
 
 
+@_NEED_LESS_MEMORY
 def plan_distillation(
     teacher: Teacher,
     student: str = "mobilenetv2",
@@ -112,6 +120,7 @@ def plan_distillation(
         return training.plan(minutes)
 
 
+@_NEED_LESS_MEMORY
 @holding_run
 def resume_distillation(
     run: RunFolder,
@@ -144,7 +153,8 @@ def resume_distillation(
     else:
         teacher = load_run_teacher(run, teacher, trust=trust, factories=factories)
     observer = observer or Observer()
-    with prepare(teacher, student, recipe=load_recipe(run.recipe), device=record["device"]) as training:
+    recipe = load_recipe(run.recipe)
+    with prepare(teacher, student, recipe=recipe, device=record["device"], has_checkpoint=True) as training:
         observer.on_plan(training.resume(run))
         return _play(training, run, observer)
 
@@ -209,12 +219,26 @@ def _another_teacher(run: RunFolder, path: Path, sha256: str) -> DfadcError:
 def _play(training: Training, folder: RunFolder, observer: Observer) -> RunFolder:
     before, started = folder.record().get("seconds", 0.0), time.monotonic()
     log, step = training.recipe.log, training.game.players.step
+
+    def spent() -> dict[str, float]:
+        return {"seconds": round(before + time.monotonic() - started, 1)}
+
+    folder.update_record({"status": "running"})
     try:
         with event_files(log, folder, step, observer.on_reading) as on_reading:
             training.play(folder, on_reading)
-    except Interrupted:
-        folder.update_record({"status": "interrupted", "seconds": round(before + time.monotonic() - started, 1)})
+        write_results(training, folder, observer.on_note)
+    except BaseException as exc:
+        with suppress(StorageFailed):  # a full disk may be why it ends, and that is told
+            folder.update_record({"status": _status_after(exc), **spent()})
         raise
-    write_results(training, folder, observer.on_note)
-    folder.update_record({"status": "finished", "seconds": round(before + time.monotonic() - started, 1)})
+    folder.update_record({"status": "finished", **spent()})
+    folder.remove_checkpoints()
     return folder
+
+
+def _status_after(end: BaseException) -> str:
+    """What became of a run that did not finish."""
+    if isinstance(end, Interrupted | KeyboardInterrupt):
+        return "interrupted"
+    return "diverged" if isinstance(end, TrainingDiverged) else "failed"

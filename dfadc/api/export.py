@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from dfadc.api.kit import write_device_kit
 from dfadc.calibration import load_images
-from dfadc.errors import DfadcError, RequirementMissing
+from dfadc.errors import DfadcError, RequirementMissing, memory_errors
 from dfadc.models.network_file import load_network
 from dfadc.models.outputs import answering_pixels
 from dfadc.run_lock import holding_run
@@ -95,6 +95,7 @@ class ExportObserver:
     on_kit: Callable[[Path], None] = _ignore
 
 
+@memory_errors("free some; runs with lower verify.num_samples and calibration.num_images need less here")
 @holding_run
 def export_student(
     run: RunFolder,

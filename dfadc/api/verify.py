@@ -21,7 +21,7 @@ from dfadc.api.answering import (
 )
 from dfadc.api.gates import gate_thresholds, recipe_to_judge_by
 from dfadc.api.report import describe_run, write_report
-from dfadc.errors import DfadcError, RequirementMissing
+from dfadc.errors import DfadcError, RequirementMissing, memory_errors
 from dfadc.run_lock import holding_writable_run
 from dfadc.verification.agreement import Accuracy
 from dfadc.verification.dense_samples import load_samples
@@ -93,6 +93,10 @@ def check_inputs(settings: VerifySettings, recipe: Recipe, *, contract: ImageCon
     read_inputs(contract, teacher_sha256, data=settings.data, baseline=settings.baseline)
 
 
+_NEED_LESS_MEMORY = memory_errors("free some; a run with a lower verify.num_samples needs less here")
+
+
+@_NEED_LESS_MEMORY
 @holding_writable_run
 def verify_run(run: RunFolder, settings: VerifySettings | None = None) -> Report:
     """Judges the fp32 student and every artifact of a run; writes the report in all its forms.
@@ -134,6 +138,7 @@ def verify_run(run: RunFolder, settings: VerifySettings | None = None) -> Report
     return write_report(run, report, samples)
 
 
+@_NEED_LESS_MEMORY
 def verify_file(
     artifact: Path,
     samples_path: Path,
