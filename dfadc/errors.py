@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: How torch, ONNX Runtime, OpenVINO, TensorRT and C++ say in a general error that memory ran out.
+_NO_MEMORY = ("allocate memory", "out of memory", "not enough memory", "bad_alloc", "bad allocation", "ALLOC_FAILED")
 
 
 class DfadcError(Exception):
@@ -45,6 +52,12 @@ class TrainingDiverged(DfadcError):
     exit_code = 6
 
 
+class OutOfMemory(DfadcError):
+    """Memory ran out, the machine's or the device's; what was there before is intact."""
+
+    exit_code = 7
+
+
 class StorageFailed(DfadcError):
     """Writing failed: disk full, read-only or not permitted. What was there before is intact."""
 
@@ -55,3 +68,33 @@ class Interrupted(DfadcError):
     """Ctrl-C or SIGTERM; the state was saved first."""
 
     exit_code = 130
+
+
+@contextmanager
+def memory_errors(way: str) -> Iterator[None]:
+    """Tells that memory ran out, however a library said it; also as a decorator.
+
+    Args:
+        way: how to need less.
+
+    Raises:
+        OutOfMemory: memory ran out in the block.
+    """
+    try:
+        yield
+    except OutOfMemory:
+        raise
+    except (DfadcError, MemoryError, RuntimeError) as exc:
+        if (reason := _no_memory(exc)) is None:
+            raise
+        raise OutOfMemory(f"memory ran out: {reason}", way) from exc
+
+
+def _no_memory(error: BaseException | None) -> str | None:
+    """The first line of the error, among this one and its causes, that says that memory ran out."""
+    while error is not None:
+        text = str(error)
+        if isinstance(error, MemoryError) or any(sign in text for sign in _NO_MEMORY):
+            return (text.splitlines() or [type(error).__name__])[0]
+        error = error.__cause__
+    return None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import platform
 import shlex
 import shutil
@@ -15,12 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from dfadc.contract import ImageContract
 from dfadc.errors import DfadcError, StorageFailed
-from dfadc.storage import atomic_write_text, remove_leftovers, write_json
+from dfadc.storage import atomic_write_text, is_temporary, remove_leftovers, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 SCHEMA = "dfadc.run/1"
+#: The lock file of a run folder, see :mod:`dfadc.run_lock`.
+LOCK = ".lock"
 #: Packages whose versions decide what a run computes.
 RECORDED_PACKAGES = ("dfadc", "torch", "torchvision", "timm", "numpy", "onnx", "onnxruntime")
 
@@ -157,14 +161,14 @@ class RunFolder:
                     return
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
-        """Adds a line to ``metrics.jsonl``.
+        """Adds a line to ``metrics.jsonl``; a number that is not finite becomes null, for JSON has none.
 
         Raises:
             StorageFailed: the disk is full or not writable.
         """
         try:
             with self.metrics.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(line) + "\n")
+                stream.write(json.dumps(_finite(line), allow_nan=False) + "\n")
         except OSError as exc:
             raise StorageFailed(
                 f"cannot write {self.metrics}: {exc.strerror or exc}",
@@ -173,13 +177,32 @@ class RunFolder:
 
     def trim_metrics(self, step: int) -> None:
         """Drops lines past ``step``: they are computed again after a resume."""
-        kept = [json.dumps(line) for line in self.read_metrics() if line["step"] <= step]
+        kept = [json.dumps(_finite(line), allow_nan=False) for line in self.read_metrics() if line["step"] <= step]
         atomic_write_text(self.metrics, "".join(f"{line}\n" for line in kept))
+
+    def remove_checkpoints(self) -> None:
+        """Removes the checkpoints of a finished run, which would go on from nowhere; at 224 px they take gigabytes.
+
+        Raises:
+            StorageFailed: the folder is not writable.
+        """
+        try:
+            if self.checkpoints.exists():
+                shutil.rmtree(self.checkpoints)
+        except OSError as exc:
+            raise StorageFailed(f"cannot remove {self.checkpoints}: {exc.strerror or exc}") from exc
 
     def clear_leftovers(self) -> None:
         """Removes what a killed process was about to write."""
         for folder in (self.path, self.checkpoints, self.artifacts):
             remove_leftovers(folder)
+
+
+def _finite(value: Any) -> Any:
+    """The same JSON values, with null for a number that is not finite."""
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def open_run(path: Path | str) -> RunFolder:
@@ -193,17 +216,25 @@ def open_run(path: Path | str) -> RunFolder:
     return folder
 
 
-def check_claimable(path: Path, *, force: bool) -> None:
+def check_claimable(path: Path, *, force: bool, inputs: Mapping[str, Path] | None = None) -> None:
     """Says before any work is done what :func:`claim_folder` would refuse; changes nothing.
 
+    Args:
+        path: of the folder.
+        force: whether a run that lies there may be replaced.
+        inputs: what a run reads, by the name that a person gave it.
+
     Raises:
-        DfadcError: something is there that must not be lost.
+        DfadcError: something is there that must not be lost, be it an input.
         StorageFailed: the folder cannot be looked into.
     """
     folder = RunFolder(path)
     try:
         if path.exists() and not path.is_dir():
             raise DfadcError(f"the output {path} is a file", "choose another --out")
+        for name, file in (inputs or {}).items():
+            if lies_in(file, path):
+                raise DfadcError(f"{name} {file} lies in the output folder {path}", "choose another --out")
         if not path.exists() or _is_unused(folder):
             return
         if not _holds_run(folder):
@@ -230,6 +261,8 @@ def claim_folder(path: Path, *, force: bool) -> RunFolder:
         path.mkdir(parents=True, exist_ok=True)
         # The folder itself stays: it may be a mount point, or where the shell stands.
         for entry in path.iterdir():
+            if entry.name == LOCK:  # held, by whoever claims
+                continue
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
             else:
@@ -242,18 +275,50 @@ def claim_folder(path: Path, *, force: bool) -> RunFolder:
     return folder
 
 
+def lies_in(file: Path, folder: Path) -> bool:
+    """Whether a file, or a link on the way to it, would be gone with a folder."""
+    there = folder.resolve()
+    ways = (*(way.resolve() for way in (file.absolute(), *file.absolute().parents)), *file.resolve().parents)
+    return there in ways
+
+
 def _is_unused(folder: RunFolder) -> bool:
-    """Empty, or as a run leaves it that was stopped before its record was written."""
-    return all(entry == folder.checkpoints and not any(entry.iterdir()) for entry in folder.path.iterdir())
+    """Empty, or as a run leaves it that was stopped before it was described."""
+    return _status(folder) == "starting" or all(
+        entry.name == LOCK
+        or is_temporary(entry)
+        or (entry == folder.checkpoints and entry.is_dir() and not any(entry.iterdir()))
+        for entry in folder.path.iterdir()
+    )
 
 
 def _holds_run(folder: RunFolder) -> bool:
-    """Whether a dfadc of any version wrote the record: a file of that name alone may be somebody else's."""
+    """Whether a dfadc of any version wrote the record."""
+    return _status(folder) is not None
+
+
+def _status(folder: RunFolder) -> str | None:
+    """Of a run of any version; None where there is none, for a file of that name alone may be somebody else's."""
     try:
         record = json.loads(folder.record_file.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
-        return False
-    return isinstance(record, dict) and str(record.get("schema")).startswith(SCHEMA.partition("/")[0] + "/")
+        return None
+    is_ours = isinstance(record, dict) and str(record.get("schema")).startswith(SCHEMA.partition("/")[0] + "/")
+    return str(record.get("status")) if is_ours else None
+
+
+def refuse_several_processes() -> None:
+    """Refuses a launcher such as torchrun, each of whose processes would make a run of its own in one folder.
+
+    Raises:
+        DfadcError: the environment says that there are several.
+    """
+    size = os.environ.get("WORLD_SIZE", "1")
+    if size.isdecimal() and int(size) > 1:
+        raise DfadcError(
+            f"a launcher started {size} processes (WORLD_SIZE), and a run is made by one",
+            "call dfadc itself, without torchrun; elsewhere unset WORLD_SIZE",
+        )
 
 
 def environment() -> dict[str, Any]:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
-import tempfile
+import secrets
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dfadc.errors import StorageFailed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 #: ``.NAME.`` and eight random characters, then the suffix of NAME again: how :func:`atomic_write` names temporaries.
 _TEMPORARY = re.compile(r"\..+(\.[A-Za-z0-9]+)\.[a-z0-9_]{8}\1")
@@ -24,7 +25,8 @@ _TEMPORARY = re.compile(r"\..+(\.[A-Za-z0-9]+)\.[a-z0-9_]{8}\1")
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside ``path`` and moves it over ``path`` once the block has succeeded.
 
-    A reader, or a process started after a crash, sees the old file or the new one, never a part.
+    A reader, or a process started after a crash, sees the old file or the new one, never a part. The file's mode is
+    what the umask leaves of 0666.
 
     Raises:
         StorageFailed: the disk is full, read-only or not permitted; ``path`` is as it was.
@@ -32,14 +34,13 @@ def atomic_write(path: Path) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-        os.close(descriptor)
-        temporary = Path(name)
+        draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}{path.suffix}")
+        draft.touch(exist_ok=False)
+        temporary = draft
         yield temporary
-        with temporary.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        temporary.chmod(0o644)
+        _sync(temporary)
         temporary.replace(path)
+        _sync(path.parent)
     except OSError as exc:
         raise StorageFailed(
             f"cannot write {path}: {exc.strerror or exc}",
@@ -50,6 +51,64 @@ def atomic_write(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def replace_together(drafts: dict[Path, Path], aside: Path) -> None:
+    """Moves files or folders to their places: all of them, or none, and then what was there before is there again.
+
+    Those of before leave in the given order and the drafts come in the opposite one: of a pair, the file that a reader
+    opens first is named first.
+
+    Args:
+        drafts: place -> what goes there, on the same disk.
+        aside: an empty folder on that disk, which takes what was there before.
+
+    Raises:
+        OSError: something could not be moved.
+    """
+    for draft in drafts.values():
+        for path in draft.rglob("*") if draft.is_dir() else (draft,):
+            _sync(path)
+    earlier = {place: aside / place.name for place in drafts if place.exists()}
+    try:
+        for place, refuge in earlier.items():
+            place.rename(refuge)
+        for place, draft in reversed(drafts.items()):
+            draft.rename(place)
+    except BaseException:  # Ctrl-C too; what has been moved is seen, not remembered
+        _restore(drafts, earlier)
+        raise
+    for folder in {place.parent for place in drafts}:
+        _sync(folder)
+
+
+def _restore(drafts: dict[Path, Path], earlier: dict[Path, Path]) -> None:
+    """Undoes half a replacement: a draft that is gone is at its place, and what was set aside returns to its own."""
+    for place, draft in drafts.items():
+        if not draft.exists():
+            place.rename(draft)
+    for place, refuge in earlier.items():
+        if refuge.exists():
+            refuge.rename(place)
+
+
+def _sync(path: Path) -> None:
+    """Has the system write down a file, or what a folder lists: what was moved is still there after a power cut."""
+    if path.is_dir() and os.name == "nt":  # folders cannot be opened there
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    except OSError as exc:
+        if exc.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a file is one that :func:`atomic_write` had not moved to its place."""
+    return _TEMPORARY.fullmatch(path.name) is not None and path.is_file()
+
+
 def remove_leftovers(folder: Path) -> None:
     """Removes the temporary files of :func:`atomic_write` that a killed process left in a folder, not below it.
 
@@ -58,7 +117,7 @@ def remove_leftovers(folder: Path) -> None:
     """
     try:
         for path in folder.glob(".*"):
-            if _TEMPORARY.fullmatch(path.name) and path.is_file():
+            if is_temporary(path):
                 path.unlink()
     except OSError as exc:
         raise StorageFailed(f"cannot clear {folder}: {exc.strerror or exc}") from exc

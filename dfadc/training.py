@@ -7,7 +7,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
@@ -31,11 +31,11 @@ from dfadc.models.students import Student, build_student, with_logits_like
 from dfadc.recipe import change_recipe, recipe_to_toml
 from dfadc.run import SCHEMA, RunFolder, environment
 from dfadc.sample_size import check_gates_can_pass, size_note
-from dfadc.storage import atomic_write_text, write_json
+from dfadc.storage import atomic_write_text, sha256_file, write_json
 from dfadc.watch import Watch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from torch import nn
 
@@ -140,7 +140,6 @@ class Training:
         if minutes is not None:
             self.recipe = change_recipe(self.recipe, {"steps": steps_for_minutes(minutes, cost.seconds_per_step)})
             self.game.recipe = self.recipe
-        precision = f"{self.policy.precision} ({self.policy.reason})"
         notes = (*self.notes, *check_budget(self.recipe))
         if minutes is not None and self.recipe.steps < FEW_STEPS:
             few = f"{minutes:g} minutes are {self.recipe.steps} steps here, and a student needs hundreds"
@@ -148,15 +147,14 @@ class Training:
             if self.student.stem == "small":
                 ways.append("student.stem=default, which costs less")
             notes = (*notes, f"{few}: take {' or '.join(ways)}")
-        return self._plan(str(self.policy.device), precision, cost, notes)
+        return self._plan(str(self.policy.device), self._precision, cost, notes)
 
     def start(self, folder: RunFolder, plan: Plan) -> None:
         """Writes what the run is into its folder."""
-        atomic_write_text(folder.recipe, recipe_to_toml(plan.recipe))
         teacher, student = self.teacher, self.student
         record = {
             "schema": SCHEMA,
-            "status": "running",
+            "status": "starting",  # nothing is lost with a run that ends here
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             **environment(),
             "device": plan.device,
@@ -177,6 +175,7 @@ class Training:
             "student": {
                 "architecture": student.architecture,
                 "stem": student.stem,
+                "weights": _start_weights(plan.recipe.student),
                 "num_parameters": student.num_parameters,
                 "flops": self.student_flops,
             },
@@ -184,6 +183,8 @@ class Training:
             "contract_sources": dict(teacher.contract_sources),
         }
         write_json(folder.record_file, record)
+        atomic_write_text(folder.recipe, recipe_to_toml(plan.recipe))
+        write_json(folder.record_file, {**record, "status": "running"})
 
     def resume(self, folder: RunFolder) -> Plan:
         """Goes back to the run's last checkpoint, to compute as the run did before, and says what is left.
@@ -206,8 +207,23 @@ class Training:
         if cost.compiled:
             self.game.compile()
         note = f"going on from step {self.game.players.step} of {self.recipe.steps}"
-        notes = (*record["notes"], note)
-        return self._plan(record["device"], record["precision"], cost, notes)
+        notes = (*record["notes"], *self._changes_since(record), note)
+        return self._plan(str(self.policy.device), self._precision, cost, notes)
+
+    @property
+    def _precision(self) -> str:
+        return f"{self.policy.precision} ({self.policy.reason})"
+
+    def _changes_since(self, record: Mapping[str, Any]) -> Iterator[str]:
+        """What is not as it was where the run began, and rounds differently."""
+        here = {
+            "device": str(self.policy.device),
+            "precision": self.policy.precision,
+            "threads": torch.get_num_threads(),
+        }
+        began = {**{name: record.get(name) for name in here}, "precision": record["precision"].split(" ")[0]}
+        if changed := [f"{name} {here[name]} instead of {was}" for name, was in began.items() if was != here[name]]:
+            yield f"{', '.join(changed)}: the rest of the run is not bit for bit what it would have been"
 
     def play(self, folder: RunFolder, on_reading: Callable[[Reading], None]) -> None:
         """Plays to the end, writing metrics and checkpoints.
@@ -272,18 +288,34 @@ class Training:
         return Game(teacher, self.batch_norms, players=players, recipe=recipe, contract=contract, policy=policy)
 
 
-def prepare(teacher: Teacher, student: str, *, recipe: Recipe, device: str) -> Training:
+def prepare(teacher: Teacher, student: str, *, recipe: Recipe, device: str, has_checkpoint: bool = False) -> Training:
     """Builds the student that a recipe and a teacher's contract call for, and the game.
+
+    Args:
+        teacher: loaded and frozen.
+        student: its architecture.
+        recipe: as asked for.
+        device: where to play.
+        has_checkpoint: the student's weights come from one, so that the file it started from is not needed any more.
 
     Raises:
         DfadcError: unknown student, a recipe that does not fit, a device that is not there.
         RequirementMissing: a package that the recipe needs is not there.
     """
     require_tensorboard(recipe.log)
+    rules = recipe.student
+    if rules.weights and has_checkpoint:
+        rules = rules.model_copy(update={"weights": "", "inherit": "off"})
+    elif rules.weights:
+        recipe = change_recipe(recipe, {"student.weights": str(Path(rules.weights).resolve())})
     torch.manual_seed(recipe.seed)
-    return Training(
-        teacher, _build_student(student, teacher, recipe.student), recipe=recipe, device=choose_device(device)
-    )
+    built = _build_student(student, teacher, rules)
+    return Training(teacher, built, recipe=recipe, device=choose_device(device))
+
+
+def _start_weights(rules: StudentSettings) -> dict[str, str] | None:
+    """The file that the student starts from, and its SHA-256; None where there is none."""
+    return {"path": rules.weights, "sha256": sha256_file(Path(rules.weights))} if rules.weights else None
 
 
 def _build_student(name: str, teacher: Teacher, rules: StudentSettings) -> Student:

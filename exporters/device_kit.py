@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dfadc.errors import DfadcError, StorageFailed
-from dfadc.storage import sha256_file
+from dfadc.storage import replace_together, sha256_file
 from exporters.base import BatchProfile
 from exporters.onnx_file import INPUT_NAME, METADATA_PREFIX, load_onnx, read_metadata
 
@@ -116,10 +116,11 @@ def write_kit(
             (draft / "kit.json").write_text(json.dumps(facts, indent=2, allow_nan=False) + "\n", encoding="utf-8")
             (draft / "check.py").write_text(_CHECK, encoding="utf-8")
             (draft / "build.sh").write_text(build, encoding="utf-8")
-            (draft / "build.sh").chmod(0o755)
-            if target.exists():
-                target.rename(Path(scratch) / "replaced")
-            draft.rename(target)
+            mode = (draft / "build.sh").stat().st_mode
+            (draft / "build.sh").chmod(mode | (mode & 0o444) >> 2)  # whoever may read it may run it
+            aside = Path(scratch) / "replaced"
+            aside.mkdir()
+            replace_together({target: draft}, aside)
     except OSError as exc:
         raise StorageFailed(f"cannot write the kit {target}: {exc.strerror or exc}", "free some space") from exc
     return target

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dfadc.errors import DfadcError, ExportFailed, RequirementMissing, StorageFailed
-from dfadc.storage import atomic_write, sha256_file
+from dfadc.storage import replace_together, sha256_file
 from exporters.base import BuildSettings, Capability, ExportRequest, ExportResult, Precision
 from exporters.onnx_file import METADATA_PREFIX, first_line, load_onnx, read_metadata
 
@@ -98,7 +98,10 @@ def _check_precision(model: Any, requested: Precision) -> None:
 
 
 def _save(openvino: ModuleType, model: Any, target: Path, *, compress: bool) -> None:
-    """Writes both files of the IR, or neither: first into a folder of its own beside the target."""
+    """Writes both files of the IR, or neither: first into a folder of its own beside the target.
+
+    The xml comes last: who sees it finds its weights.
+    """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
@@ -107,9 +110,10 @@ def _save(openvino: ModuleType, model: Any, target: Path, *, compress: bool) -> 
                 openvino.save_model(model, draft, compress_to_fp16=compress)
             except RuntimeError as exc:  # OpenVINO reports a full disk like anything else
                 raise StorageFailed(f"OpenVINO cannot write {target}: {_last_line(exc)}") from exc
-            for suffix in (".bin", ".xml"):  # the xml last: who sees it finds its weights
-                with atomic_write(target.with_suffix(suffix)) as temporary:
-                    draft.with_suffix(suffix).replace(temporary)
+            aside = Path(folder) / "replaced"
+            aside.mkdir()
+            places = (target, target.with_suffix(".bin"))
+            replace_together({place: draft.with_suffix(place.suffix) for place in places}, aside)
     except OSError as exc:
         raise StorageFailed(f"cannot write {target}: {exc.strerror or exc}") from exc
 

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
-from command_line import command_process, disk_that_holds, files_of, finish_command, run_command
+from command_line import command_process, disk_that_holds, files_of, finish_command, run_command, settings
 from conftest import QUICK_RECIPE, QUICK_STUDENT
 
 from dfadc.api.distil import Observer, load_teacher, resume_distillation, run_distillation
@@ -19,6 +19,7 @@ from dfadc.contract import ContractFields
 from dfadc.errors import DfadcError, Interrupted
 from dfadc.recipe import change_recipe, load_recipe
 from dfadc.run import RunFolder, open_run
+from dfadc.storage import sha256_file
 
 if TYPE_CHECKING:
     import subprocess
@@ -116,6 +117,7 @@ def assert_same_results(run: RunFolder, uninterrupted: RunFolder) -> None:
     for name in ("step", "student_loss", "generator_loss", "terms", "class_entropy", "agreement", "student_rate"):
         assert [line[name] for line in ours] == [line[name] for line in theirs], name
     assert run.record()["status"] == "finished"
+    assert not run.checkpoints.exists()
 
 
 def test_ctrl_c_saves_and_resume_finishes(
@@ -209,9 +211,79 @@ def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint_before(interrupted: R
     assert str(last) in outcome.errors[0]
     assert len(outcome.hints) == 1
     assert "Traceback" not in outcome.err
+    assert interrupted.record()["status"] == "failed"
     assert kept in (last.read_bytes(), (interrupted.checkpoints / "previous.pt").read_bytes())
     assert [path.name for path in interrupted.checkpoints.iterdir() if path.name.startswith(".")] == []
     assert_same_results(resume_distillation(interrupted), whole_run)
+
+
+def test_a_run_that_diverges_says_so_and_can_be_gone_on_with(digits_teacher: Path, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    rates = {"student.optimizer.learning_rate": 100, "student.optimizer.clip_norm": 0, "student.l1": 1e6}
+    recipe = {**SHORT_RECIPE, **rates, "steps": 60, "student.inherit": "off"}
+    outcome = run_command(
+        *("distill", digits_teacher, "--student", QUICK_STUDENT, "--out", run.path), *settings(recipe)
+    )
+    assert outcome.code == 6, outcome.err
+    assert run.record()["status"] == "diverged"
+    assert run.record()["seconds"] > 0
+
+
+def test_a_run_that_ends_while_it_is_finished_says_so(interrupted: RunFolder, whole_run: RunFolder) -> None:
+    def stop(note: str) -> None:
+        if note.startswith("finishing"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        resume_distillation(interrupted, observer=Observer(on_note=stop))
+    assert interrupted.record()["status"] == "interrupted"
+    assert_same_results(resume_distillation(interrupted), whole_run)
+
+
+def test_resume_says_what_is_another_machine_s(interrupted: RunFolder) -> None:
+    record = interrupted.record()
+    assert record["threads"] == 1
+    interrupted.update_record({"threads": 64, "precision": "bf16 (the CPU has AMX)"})
+    told: list[str] = []
+
+    def interrupt(_: Reading) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    observer = Observer(on_plan=lambda plan: told.extend((*plan.notes, plan.precision)), on_reading=interrupt)
+    with pytest.raises(Interrupted):
+        resume_distillation(interrupted, observer=observer)
+    assert "precision fp32 instead of bf16, threads 1 instead of 64: the rest of the run" in told[-3]
+    assert told[-1] == "fp32 (as asked)"
+
+
+def test_resume_needs_the_start_weights_no_more(
+    whole_run: RunFolder, digits_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are named from where the command stood, and are in the checkpoint."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    weights = tmp_path / "start.safetensors"
+    shutil.copy(whole_run.student, weights)
+    sha256 = sha256_file(weights)
+    recipe = change_recipe(load_recipe(whole_run.recipe), {"student.weights": "start.safetensors", "steps": 4})
+    whole = run_distillation(digits_teacher, QUICK_STUDENT, out=tmp_path / "whole", recipe=recipe)
+    assert whole.record()["student"]["weights"] == {"path": str(weights), "sha256": sha256}
+
+    def interrupt(reading: Reading) -> None:
+        if reading.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        run_distillation(
+            digits_teacher,
+            QUICK_STUDENT,
+            out=tmp_path / "run",
+            recipe=recipe,
+            observer=Observer(on_reading=interrupt),
+        )
+    weights.unlink()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert_same_results(resume_distillation(RunFolder(tmp_path / "run")), whole)
 
 
 def test_resume_refuses_a_teacher_that_changed(interrupted: RunFolder, whole_run: RunFolder, tmp_path: Path) -> None:

@@ -248,11 +248,23 @@ def test_trimming_drops_what_will_be_computed_again(step: int, kept: list[int], 
     assert folder.metrics.read_text().count("\n") == len(kept) + 1
 
 
-def test_trimming_keeps_losses_that_are_not_finite(tmp_path: Path) -> None:
+def test_metrics_are_json_where_a_loss_is_not_finite(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    folder.append_metrics({"step": 1, "student_loss": float("nan")})
-    folder.trim_metrics(1)
-    assert str(next(folder.read_metrics())["student_loss"]) == "nan"
+    nan, terms = float("nan"), {"balance": float("-inf"), "l2": 1.5}
+    folder.append_metrics({"step": 1, "student_loss": nan, "terms": terms, "note": "NaN"})
+    # As this project wrote it before, too.
+    with folder.metrics.open("a") as stream:
+        stream.write('{"step": 2, "student_loss": NaN}\n')
+    folder.trim_metrics(2)
+
+    def refuse(constant: str) -> None:
+        raise ValueError(constant)
+
+    lines = [json.loads(line, parse_constant=refuse) for line in folder.metrics.read_text().splitlines()]
+    assert lines == [
+        {"step": 1, "student_loss": None, "terms": {"balance": None, "l2": 1.5}, "note": "NaN"},
+        {"step": 2, "student_loss": None},
+    ]
 
 
 def test_metrics_that_cannot_be_written_are_a_storage_failure(tmp_path: Path) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import stat
 import subprocess
 import sys
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,6 +19,7 @@ from dfadc.storage import (
     atomic_write_bytes,
     atomic_write_text,
     remove_leftovers,
+    replace_together,
     sha256_file,
     write_json,
 )
@@ -133,10 +136,55 @@ def test_a_folder_where_the_file_should_be_is_a_storage_failure(tmp_path: Path) 
     assert names(tmp_path) == {"taken"}
 
 
-def test_a_written_file_can_be_read_by_others(tmp_path: Path) -> None:
-    """A temporary file is its owner's alone; a run folder is read by a web server, another container, a colleague."""
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600), (0o002, 0o664)])
+def test_the_umask_says_who_may_read_a_file(umask: int, mode: int, tmp_path: Path) -> None:
+    """A run folder may be for a web server, another container, a colleague, or for nobody else."""
+    before = os.umask(umask)
+    try:
+        atomic_write_text(tmp_path / "file.txt", "x")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file.txt").stat().st_mode) == mode
+
+
+def test_the_file_and_then_its_folder_are_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[tuple[bool, bool]] = []
+
+    def fsync(descriptor: int) -> None:
+        synced.append((stat.S_ISDIR(os.fstat(descriptor).st_mode), (tmp_path / "file.txt").exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
     atomic_write_text(tmp_path / "file.txt", "x")
-    assert stat.S_IMODE((tmp_path / "file.txt").stat().st_mode) == 0o644
+    assert synced == [(False, False), (True, True)]
+
+
+@pytest.mark.parametrize("failing", [None, 1, 2, 3, 4])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_pair_is_replaced_as_one(
+    failing: int | None, error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file and a folder: of four moves, any may fail."""
+    for folder, text in ((tmp_path, "old"), (tmp_path / "drafts", "new")):
+        (folder / "kit").mkdir(parents=True)
+        (folder / "kit" / "file").write_text(text)
+        (folder / "model.xml").write_text(text)
+    (tmp_path / "aside").mkdir()
+    places = [tmp_path / "model.xml", tmp_path / "kit"]
+    calls = 0
+    rename = type(tmp_path).rename
+
+    def rename_until(path: Path, target: Path) -> Path:
+        nonlocal calls
+        calls += 1
+        if calls == failing:
+            raise error
+        return rename(path, target)
+
+    monkeypatch.setattr(type(tmp_path), "rename", rename_until)
+    with nullcontext() if failing is None else pytest.raises(type(error)):
+        replace_together({place: tmp_path / "drafts" / place.name for place in places}, tmp_path / "aside")
+    expected = "new" if failing is None else "old"
+    assert [path.read_text() for path in (tmp_path / "kit" / "file", tmp_path / "model.xml")] == [expected] * 2
 
 
 def test_json_is_written_to_be_read(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from exporters.describe import artifact_metadata
 from exporters.engine_sessions import open_session
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
     from pathlib import Path
 
     from torch import nn
@@ -154,30 +154,32 @@ def ask_artifact(path: Path, questions: Questions) -> Answers:
     return Answers(level(given, samples.student_answers, form=form), correct, on_baseline)
 
 
-def ask_student(run: RunFolder, questions: Questions) -> Answers:
+def ask_student(run: RunFolder, questions: Questions, *, factories: Collection[str] = ()) -> Answers:
     """The fp32 student's answers: those frozen with the samples, and its own to whatever else is asked.
 
     Raises:
-        DfadcError: it has to answer, and its file is damaged.
+        DfadcError: it has to answer, and its file is damaged or names a factory that is none of ``factories``.
     """
     given = questions.samples.student_answers
     if questions.data is None and (questions.baseline is None or questions.baseline_is_of_these_samples):
         return Answers(given, None, predicted(given) if questions.baseline is not None else None)
     from dfadc.models.network_file import load_network  # noqa: PLC0415
 
-    student, metadata = load_network(run.student, architecture=run.record()["student"]["architecture"])
+    student, metadata = load_network(run.student, factories=factories)
     return Answers(given, *_further_answers(_on_cpu(student, metadata.contract), given, questions))
 
 
-def ask_teacher(run: RunFolder, data: EvaluationData | MaskedImages, *, trust: bool) -> Rights:
+def ask_teacher(
+    run: RunFolder, data: EvaluationData | MaskedImages, *, trust: bool, factories: Collection[str] = ()
+) -> Rights:
     """(L,) whether the teacher gives each labelled image its label, or the counts of its pixels.
 
     Raises:
-        DfadcError: its file is gone or has changed, or holds code that is not trusted.
+        DfadcError: its file is gone or has changed, or needs code that is neither trusted nor one of ``factories``.
     """
     from dfadc.api.distil import load_run_teacher  # noqa: PLC0415
 
-    teacher = load_run_teacher(run, trust=trust)
+    teacher = load_run_teacher(run, trust=trust, factories=factories)
     return _correct(_on_cpu(teacher.module, teacher.contract), data)
 
 

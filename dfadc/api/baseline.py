@@ -22,7 +22,7 @@ from dfadc.verification.samples import SampleSet
 from exporters.manifest import FILE_NAME, Manifest, check_unchanged
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from dfadc.api.answering import Answers
     from dfadc.run import RunFolder
@@ -37,7 +37,9 @@ class FrozenBaseline(NamedTuple):
     notes: list[str]
 
 
-def write_baseline(run: RunFolder, path: Path, *, data: Path | None = None, force: bool = False) -> FrozenBaseline:
+def write_baseline(
+    run: RunFolder, path: Path, *, data: Path | None = None, force: bool = False, factories: Collection[str] = ()
+) -> FrozenBaseline:
     """Runs the fp32 student's artifacts and freezes what they answer, beside the run's samples.
 
     Args:
@@ -45,6 +47,7 @@ def write_baseline(run: RunFolder, path: Path, *, data: Path | None = None, forc
         path: of the file to write.
         data: labelled images, whose results are frozen too.
         force: replace a baseline that is there.
+        factories: the student's ``module:factory``, where one has to be imported.
 
     Raises:
         DfadcError: there is a file already, or an artifact or the data cannot be used.
@@ -64,7 +67,7 @@ def write_baseline(run: RunFolder, path: Path, *, data: Path | None = None, forc
         )
     labelled, _ = read_inputs(samples.contract, teacher_sha256, data=data, baseline=None)
     questions = Questions(samples, labelled)
-    answers, left_out = {STUDENT: ask_student(run, questions)}, {}
+    answers, left_out = {STUDENT: ask_student(run, questions, factories=factories)}, {}
     for known in manifest.artifacts:
         name = Path(known.file).name
         try:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dfadc.contract import ImageContract
-from dfadc.errors import DfadcError, RequirementMissing
+from dfadc.errors import DfadcError, RequirementMissing, memory_errors
+from dfadc.run_lock import holding_run
 from dfadc.storage import write_json
 from exporters.benchmark import Timing, benchmark
 from exporters.describe import artifact_metadata
@@ -20,7 +21,7 @@ from exporters.engine_sessions import open_session
 from exporters.manifest import check_unchanged
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -40,12 +41,14 @@ class BenchSettings:
         threads: CPU threads of every network; 0 takes all that this process may use.
         seconds: for each latency and each throughput.
         trust_teacher: whether code in the teacher file may run.
+        factories: the teacher's ``module:factory``, where one has to be imported.
     """
 
     batch: int = 32
     threads: int = 0
     seconds: float = 2.0
     trust_teacher: bool = False
+    factories: Sequence[str] = ()
 
     @property
     def num_threads(self) -> int:
@@ -115,6 +118,11 @@ class Bench:
         }
 
 
+_NEED_LESS_MEMORY = memory_errors("lower --batch")
+
+
+@_NEED_LESS_MEMORY
+@holding_run
 def bench_run(run: RunFolder, settings: BenchSettings | None = None) -> Bench:
     """Measures the teacher (torch) and every artifact of a run; what cannot run here is NOT RUN with its reason.
 
@@ -144,6 +152,7 @@ def bench_run(run: RunFolder, settings: BenchSettings | None = None) -> Bench:
     return measured
 
 
+@_NEED_LESS_MEMORY
 def bench_file(artifact: Path, settings: BenchSettings | None = None) -> Bench:
     """Measures one artifact, with no run and no teacher at hand; imports no torch.
 
@@ -180,9 +189,9 @@ def _bench_teacher(run: RunFolder, images: NDArray[np.float32], settings: BenchS
     from exporters.sessions import TorchSession  # noqa: PLC0415
 
     try:
-        teacher = load_run_teacher(run, trust=settings.trust_teacher)
+        teacher = load_run_teacher(run, trust=settings.trust_teacher, factories=settings.factories)
     except DfadcError as exc:
-        return (BenchRow(TEACHER, None, not_run=exc.message),)
+        return (BenchRow(TEACHER, None, not_run=f"{exc.message} ({exc.hint})" if exc.hint else exc.message),)
     network, rows = answering_pixels(teacher.module, teacher.contract).eval(), []
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
         with (

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dfadc.contract import ContractFields
-from dfadc.errors import DfadcError, Interrupted
+from dfadc.errors import DfadcError, Interrupted, StorageFailed, TrainingDiverged, memory_errors
 from dfadc.event_files import event_files
 from dfadc.finish import write_results
+from dfadc.models.network_file import refuse_factory_from_file
 from dfadc.models.teacher import Teacher, load_teacher
 from dfadc.recipe import load_recipe
-from dfadc.run import RunFolder, check_claimable, claim_folder
+from dfadc.run import RunFolder, claim_folder
+from dfadc.run_lock import holding_run, reserved_folder
 from dfadc.storage import sha256_file
 from dfadc.training import Plan, Training, prepare
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from dfadc.settings import Recipe
     from dfadc.watch import Reading
@@ -31,6 +34,11 @@ __all__ = [
     "resume_distillation",
     "run_distillation",
 ]
+
+
+_NEED_LESS_MEMORY = memory_errors(
+    "hold less at once: --set compute.micro_batch=16 keeps the batch; or lower --batch-size or replay.max_mebibytes"
+)
 
 
 def _ignore(_: object) -> None:
@@ -52,6 +60,7 @@ class Observer:
     on_note: Callable[[str], None] = _ignore
 
 
+@_NEED_LESS_MEMORY
 def run_distillation(
     teacher: Teacher | Path | str,
     student: str = "mobilenetv2",
@@ -82,11 +91,13 @@ def run_distillation(
     loaded = load_teacher(teacher) if isinstance(teacher, Path | str) else teacher
     observer = observer or Observer()
     resolved = load_recipe(recipe) if isinstance(recipe, str) else recipe
-    path = Path(out)
-    check_claimable(path, force=force)
-    if path.resolve() in loaded.path.resolve().parents:
-        raise DfadcError(f"the teacher {loaded.path} lies in the output folder {path}", "choose another --out")
-    with prepare(loaded, student, recipe=resolved, device=device) as training:
+    path, inputs = Path(out), {"the teacher": loaded.path}
+    if resolved.student.weights:
+        inputs["student.weights"] = Path(resolved.student.weights)
+    with (
+        reserved_folder(path, force=force, inputs=inputs),
+        prepare(loaded, student, recipe=resolved, device=device) as training,
+    ):
         plan = training.plan(minutes)
         folder = claim_folder(path, force=force)
         training.start(folder, plan)
@@ -94,6 +105,7 @@ def run_distillation(
         return _play(training, folder, observer)
 
 
+@_NEED_LESS_MEMORY
 def plan_distillation(
     teacher: Teacher,
     student: str = "mobilenetv2",
@@ -108,8 +120,15 @@ def plan_distillation(
         return training.plan(minutes)
 
 
+@_NEED_LESS_MEMORY
+@holding_run
 def resume_distillation(
-    run: RunFolder, teacher: Teacher | Path | None = None, *, trust: bool = False, observer: Observer | None = None
+    run: RunFolder,
+    teacher: Teacher | Path | None = None,
+    *,
+    trust: bool = False,
+    factories: Collection[str] = (),
+    observer: Observer | None = None,
 ) -> RunFolder:
     """Goes on with an interrupted run as if it had not been interrupted: bit for bit on the CPU.
 
@@ -117,38 +136,49 @@ def resume_distillation(
         run: the run, from :func:`open_run`.
         teacher: loaded, or its file where that has moved since; by default the file that the run began with.
         trust: whether code in the teacher file may run.
+        factories: each ``module:factory`` of the student or the teacher, which the run folder alone may not import.
         observer: told about plan and progress.
 
     Raises:
-        DfadcError: no checkpoint, a finished run, or another teacher than the run began with.
+        DfadcError: no checkpoint, a finished run, another teacher than the run began with, or a factory that is none
+            of ``factories``.
     """
     record = run.record()
     if record["status"] == "finished":
         raise DfadcError(f"the run {run.path} is finished", "`dfadc export` and `dfadc verify` work on it")
+    student = record["student"]["architecture"]
+    refuse_factory_from_file(student, run.record_file, allowed=factories, flag="--factory")
     if isinstance(teacher, Teacher):
         _check_teacher(run, teacher)
     else:
-        teacher = load_run_teacher(run, teacher, trust=trust)
+        teacher = load_run_teacher(run, teacher, trust=trust, factories=factories)
     observer = observer or Observer()
-    student = record["student"]["architecture"]
-    with prepare(teacher, student, recipe=load_recipe(run.recipe), device=record["device"]) as training:
+    recipe = load_recipe(run.recipe)
+    with prepare(teacher, student, recipe=recipe, device=record["device"], has_checkpoint=True) as training:
         observer.on_plan(training.resume(run))
         return _play(training, run, observer)
 
 
-def load_run_teacher(run: RunFolder, path: Path | None = None, *, trust: bool = False) -> Teacher:
+def load_run_teacher(
+    run: RunFolder, path: Path | None = None, *, trust: bool = False, factories: Collection[str] = ()
+) -> Teacher:
     """Loads the teacher of a run the way the run did.
 
     Args:
         run: the run.
         path: of the file, where it has moved since.
         trust: whether code in the file may run.
+        factories: the teacher's ``module:factory``, where it is built by one.
 
     Raises:
-        DfadcError: the file is gone, or is not the one that the run began with.
+        DfadcError: the file is gone, or is not the one that the run began with, or the run names a factory that is none
+            of ``factories``.
     """
     record = run.record()
     known = record["teacher"]
+    if known["requested_architecture"] is not None:
+        named = known["requested_architecture"]
+        refuse_factory_from_file(named, run.record_file, allowed=factories, flag="--factory")
     path = path or Path(known["path"])
     if not path.is_file():
         raise DfadcError(
@@ -189,12 +219,26 @@ def _another_teacher(run: RunFolder, path: Path, sha256: str) -> DfadcError:
 def _play(training: Training, folder: RunFolder, observer: Observer) -> RunFolder:
     before, started = folder.record().get("seconds", 0.0), time.monotonic()
     log, step = training.recipe.log, training.game.players.step
+
+    def spent() -> dict[str, float]:
+        return {"seconds": round(before + time.monotonic() - started, 1)}
+
+    folder.update_record({"status": "running"})
     try:
         with event_files(log, folder, step, observer.on_reading) as on_reading:
             training.play(folder, on_reading)
-    except Interrupted:
-        folder.update_record({"status": "interrupted", "seconds": round(before + time.monotonic() - started, 1)})
+        write_results(training, folder, observer.on_note)
+    except BaseException as exc:
+        with suppress(StorageFailed):  # a full disk may be why it ends, and that is told
+            folder.update_record({"status": _status_after(exc), **spent()})
         raise
-    write_results(training, folder, observer.on_note)
-    folder.update_record({"status": "finished", "seconds": round(before + time.monotonic() - started, 1)})
+    folder.update_record({"status": "finished", **spent()})
+    folder.remove_checkpoints()
     return folder
+
+
+def _status_after(end: BaseException) -> str:
+    """What became of a run that did not finish."""
+    if isinstance(end, Interrupted | KeyboardInterrupt):
+        return "interrupted"
+    return "diverged" if isinstance(end, TrainingDiverged) else "failed"

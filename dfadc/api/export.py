@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from dfadc.api.kit import write_device_kit
 from dfadc.calibration import load_images
-from dfadc.errors import DfadcError, RequirementMissing
+from dfadc.errors import DfadcError, RequirementMissing, memory_errors
 from dfadc.models.network_file import load_network
 from dfadc.models.outputs import answering_pixels
+from dfadc.run_lock import holding_run
 from dfadc.storage import sha256_file
 from dfadc.verification.dense_samples import batch_size, load_samples
 from dfadc.verification.stored_images import dequantise, to_pixels
@@ -30,7 +32,7 @@ from exporters.onnx_exporter import export_onnx
 from exporters.registry import get_exporter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
     from dfadc.models.network_file import NetworkMetadata
     from dfadc.run import RunFolder
     from exporters.headroom import Headroom
+
+    LoadStudent = Callable[[], tuple[nn.Module, NetworkMetadata]]
 
 #: The export that is a folder: every typed ONNX of the run, with samples and a check to carry to a device.
 KIT = "kit"
@@ -95,6 +99,8 @@ class ExportObserver:
     on_kit: Callable[[Path], None] = _ignore
 
 
+@memory_errors("free some; runs with lower verify.num_samples and calibration.num_images need less here")
+@holding_run
 def export_student(
     run: RunFolder,
     exports: Sequence[str] | None = None,
@@ -102,6 +108,7 @@ def export_student(
     embed_normalisation: bool = False,
     embed_softmax: bool = False,
     dynamic_size: bool = False,
+    factories: Collection[str] = (),
     settings: BuildSettings | None = None,
     observer: ExportObserver | None = None,
 ) -> list[ExportResult]:
@@ -116,6 +123,7 @@ def export_student(
         embed_softmax: artifacts answer probabilities.
         dynamic_size: artifacts of a segmentation student take images of any height and width; an engine keeps the
             contract's.
+        factories: the student's ``module:factory``, where one has to be imported; the run folder alone may not.
         settings: what a build needs besides, such as target GPUs. Calibration images are those of the run unless given.
         observer: told about every artifact.
 
@@ -138,7 +146,8 @@ def export_student(
         settings = replace(settings, keep_fp32=(KEEP_FP32_AUTO,))
     requests = [request for request in plan.requests if request not in kept]
     settings = _with_calibration(settings, run, requests, pixels=form.normalises)
-    settings, headroom = _with_verification(settings, run, requests, pixels=form.normalises)
+    load_student = partial(_load_student, run, factories)
+    settings, headroom = _with_verification(settings, run, requests, load_student, pixels=form.normalises)
     for skipped in plan.skipped:
         observer.on_skipped(skipped)
     results = []
@@ -146,7 +155,7 @@ def export_student(
         earlier = manifest.find((run.artifacts / request.file_name).relative_to(run.path).as_posix())
         try:
             with restored_on_failure(run.path, earlier):
-                result = _annotated(_make(request, run, settings, form), earlier, headroom)
+                result = _annotated(_make(request, run, settings, form, load_student), earlier, headroom)
                 manifest = manifest.add(ArtifactRecord.from_result(result, run.path))
                 manifest.write(run.path)
         except PoolUnusable as exc:
@@ -230,7 +239,12 @@ def _calibration_images(run: RunFolder, *, pixels: bool) -> NDArray[np.float32] 
 
 
 def _with_verification(
-    settings: BuildSettings, run: RunFolder, requests: Sequence[ExportRequest], *, pixels: bool
+    settings: BuildSettings,
+    run: RunFolder,
+    requests: Sequence[ExportRequest],
+    load_student: LoadStudent,
+    *,
+    pixels: bool,
 ) -> tuple[BuildSettings, Headroom | None]:
     """The student's fp16 headroom, where an export is fp16; ``settings`` with the samples where it is small.
 
@@ -239,16 +253,15 @@ def _with_verification(
     if not any(request.precision is Precision.FP16 for request in requests):
         return settings, None
     samples = load_samples(run.samples)
-    headroom = measure_headroom(_load_student(run)[0], samples.batches(batch_size(samples.contract, _HEADROOM_BATCH)))
+    headroom = measure_headroom(load_student()[0], samples.batches(batch_size(samples.contract, _HEADROOM_BATCH)))
     if headroom.is_small and settings.verification is None:
         images = samples.normalised()
         settings = replace(settings, verification=to_pixels(images, run.contract()) if pixels else images)
     return settings, headroom
 
 
-def _load_student(run: RunFolder) -> tuple[nn.Module, NetworkMetadata]:
-    """The run says itself what its student is, so a factory of the user's may be imported again, as in a resume."""
-    module, metadata = load_network(run.student, architecture=run.record()["student"]["architecture"])
+def _load_student(run: RunFolder, factories: Collection[str]) -> tuple[nn.Module, NetworkMetadata]:
+    module, metadata = load_network(run.student, factories=factories)
     return answering_pixels(module, metadata.contract).eval(), metadata
 
 
@@ -288,11 +301,13 @@ def _form_of(onnx: Path) -> _Form:
     )
 
 
-def _make(request: ExportRequest, run: RunFolder, settings: BuildSettings, form: _Form) -> ExportResult:
+def _make(
+    request: ExportRequest, run: RunFolder, settings: BuildSettings, form: _Form, load_student: LoadStudent
+) -> ExportResult:
     """One artifact, of the artifact that it is made of or, the fp32 ONNX, of the student."""
     target = run.artifacts / request.file_name
     if request.source is None:
-        return _export_fp32(run, target, form)
+        return _export_fp32(run, target, form, load_student)
     return get_exporter(request.name).export(run.artifacts / request.source.file_name, target, request, settings)
 
 
@@ -307,8 +322,8 @@ def _annotated(result: ExportResult, earlier: ArtifactRecord | None, headroom: H
     return replace(result, notes=tuple(notes))
 
 
-def _export_fp32(run: RunFolder, target: Path, form: _Form) -> ExportResult:
-    student, metadata = _load_student(run)
+def _export_fp32(run: RunFolder, target: Path, form: _Form, load_student: LoadStudent) -> ExportResult:
+    student, metadata = load_student()
     return export_onnx(
         student,
         target,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dfadc.errors import DfadcError
 from dfadc.recipe import load_recipe
+from dfadc.run_lock import holding_writable_run, is_writable
 from dfadc.storage import atomic_write_text, write_json
 from dfadc.verification.dense_samples import DenseSampleSet, Samples, load_samples
 from dfadc.verification.details import listed_classes, numbered_class, render_details, shown_source
@@ -36,7 +37,7 @@ MAX_NOTES = 20
 
 
 def write_report(run: RunFolder, report: Report, samples: Samples | None) -> Report:
-    """Completes a verification's report from the run folder and writes it in every form.
+    """Completes a verification's report from the run folder and writes it in every form, where that can be.
 
     Args:
         run: the run that was verified.
@@ -56,12 +57,16 @@ def write_report(run: RunFolder, report: Report, samples: Samples | None) -> Rep
         report["disagreements"] = describe_disagreements(samples, report["gate"]["source"])
     report["curves"] = _describe_training(readings)
     report["bench"] = _speeds(run, report)
+    if not is_writable(run.path):
+        note = f"{run.path} is not writable here: the report lies in no file"
+        return {**report, "notes": [*report.get("notes", ()), note]}
     write_json(run.report_json, report)
     atomic_write_text(run.report_md, f"{render_markdown(report)}\n{render_details(report)}")
     _draw(run, report, samples, readings)
     return report
 
 
+@holding_writable_run
 def rebuild_report(run: RunFolder) -> Report:
     """The last verification of a run, in every form, from its folder.
 

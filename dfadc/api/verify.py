@@ -21,7 +21,8 @@ from dfadc.api.answering import (
 )
 from dfadc.api.gates import gate_thresholds, recipe_to_judge_by
 from dfadc.api.report import describe_run, write_report
-from dfadc.errors import DfadcError, RequirementMissing
+from dfadc.errors import DfadcError, RequirementMissing, memory_errors
+from dfadc.run_lock import holding_writable_run
 from dfadc.sample_size import check_accuracy_can_pass, check_gates_can_pass
 from dfadc.verification.agreement import Accuracy
 from dfadc.verification.dense_samples import load_samples
@@ -68,6 +69,8 @@ class VerifySettings:
         gates: changes to the recipe's gates, such as ``"verify.min_agreement=0.9"``.
         required: artifact files that must have run, besides those of the recipe.
         trust_teacher: whether code in the teacher file may run, for its accuracy.
+        factories: each ``module:factory`` of the student or the teacher, where labelled images or a baseline need
+            them; the run folder alone may not import code.
     """
 
     data: Path | None = None
@@ -75,6 +78,7 @@ class VerifySettings:
     gates: Sequence[str] = ()
     required: Sequence[str] = ()
     trust_teacher: bool = False
+    factories: Sequence[str] = ()
 
 
 def check_inputs(
@@ -105,6 +109,11 @@ def check_inputs(
         check_accuracy_can_pass(thresholds.min_accuracy, len(data), contract)
 
 
+_NEED_LESS_MEMORY = memory_errors("free some; a run with a lower verify.num_samples needs less here")
+
+
+@_NEED_LESS_MEMORY
+@holding_writable_run
 def verify_run(
     run: RunFolder, settings: VerifySettings | None = None, *, export_error: DfadcError | None = None
 ) -> Report:
@@ -133,10 +142,10 @@ def verify_run(
     expected = () if questions.baseline is None else questions.baseline.predictions
     judge = _Judge(questions, thresholds, expected)
     judge.notes.extend(_sample_notes(samples, recipe))
-    answers = ask_student(run, questions)
+    answers = ask_student(run, questions, factories=settings.factories)
     accuracy = None
     if questions.data is not None and answers.correct is not None:
-        teacher = ask_teacher(run, questions.data, trust=settings.trust_teacher)
+        teacher = ask_teacher(run, questions.data, trust=settings.trust_teacher, factories=settings.factories)
         accuracy = LabelledAccuracy(_measured(teacher), _measured(answers.correct))
     student = judge.student(answers)
     artifacts = [judge.artifact(_artifact_file(known), run.path / known.file) for known in manifest.artifacts]
@@ -154,6 +163,7 @@ def verify_run(
     return write_report(run, report, samples)
 
 
+@_NEED_LESS_MEMORY
 def verify_file(
     artifact: Path,
     samples_path: Path,

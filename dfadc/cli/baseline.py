@@ -15,6 +15,7 @@ def baseline(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The baseline's file, .npz.")],
     data: options.Data = None,
+    factory: options.Factory = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a baseline that is there.")] = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
@@ -23,7 +24,7 @@ def baseline(
     from dfadc.api.baseline import describe_frozen, write_baseline  # noqa: PLC0415 -- keeps `--help` light
     from dfadc.run import open_run  # noqa: PLC0415
 
-    frozen = write_baseline(open_run(run), out, data=data, force=force)
+    frozen = write_baseline(open_run(run), out, data=data, force=force, factories=factory or ())
     described = describe_frozen(frozen)
     for name, reason in frozen.left_out.items():
         say(f"not in the baseline: {name}: {reason}", quiet=quiet)

@@ -20,13 +20,16 @@ def bench(
     threads: Annotated[int, typer.Option(min=0, help="CPU threads of every network; 0 takes all.")] = 0,
     seconds: Annotated[float, typer.Option(min=0.001, help="For each latency and each throughput.")] = 2.0,
     trust_teacher: options.TrustTeacher = False,
+    factory: options.Factory = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Measure the teacher and every artifact of a run, or one artifact, on this machine."""
     from dfadc.api.bench import BenchSettings, bench_file, bench_run  # noqa: PLC0415 -- keeps `--help` light
     from dfadc.run import open_run  # noqa: PLC0415
 
-    settings = BenchSettings(batch=batch, threads=threads, seconds=seconds, trust_teacher=trust_teacher)
+    settings = BenchSettings(
+        batch=batch, threads=threads, seconds=seconds, trust_teacher=trust_teacher, factories=factory or ()
+    )
     measured = bench_run(open_run(target), settings) if target.is_dir() else bench_file(target, settings)
     if as_json:
         print_json(measured.to_dict())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -32,6 +33,7 @@ _GOES_WITH_RESUME = {
     "resume",
     "export",
     "trust_teacher",
+    "factory",
     "data",
     "min_agreement",
     "min_accuracy",
@@ -80,6 +82,7 @@ def distill(  # noqa: PLR0913, PLR0917 -- the signature is the command line
     num_classes: options.NumClasses = None,
     task: options.Task = None,
     trust_teacher: options.TrustTeacher = False,
+    factory: options.Factory = None,
     data: options.Data = None,
     min_agreement: options.MinAgreement = None,
     min_accuracy: options.MinAccuracy = None,
@@ -94,13 +97,23 @@ def distill(  # noqa: PLR0913, PLR0917 -- the signature is the command line
     """Distil TEACHER into a small student without data, export it and verify it."""
     if dry_run and junit is not None:
         raise DfadcError(f"--dry-run verifies nothing, so there is nothing to write to {junit}", "leave --junit away")
-    with ci_outputs(junit) as publish:
+    with ci_outputs(junit) as publish, ExitStack() as held:
         gates = options.gates(
             min_agreement=min_agreement, min_accuracy=min_accuracy, max_drop=max_drop, data=data, baseline=baseline
         )
-        wanted = _verification(data, baseline, gates, require or [], trust_teacher)
+        if factory and resume is None:
+            raise DfadcError(
+                f"--factory {factory[0]} goes with --resume", "a new run has its factories of --student, --teacher-arch"
+            )
+        # Only what is named on this command line may be imported.
+        factories = factory or [name for name in (student, teacher_arch) if name]
+        wanted = _verification(data, baseline, gates, require or [], trust_teacher, factories)
         if resume is not None:
+            from dfadc.run import open_run  # noqa: PLC0415 -- keeps `--help` light
+            from dfadc.run_lock import locked  # noqa: PLC0415
+
             _refuse_beside_resume(context)
+            held.enter_context(locked(open_run(resume).path))
             run = _resume(resume, teacher, export, wanted, quiet=quiet)
         elif teacher is None:
             raise DfadcError("no teacher given", "dfadc distill teacher.pt --student mobilenetv2")
@@ -125,7 +138,17 @@ def distill(  # noqa: PLR0913, PLR0917 -- the signature is the command line
             if dry_run:
                 _show_plan(job, as_json=as_json)
                 return
-            run = _start(job, out or _default_out(loaded.path, student), force=force, quiet=quiet)
+            from dfadc.run_lock import reserved_folder  # noqa: PLC0415
+
+            out = out or _default_out(loaded.path, student)
+            files = {
+                "--data": data,
+                "--baseline": baseline,
+                "--recipe": Path(recipe) if recipe.endswith(".toml") else None,
+            }
+            inputs = {flag: path for flag, path in files.items() if path is not None}
+            held.enter_context(reserved_folder(out, force=force, inputs=inputs))
+            run = _start(job, out, force=force, quiet=quiet)
         report, export_error = _finish(run, export, wanted, quiet=quiet)
         publish(report)
         print_report(report, as_json=as_json, verbose=verbose)
@@ -144,11 +167,23 @@ class _Job(NamedTuple):
 
 
 def _verification(
-    data: Path | None, baseline: Path | None, gates: list[str], required: list[str], trust_teacher: bool
+    data: Path | None,
+    baseline: Path | None,
+    gates: list[str],
+    required: list[str],
+    trust_teacher: bool,
+    factories: list[str],
 ) -> VerifySettings:
     from dfadc.api.verify import VerifySettings  # noqa: PLC0415 -- keeps `--help` light
 
-    return VerifySettings(data=data, baseline=baseline, gates=gates, required=required, trust_teacher=trust_teacher)
+    return VerifySettings(
+        data=data,
+        baseline=baseline,
+        gates=gates,
+        required=required,
+        trust_teacher=trust_teacher,
+        factories=factories,
+    )
 
 
 def _load(path: Path, architecture: str | None, fields: ContractFields, *, trust: bool, quiet: bool) -> Teacher:
@@ -217,7 +252,9 @@ def _resume(
     recipe = recipe_to_judge_by(run.recipe, wanted.gates)
     _check_what_follows(exports, wanted, recipe, run.contract(), run.record()["teacher"]["sha256"])
     with terminal_observer(quiet=quiet) as observer:
-        return resume_distillation(run, teacher, trust=wanted.trust_teacher, observer=observer)
+        return resume_distillation(
+            run, teacher, trust=wanted.trust_teacher, factories=wanted.factories, observer=observer
+        )
 
 
 def _check_what_follows(
@@ -254,7 +291,7 @@ def _finish(
 
     export_error = None
     try:
-        run_exports(run, exports, quiet=quiet)
+        run_exports(run, exports, factories=wanted.factories, quiet=quiet)
     except DfadcError as exc:
         export_error = exc
         say(f"not exported: {exc.message}", quiet=quiet)

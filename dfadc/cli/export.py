@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -44,6 +44,7 @@ def export(  # noqa: PLR0913, PLR0917 -- the signature is the command line
     workspace: Annotated[
         int | None, typer.Option(min=1, help="Most MiB a TensorRT tactic may use.", rich_help_panel=_ENGINES)
     ] = None,
+    factory: options.Factory = None,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -62,7 +63,7 @@ def export(  # noqa: PLR0913, PLR0917 -- the signature is the command line
         "embed_softmax": embed_softmax,
         "dynamic_size": dynamic_size,
     }
-    results = run_exports(open_run(run), exports, settings=settings, form=form, quiet=quiet)
+    results = run_exports(open_run(run), exports, settings=settings, form=form, factories=factory or (), quiet=quiet)
     if as_json:
         print_json({result.path.name: _facts(result) for result in results})
         return
@@ -77,6 +78,7 @@ def run_exports(
     *,
     settings: BuildSettings | None = None,
     form: Mapping[str, bool] | None = None,
+    factories: Collection[str] = (),
     quiet: bool = False,
 ) -> list[ExportResult]:
     """Exports and says on stderr what was made and what was not; ``form``: what artifacts take and answer."""
@@ -106,6 +108,7 @@ def run_exports(
             run,
             exports,
             **(form or {}),
+            factories=factories,
             settings=replace(settings or BuildSettings(), on_progress=on_progress),
             observer=ExportObserver(on_result=say_result, on_skipped=say_skipped, on_kit=say_kit),
         )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -22,7 +24,7 @@ from dfadc.cli.report import report
 from dfadc.cli.script import print_error
 from dfadc.cli.students import students
 from dfadc.cli.verify import verify
-from dfadc.errors import DfadcError
+from dfadc.errors import DfadcError, Interrupted
 
 app = typer.Typer(
     name="dfadc",
@@ -61,12 +63,21 @@ def run(arguments: Sequence[str]) -> int:
         annotate_error(exc)
         return exc.exit_code
     except SystemExit as exc:
+        if exc.code == Interrupted.exit_code:  # of a KeyboardInterrupt; a training ends in an error of its own
+            print_error(Interrupted("interrupted", "every file is whole or as it was: give the command again"))
         return exc.code if isinstance(exc.code, int) else 1
     return 0
+
+
+def _end_like_ctrl_c(signum: int, frame: FrameType | None) -> None:
+    """SIGTERM ends a command as Ctrl-C does, so that nothing is left in halves; a second one ends it at once."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.default_int_handler(signum, frame)
 
 
 def main() -> None:
     """Entry point of the console script."""
     # torch reads it at its first allocation: large tensors then take pages of 2 MiB, and fault once for each.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    signal.signal(signal.SIGTERM, _end_like_ctrl_c)
     sys.exit(run(sys.argv[1:]))

@@ -47,6 +47,13 @@ Task = Annotated[
 TrustTeacher = Annotated[
     bool, typer.Option("--trust-teacher", help="Let the teacher file run code (TorchScript, .pt2, pickled modules).")
 ]
+Factory = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--factory",
+        help="package.module:factory that the run may import for its student or teacher (repeatable).",
+    ),
+]
 Data = Annotated[
     Path | None,
     typer.Option(help="ImageFolder or .npz with labels: adds accuracy. It evaluates, it never trains or selects."),

@@ -62,6 +62,7 @@ def verify(  # noqa: PLR0913, PLR0917 -- the signature is the command line
     max_drop: options.MaxDrop = None,
     require: options.Require = None,
     trust_teacher: options.TrustTeacher = False,
+    factory: options.Factory = None,
     junit: options.Junit = None,
     as_json: options.AsJson = False,
     verbose: options.Verbose = False,
@@ -79,6 +80,7 @@ def verify(  # noqa: PLR0913, PLR0917 -- the signature is the command line
             gates=[*(assign or []), *gates],
             required=require or [],
             trust_teacher=trust_teacher,
+            factories=factory or (),
         )
         report = _verify(target, settings, _OneArtifact(samples, recipe, precision))
         publish(report)
@@ -105,6 +107,7 @@ def _verify(target: Path, settings: VerifySettings, one: _OneArtifact) -> Report
         return verify_run(open_run(target), settings)
     if one.samples is None:
         raise DfadcError(f"{target} is no run folder", "for one artifact, pass --samples samples.npz")
-    if settings.trust_teacher:
-        raise DfadcError("--trust-teacher goes with a run; no teacher is asked for one artifact", "leave it away")
+    for flag, said_so in (("--trust-teacher", settings.trust_teacher), ("--factory", settings.factories)):
+        if said_so:
+            raise DfadcError(f"{flag} goes with a run; no teacher is asked for one artifact", "leave it away")
     return verify_file(target, one.samples, settings, recipe=one.recipe, precision=one.precision or "")

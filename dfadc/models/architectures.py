@@ -181,7 +181,9 @@ def _known_to_smp(name: str) -> str:
     decoder, _, encoder = name.partition(":")
     if decoder.lower() not in smp.MODEL_ARCHITECTURES_MAPPING:
         raise _unknown(f"smp:{name}", list(smp.MODEL_ARCHITECTURES_MAPPING), decoder.lower())
-    if encoder not in smp.encoders.get_encoder_names() and not encoder.startswith("tu-"):
+    # timm's own names alone: it would fetch "hf-hub:..." and read "local-dir:...".
+    is_of_timm = encoder.startswith("tu-") and import_timm().is_model(encoder.removeprefix("tu-"))
+    if encoder not in smp.encoders.get_encoder_names() and not is_of_timm:
         raise _unknown(f"smp:{name}", smp.encoders.get_encoder_names(), encoder)
     return name
 

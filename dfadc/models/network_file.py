@@ -22,7 +22,7 @@ from dfadc.models.stems import Stem, parse_stem
 from dfadc.storage import atomic_write_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
 SCHEMA = "1"
@@ -78,21 +78,20 @@ def save_network(
     atomic_write_bytes(path, serialise(_unwrapped(module).state_dict(), metadata))
 
 
-def load_network(path: Path, *, architecture: str | None = None) -> tuple[nn.Module, NetworkMetadata]:
+def load_network(path: Path, *, factories: Collection[str] = ()) -> tuple[nn.Module, NetworkMetadata]:
     """Reads a network file: the network on the CPU in eval mode, its parameters trainable, and its metadata.
 
     Args:
         path: the file.
-        architecture: the caller's own name for the network. It is needed where the file names ``module:factory``:
-            a file alone may not choose code to import.
+        factories: each ``module:factory`` that the caller allows; a file may not choose code to import.
 
     Raises:
-        DfadcError: the file is missing, damaged or no network file, or its weights do not fit its architecture.
+        DfadcError: the file is missing, damaged or no network file, its weights do not fit its architecture, or that
+            is a factory that the caller does not allow.
     """
     metadata = read_network_metadata(path)
-    if architecture is None:
-        refuse_factory_from_file(metadata.architecture, path)
-    built = build_architecture(architecture or metadata.architecture, metadata.contract, stem=metadata.stem)
+    refuse_factory_from_file(metadata.architecture, path, allowed=factories, flag="--factory")
+    built = build_architecture(metadata.architecture, metadata.contract, stem=metadata.stem)
     load_strictly_(built.module, read_safetensors(path), architecture=built.name, source=str(path))
     return built.module.eval(), metadata
 
@@ -140,17 +139,25 @@ def parse_contract_json(text: str, path: Path) -> dict[str, Any]:
     return values
 
 
-def refuse_factory_from_file(architecture: str, path: Path) -> None:
-    """A file may not choose code to import.
+def refuse_factory_from_file(
+    architecture: str, path: Path, *, allowed: Collection[str] = (), flag: str = "--teacher-arch"
+) -> None:
+    """Refuses to import code that a file chose.
+
+    Args:
+        architecture: as the file names it.
+        path: of the file.
+        allowed: factories that the user named.
+        flag: of the command line that names one.
 
     Raises:
-        DfadcError: the architecture is ``module:factory``.
+        DfadcError: the architecture is a ``module:factory`` that the user did not name.
     """
     library, colon, _ = architecture.partition(":")
-    if colon and library not in ("torchvision", "timm", "smp"):
+    if colon and library not in ("torchvision", "timm", "smp") and architecture not in allowed:
         raise DfadcError(
             f"{path} names {architecture!r} as its architecture, which would import code",
-            f"if you trust that code, name it yourself: --teacher-arch {architecture}",
+            f"if you trust that code, name it yourself: {flag} {architecture}",
         )
 
 

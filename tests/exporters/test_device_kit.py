@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 import pytest
-from command_line import run_command
+from command_line import files_of, run_command
 from onnx import numpy_helper
 
-from exporters.device_kit import CARRIED
+from dfadc.errors import StorageFailed
+from exporters.device_kit import CARRIED, write_kit
 
 if TYPE_CHECKING:
     from command_line import Outcome
@@ -174,3 +175,22 @@ def test_the_models_of_a_kit_are_those_of_the_manifest(finished_run: RunFolder, 
     assert np.load(run / "artifacts" / "kit" / "samples.npz")["images"].dtype == np.uint8
     assert [path.name for path in (run / "artifacts" / "kit").glob("*.onnx")] == ["student.onnx"]
     assert run_command("export", run, "-e", "kit", "--gpu", "sm86").code == 2
+
+
+def test_a_kit_that_cannot_be_replaced_is_still_there(
+    kit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old one is out of the way already when the new one cannot take its place."""
+    before, rename = files_of(kit), Path.rename
+
+    def fail_once_it_is_gone(path: Path, target: Path) -> Path:
+        if Path(target) == kit and not kit.exists():
+            monkeypatch.undo()
+            raise OSError(28, "No space left on device")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail_once_it_is_gone)
+    with pytest.raises(StorageFailed, match="No space left"):
+        write_kit(kit, [kit / "student.onnx"], kit / "samples.npz", thresholds={})
+    assert files_of(kit) == before
+    assert list(tmp_path.iterdir()) == [kit]

@@ -2,19 +2,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import files_of
 
 from dfadc.errors import DfadcError, ExportFailed, RequirementMissing, StorageFailed
 from exporters.base import BuildSettings, ExportRequest, ExportResult, Session
 from exporters.derived_onnx import DerivedOnnxExporter
 from exporters.engine_sessions import OpenVinoSession, open_session
 from exporters.openvino_exporter import OpenVinoExporter
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 pytest.importorskip("openvino", reason="pip install openvino")
 
@@ -99,3 +97,23 @@ def test_openvino_needs_no_torch(student_onnx: Path, tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)  # noqa: S603
     assert (done.stdout.strip(), done.stderr) == ("(2, 10)", "")
+
+
+@pytest.mark.parametrize("suffix", [".xml", ".bin"])
+def test_both_files_are_replaced_or_none(
+    suffix: str, student_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = convert(student_onnx, tmp_path, "openvino")
+    before, rename = files_of(tmp_path), Path.rename
+
+    def fail(path: Path, target: Path) -> Path:
+        if path.name == result.path.name.replace(".xml", suffix) and Path(target).parent == tmp_path:
+            monkeypatch.undo()
+            raise OSError(28, "No space left on device")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    request = ExportRequest.parse("openvino:fp16")
+    with pytest.raises(StorageFailed, match="No space left"):
+        OpenVinoExporter().export(student_onnx, result.path, request, BuildSettings())
+    assert files_of(tmp_path) == before

@@ -122,3 +122,11 @@ def test_smp_is_asked_for_where_it_is_missing() -> None:
             build_student("smp:Unet:resnet18", ODD)
     else:
         assert build_student("smp:Unet:resnet18", ImageContract((1, 64, 96), 5, task="segmentation")).num_parameters
+
+
+@pytest.mark.parametrize("name", ["hf-hub:somebody/network", "local-dir:/somewhere", "no_such_network"])
+def test_an_encoder_is_one_that_timm_itself_has(name: str) -> None:
+    """timm would fetch the first and read the second."""
+    pytest.importorskip("segmentation_models_pytorch")
+    with pytest.raises(DfadcError, match="unknown architecture"):
+        build_student(f"smp:Unet:tu-{name}", ODD)
