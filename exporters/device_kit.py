@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 FOLDER = "kit"
 SCHEMA = "dfadc.kit/1"
-#: What check.py is made of: these files, byte for byte.
+#: Files that check.py is made of, byte for byte. They run on Python 3.10, which JetPack 6 has.
 CARRIED = (
     *("dfadc/__init__.py", "dfadc/contract.py", "dfadc/errors.py", "dfadc/storage.py"),
     *("dfadc/api/__init__.py", "dfadc/api/device_check.py"),
@@ -35,16 +35,8 @@ CARRIED = (
 _CHECK = '''\
 """Checks the models of this folder: python check.py [FILE ...] [--runtime NAME] [--json]; exit 0, 2, 3 or 4."""
 
-import enum
 import sys
 from pathlib import Path
-
-if not hasattr(enum, "StrEnum"):  # Python 3.10, which JetPack 6 has
-
-    class StrEnum(str, enum.Enum):
-        __str__ = str.__str__
-
-    enum.StrEnum = StrEnum
 
 FOLDER = Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER))
