@@ -24,7 +24,8 @@ FOLDER = "kit"
 SCHEMA = "dfadc.kit/1"
 #: Files that check.py is made of, byte for byte. They run on Python 3.10, which JetPack 6 has.
 CARRIED = (
-    *("dfadc/__init__.py", "dfadc/contract.py", "dfadc/errors.py", "dfadc/storage.py"),
+    *("dfadc/__init__.py", "dfadc/array_file.py", "dfadc/contract.py", "dfadc/errors.py", "dfadc/preprocessing.py"),
+    "dfadc/storage.py",
     *("dfadc/api/__init__.py", "dfadc/api/device_check.py"),
     *(f"dfadc/verification/{name}.py" for name in ("__init__", "agreement", "answers", "dense", "dense_samples")),
     *(f"dfadc/verification/{name}.py" for name in ("extra_gates", "gate", "pixel_scores", "report", "report_text")),

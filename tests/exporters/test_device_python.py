@@ -92,12 +92,12 @@ def device_python(request: pytest.FixtureRequest) -> Path:
         pytest.skip(f"no Python {DEVICE_VERSION} on PATH or in pyenv, and {VARIABLE} is not set")
     if has_runtimes(Path(python)):
         return Path(python)
-    cache: pytest.Cache = request.config.cache  # type: ignore[assignment]
-    folder = cache.mkdir(f"python{DEVICE_VERSION}")
+    assert request.config.cache is not None
+    folder = request.config.cache.mkdir(f"python{DEVICE_VERSION}")
     own = folder / "bin" / "python"
     if not (own.exists() and has_runtimes(own)):
-        pip = [own, "-m", "pip", "install", "--quiet", "--retries", "0", "--timeout", "10", *RUNTIMES]
-        for command in ([python, "-m", "venv", "--clear", folder], pip):
+        pip = [str(own), "-m", "pip", "install", "--quiet", "--retries", "0", "--timeout", "10", *RUNTIMES]
+        for command in ([python, "-m", "venv", "--clear", str(folder)], pip):
             done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
             if done.returncode:
                 pytest.skip(f"no {' and '.join(RUNTIMES)} for Python {DEVICE_VERSION}: {done.stderr.strip()[-200:]}")
