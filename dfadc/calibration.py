@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import zipfile
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from dfadc.array_file import read_arrays
 from dfadc.class_turns import take_turns
 from dfadc.errors import DfadcError
 from dfadc.storage import atomic_write
@@ -69,9 +69,8 @@ def load_images(path: Path, *, input_size: tuple[int, int, int]) -> StoredImages
     """
     remake = "a finished run holds it as calibration.npz: take it from there again"
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            images: StoredImages = archive["images"]
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as exc:
+        images: StoredImages = read_arrays(path, ("images",))["images"]
+    except (OSError, KeyError, ValueError) as exc:
         raise DfadcError(f"cannot read the calibration images in {path}: {exc}", remake) from exc
     if images.ndim != 4 or images.shape[1:] != input_size or images.dtype not in (np.uint8, np.float16):
         found = f"images of {images.shape[1:]}, {images.dtype}"

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
 from dfadc.errors import DfadcError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from dfadc.preprocessing import Preprocessing
 
 Task = Literal["classification", "segmentation"]
 
@@ -29,6 +28,8 @@ class ImageContract:
         std: per-channel standard deviation of pixels in [0, 1]; None together with ``mean``.
         class_names: K names in the order of the logits, or None.
         task: what the logits are: (N, K) for classification, (N, K, H, W) for segmentation.
+        preprocessing: how photographs become such images, or None. It changes nothing of what the network takes, so
+            contracts that differ in it alone are equal.
 
     Raises:
         DfadcError: a value is impossible or two values contradict each other.
@@ -40,6 +41,7 @@ class ImageContract:
     std: tuple[float, ...] | None = None
     class_names: tuple[str, ...] | None = None
     task: Task = "classification"
+    preprocessing: Preprocessing | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         channels, height, width = self.input_size
@@ -94,6 +96,7 @@ class ImageContract:
             "std": None if self.std is None else list(self.std),
             "class_names": None if self.class_names is None else list(self.class_names),
             "task": self.task,
+            "preprocessing": None if self.preprocessing is None else self.preprocessing.to_dict(),
         }
 
     def to_json(self) -> str:
@@ -120,6 +123,7 @@ class ContractFields:
     std: tuple[float, ...] | None = None
     class_names: tuple[str, ...] | None = None
     task: Task | None = None
+    preprocessing: Preprocessing | None = None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ContractFields:
@@ -128,7 +132,7 @@ class ContractFields:
         Raises:
             DfadcError: a field is unknown or has the wrong type.
         """
-        known = {field.name for field in fields(cls)}
+        known = {member.name for member in fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
             raise DfadcError(f"unknown contract field {unknown[0]!r}", f"known fields: {', '.join(sorted(known))}")
@@ -146,6 +150,7 @@ class ContractFields:
                 std=_floats(values.get("std")),
                 class_names=_strings(values.get("class_names")),
                 task=task,
+                preprocessing=_preprocessing(values.get("preprocessing")),
             )
         except (OverflowError, TypeError, ValueError) as exc:
             raise DfadcError(f"malformed contract: {exc}") from exc
@@ -167,6 +172,7 @@ class ContractFields:
             std=self.std,
             class_names=self.class_names,
             task=self.task or "classification",
+            preprocessing=self.preprocessing,
         )
 
 
@@ -189,11 +195,11 @@ def merge_fields(sources: Mapping[str, ContractFields]) -> tuple[ContractFields,
     for source, known in sources.items():
         if (known.mean is None) != (known.std is None):
             raise DfadcError(f"{source} gives only one of mean and std", "give both")
-        for field in fields(ContractFields):
-            value = getattr(known, field.name)
-            if value is not None and field.name not in merged:
-                merged[field.name] = value
-                origin[field.name] = source
+        for name in (member.name for member in fields(ContractFields)):
+            value = getattr(known, name)
+            if value is not None and name not in merged:
+                merged[name] = value
+                origin[name] = source
     return ContractFields(**merged), origin
 
 
@@ -215,6 +221,12 @@ def _ints(values: Any) -> tuple[int, ...] | None:
 
 def _floats(values: Any) -> tuple[float, ...] | None:
     return None if values is None else tuple(map(float, _listed(values)))
+
+
+def _preprocessing(values: Any) -> Preprocessing | None:
+    if values is not None and not isinstance(values, Mapping):
+        raise TypeError(f"preprocessing is {values!r}, not a table of fields")
+    return None if values is None else Preprocessing.from_dict(values)
 
 
 def _strings(values: Any) -> tuple[str, ...] | None:

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 
 FOLDER = "kit"
 SCHEMA = "dfadc.kit/1"
-#: What check.py is made of: these files, byte for byte.
+#: Files that check.py is made of, byte for byte. They run on Python 3.10, which JetPack 6 has.
 CARRIED = (
-    *("dfadc/__init__.py", "dfadc/contract.py", "dfadc/errors.py", "dfadc/storage.py"),
+    *("dfadc/__init__.py", "dfadc/array_file.py", "dfadc/contract.py", "dfadc/errors.py", "dfadc/preprocessing.py"),
+    "dfadc/storage.py",
     *("dfadc/api/__init__.py", "dfadc/api/device_check.py"),
     *(f"dfadc/verification/{name}.py" for name in ("__init__", "agreement", "answers", "dense", "dense_samples")),
     *(f"dfadc/verification/{name}.py" for name in ("extra_gates", "gate", "pixel_scores", "report", "report_text")),
@@ -35,16 +36,8 @@ CARRIED = (
 _CHECK = '''\
 """Checks the models of this folder: python check.py [FILE ...] [--runtime NAME] [--json]; exit 0, 2, 3 or 4."""
 
-import enum
 import sys
 from pathlib import Path
-
-if not hasattr(enum, "StrEnum"):  # Python 3.10, which JetPack 6 has
-
-    class StrEnum(str, enum.Enum):
-        __str__ = str.__str__
-
-    enum.StrEnum = StrEnum
 
 FOLDER = Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER))

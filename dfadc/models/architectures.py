@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,7 +22,9 @@ from dfadc.models.construction import (
     torchvision_segmenters,
 )
 from dfadc.models.networks import NETWORKS, SEGMENTERS, find_network
+from dfadc.models.published_config import timm_preprocessing
 from dfadc.models.stems import Stem, adapt_channels_, apply_small_stem_
+from dfadc.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -139,6 +141,7 @@ def documented_contract(name: str) -> ContractFields:
         transforms = default.transforms()
         crop = getattr(transforms, "crop_size", None) or getattr(transforms, "resize_size", None)
         side = None if not crop else int(crop[0])
+        resized = getattr(transforms, "resize_size", None)
         mean = tuple(float(value) for value in transforms.mean)
         std = tuple(float(value) for value in transforms.std)
         if resolved.name in RENORMALISING:
@@ -151,6 +154,9 @@ def documented_contract(name: str) -> ContractFields:
             std=std,
             # Some of torchvision's lists repeat a name, which is no harm.
             class_names=categories,
+            preprocessing=None
+            if side is None or not resized
+            else Preprocessing(crop_share=side / int(resized[0]), interpolation=transforms.interpolation.value),
         )
     if resolved.library == "timm":
         documented = import_timm().get_pretrained_cfg(resolved.name, allow_unregistered=True)
@@ -162,6 +168,7 @@ def documented_contract(name: str) -> ContractFields:
             num_classes=int(documented.num_classes) or None,
             mean=tuple(float(value) for value in documented.mean),
             std=tuple(float(value) for value in documented.std),
+            preprocessing=timm_preprocessing(asdict(documented)),
         )
     return ContractFields()
 

@@ -17,6 +17,7 @@ from dfadc.models.norm_layers import NormLayer, find_norm_layers
 from dfadc.models.safe_globals import list_unsafe_globals
 from dfadc.models.teacher_file import TeacherFile, read_teacher_file
 from dfadc.models.teacher_plan import TeacherPlan, build_planned_module, freeze_, plan_teacher
+from dfadc.preprocessing import Preprocessing
 from dfadc.storage import sha256_file
 
 if TYPE_CHECKING:
@@ -195,7 +196,7 @@ def _all_unknown(reason: str) -> dict[str, Any]:
 
 
 def _contract_values(fields: ContractFields, reason: str) -> dict[str, object]:
-    names = ("input_size", "num_classes", "mean", "std", "class_names", "task")
+    names = ("input_size", "num_classes", "mean", "std", "class_names", "task", "preprocessing")
     found = {name: getattr(fields, name) for name in names}
     return {name: Unknown(reason) if value is None else value for name, value in found.items()}
 
@@ -224,4 +225,6 @@ def _layer_dict(layer: NormLayer) -> dict[str, object]:
 def _plain(value: object) -> object:
     if isinstance(value, Unknown):
         return str(value)
+    if isinstance(value, Preprocessing):
+        return value.to_dict()
     return list(value) if isinstance(value, tuple) else value

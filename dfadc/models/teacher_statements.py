@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dfadc.contract import ContractFields
 from dfadc.errors import DfadcError
 from dfadc.models.network_file import ARCHITECTURE_KEY, CONTRACT_KEY, STEM_KEY, parse_contract_json
+from dfadc.models.published_config import read_published_configs
 from dfadc.models.stems import Stem, parse_stem
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ def read_statements(contents: TeacherFile) -> list[Statement]:
         if Path(sidecar).is_file():
             statements.append(_read_sidecar(Path(sidecar)))
             break
+    for name, fields in read_published_configs(contents.path):
+        statements.append(Statement(name, fields))
     return statements
 
 

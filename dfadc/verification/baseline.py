@@ -153,7 +153,7 @@ class Baseline:
             )
         theirs = contract.to_dict()
         differing = [name for name, value in own.to_dict().items() if theirs[name] != value]
-        if differing:
+        if own != contract:
             name = differing[0]
             raise DfadcError(
                 f"the baseline of {self.run} has another image contract: {name} {own.to_dict()[name]}, "

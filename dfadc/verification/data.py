@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from dfadc.array_file import read_arrays
 from dfadc.errors import DfadcError
 from dfadc.verification.agreement import predict
 from dfadc.verification.image_folder import load_image_folder
@@ -66,8 +67,8 @@ class EvaluationData:
 def load_evaluation_data(path: Path, contract: ImageContract) -> EvaluationData:
     """Reads an image folder (one folder a class) or an .npz file.
 
-    Folder images are converted to the contract's channels, resized until they just cover its size, and centre-cropped.
-    Images of an .npz must have the contract's size already.
+    Folder images are converted to the contract's channels, turned upright, and resized and cropped by its
+    preprocessing; where it has none, until they just cover its size. Images of an .npz must have that size already.
 
     Args:
         path: the folder or file.
@@ -81,13 +82,14 @@ def load_evaluation_data(path: Path, contract: ImageContract) -> EvaluationData:
         raise DfadcError(f"--data with one label an image does not fit the task {contract.task}")
     if path.is_dir():
         images, labels, notes = load_image_folder(path, contract)
-        return EvaluationData(images, labels, contract, notes)
+        return EvaluationData(images, labels, contract, (*notes, *range_notes(images)))
     if not path.exists():
         raise DfadcError(f"--data {path} does not exist", "name a folder with one folder a class, or an .npz file")
     read = read_npz(path, ("images", "labels"), layout=_NPZ_LAYOUT)
     pixels = check_images(read["images"], contract, path)
     labels = _check_labels(read["labels"], len(pixels), contract, path)
-    return EvaluationData(pixels, labels, contract, (f"{len(pixels)} labelled images from {path.name}",))
+    notes = (f"{len(pixels)} labelled images from {path.name}", *range_notes(pixels))
+    return EvaluationData(pixels, labels, contract, notes)
 
 
 def require_pixels(contract: ImageContract) -> None:
@@ -113,8 +115,17 @@ def normalised_batches(images: Pixels, contract: ImageContract, batch_size: int)
         yield np.asarray((pixels - mean) / std, np.float32)
 
 
-def read_npz(path: Path, names: Sequence[str], *, layout: str) -> dict[str, npt.NDArray[Any]]:
-    """All arrays of an .npz, in which ``names`` must be; ``layout`` says what it should hold.
+def range_notes(images: Pixels) -> tuple[str, ...]:
+    """A note on images of 0 and 1 in uint8, which are all but black."""
+    if images.dtype != np.uint8 or images.max() > 1:
+        return ()
+    return ("the images hold only 0 and 1 in uint8, which counts to 255: if 1 means white, save them as float",)
+
+
+def read_npz(
+    path: Path, names: Sequence[str], *, layout: str, optional: Sequence[str] = ()
+) -> dict[str, npt.NDArray[Any]]:
+    """Arrays of an .npz, in which ``names`` must be; ``layout`` says what it should hold.
 
     Raises:
         DfadcError: it is none, is damaged, or lacks an array.
@@ -122,13 +133,10 @@ def read_npz(path: Path, names: Sequence[str], *, layout: str) -> dict[str, npt.
     try:
         if not zipfile.is_zipfile(path):
             raise DfadcError(f"--data {path} is neither a folder nor an .npz file", layout)
-        with np.load(path, allow_pickle=False) as archive:
-            missing = [name for name in names if name not in archive.files]
-            if missing:
-                found = ", ".join(archive.files) or "nothing"
-                raise DfadcError(f"--data {path} has no `{missing[0]}` (found: {found})", layout)
-            return {name: archive[name] for name in archive.files}
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as exc:
+        return read_arrays(path, names, optional=optional)
+    except KeyError as exc:
+        raise DfadcError(f"--data {path} has {exc.args[0]}", layout) from exc
+    except (OSError, ValueError) as exc:
         raise DfadcError(f"--data {path} cannot be read: {exc}", layout) from exc
 
 

@@ -8,7 +8,7 @@ B distillation (against the teacher), C coverage (the teacher's classes); and wh
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import Enum
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:  # At run time this file needs no other: a device kit carries it as it is.
@@ -28,8 +28,10 @@ EXIT_REQUIREMENT_MISSING = 4
 STUDENT = "student"
 
 
-class Verdict(StrEnum):
-    """What is known about an artifact. Only PASS means that every gate was on, was judged and held."""
+class Verdict(str, Enum):
+    """Knowledge about an artifact. Only PASS means that every gate was on, was judged and held."""
+
+    __str__ = str.__str__  # As enum.StrEnum has it, which Python 3.10 lacks.
 
     PASS = "PASS"  # noqa: S105
     FAIL = "FAIL"

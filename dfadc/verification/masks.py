@@ -6,7 +6,6 @@ Nothing that trains may import this module.
 from __future__ import annotations
 
 import hashlib
-import struct
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +14,18 @@ import numpy.typing as npt
 from PIL import Image
 
 from dfadc.errors import DfadcError
-from dfadc.verification.data import Pixels, check_images, normalised_batches, read_npz, require_pixels
+from dfadc.verification.data import Pixels, check_images, normalised_batches, range_notes, read_npz, require_pixels
 from dfadc.verification.dense_samples import collect_dense
-from dfadc.verification.image_folder import SUFFIXES, fit_to_size, read_image
+from dfadc.verification.image_files import (
+    READ_ERRORS,
+    SUFFIXES,
+    as_network_takes,
+    fit_to_size,
+    open_image,
+    preprocessing_note,
+    some_of,
+    unread_notes,
+)
 from dfadc.verification.pixel_scores import PixelCounts, boundary_band, count_pixels
 
 if TYPE_CHECKING:
@@ -33,7 +41,6 @@ _NPZ_LAYOUT = (
     f"{IGNORE_LABEL}, `ignore_label`"
 )
 _FOLDER_LAYOUT = "lay them out as FOLDER/images/NAME.png and FOLDER/masks/NAME.png, the masks' pixels being classes"
-_MAX_NAMED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +90,8 @@ class MaskedImages:
 def load_masked_images(path: Path, contract: ImageContract) -> MaskedImages:
     """Reads an .npz file, or a folder with ``images`` and ``masks`` of the same names.
 
-    Images and masks of a folder are resized until they just cover the contract's size, and centre-cropped, the masks
-    by the nearest pixel. Those of an .npz must have the contract's size already.
+    Images and masks of a folder are resized and cropped by the contract's preprocessing, or until they just cover its
+    size, the masks by the nearest pixel. Those of an .npz must have that size already.
 
     Args:
         path: the folder or file.
@@ -95,11 +102,14 @@ def load_masked_images(path: Path, contract: ImageContract) -> MaskedImages:
     """
     require_pixels(contract)
     if path.is_dir():
-        images, masks = _read_folder(path, contract)
-        return _masked(images, masks, IGNORE_LABEL, contract, path)
+        if contract.preprocessing is not None and contract.preprocessing.crop_share > 1:
+            raise DfadcError(f"--data {path}: crop_share above 1 frames images, and masks have no class for the frame")
+        images, masks, taken = _read_folder(path, contract)
+        found = _masked(images, masks, IGNORE_LABEL, contract, path)
+        return replace(found, notes=(*found.notes, preprocessing_note(contract), *unread_notes(path, taken)))
     if not path.exists():
         raise DfadcError(f"--data {path} does not exist", f"name an .npz file or a folder: {_FOLDER_LAYOUT}")
-    read = read_npz(path, ("images", "masks"), layout=_NPZ_LAYOUT)
+    read = read_npz(path, ("images", "masks"), layout=_NPZ_LAYOUT, optional=("ignore_label",))
     pixels = check_images(read["images"], contract, path)
     return _masked(pixels, read["masks"], _ignore_label(read, path), contract, path)
 
@@ -131,32 +141,33 @@ def _masked(images: Pixels, masks: npt.NDArray[Any], ignore: int, contract: Imag
             f"--data {path}: masks run from {low} to {high}, the teacher has classes 0 to {num_classes - 1}",
             f"pixels that do not count hold the ignore label {ignore}; an .npz may name another as `ignore_label`",
         )
-    notes = [f"{len(images)} images with masks from {path.name}"]
+    notes = [f"{len(images)} images with masks from {path.name}", *range_notes(images)]
     if share := float(ignored.mean()):
         notes.append(f"{share:.1%} of the pixels have the ignore label {ignore} and do not count")
     counted = np.where(ignored, num_classes, masks).astype(np.uint16)
     return MaskedImages(images, counted, contract, tuple(notes))
 
 
-def _read_folder(folder: Path, contract: ImageContract) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
-    """Every image of ``folder/images`` with the mask of its name."""
+def _read_folder(
+    folder: Path, contract: ImageContract
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32], set[Path]]:
+    """Every image of ``folder/images`` with the mask of its name, and the files of both."""
     parts = {name: _files_by_stem(folder / name) for name in ("images", "masks")}
     if contract.channels not in (1, 3):
         raise DfadcError(f"image files have 1 or 3 channels, the teacher takes {contract.channels}", "pass an .npz")
     alone = sorted(parts["images"].keys() ^ parts["masks"].keys())
     if alone:
-        more = f" and {len(alone) - _MAX_NAMED} more" if len(alone) > _MAX_NAMED else ""
-        named = ", ".join(alone[:_MAX_NAMED])
-        raise DfadcError(f"--data {folder}: no pair of image and mask for {named}{more}", _FOLDER_LAYOUT)
+        raise DfadcError(f"--data {folder}: no pair of image and mask for {some_of(alone)}", _FOLDER_LAYOUT)
     images, masks = [], []
     for stem, path in parts["images"].items():
         mask = parts["masks"][stem]
         try:
-            images.append(read_image(path, contract))
-            masks.append(_read_mask(mask, path, contract))
-        except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as exc:
+            with open_image(path) as image, open_image(mask) as classes:
+                images.append(as_network_takes(image, contract))
+                masks.append(_read_mask(classes, image.size, contract))
+        except READ_ERRORS as exc:
             raise DfadcError(f"--data {folder}: {path.name} or its mask cannot be read: {exc}") from exc
-    return np.stack(images), np.stack(masks)
+    return np.stack(images), np.stack(masks), {*parts["images"].values(), *parts["masks"].values()}
 
 
 def _files_by_stem(folder: Path) -> dict[str, Path]:
@@ -168,15 +179,14 @@ def _files_by_stem(folder: Path) -> dict[str, Path]:
     return {path.stem: path for path in files}
 
 
-def _read_mask(path: Path, image_path: Path, contract: ImageContract) -> npt.NDArray[np.int32]:
+def _read_mask(mask: Image.Image, size: tuple[int, int], contract: ImageContract) -> npt.NDArray[np.int32]:
     """(H, W) classes: grey values or palette indices.
 
     Raises:
-        ValueError: the mask is in colour or has another size than its image.
+        ValueError: the mask is in colour or has another (width, height) than its image.
     """
-    with Image.open(path) as mask, Image.open(image_path) as image:
-        if mask.mode not in ("L", "P", "1") and not mask.mode.startswith("I"):
-            raise ValueError(f"mask of mode {mask.mode}: its pixels must be classes, grey or with a palette")
-        if mask.size != image.size:
-            raise ValueError(f"mask of {mask.size} for an image of {image.size}")
-        return np.asarray(fit_to_size(mask, contract, Image.Resampling.NEAREST)).astype(np.int32)
+    if mask.mode not in ("L", "P", "1") and not mask.mode.startswith("I"):
+        raise ValueError(f"mask of mode {mask.mode}: its pixels must be classes, grey or with a palette")
+    if mask.size != size:
+        raise ValueError(f"mask of {mask.size} for an image of {size}")
+    return np.asarray(fit_to_size(mask, contract, Image.Resampling.NEAREST)).astype(np.int32)

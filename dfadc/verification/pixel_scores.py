@@ -9,10 +9,13 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Classes = npt.NDArray[np.unsignedinteger[Any]]
 Counts = npt.NDArray[np.int64]

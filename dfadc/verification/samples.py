@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from dfadc.array_file import read_arrays
 from dfadc.contract import ImageContract
 from dfadc.errors import DfadcError
 from dfadc.storage import atomic_write
@@ -285,20 +285,15 @@ def read_archive(
         DfadcError: it cannot be read, is something else or of another schema.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-        if unpacked > MAX_UNPACKED_BYTES:
-            raise DfadcError(f"{path}: unpacks to {unpacked} bytes, more than {MAX_UNPACKED_BYTES}", _REMAKE)
-        with np.load(path, allow_pickle=False) as archive:
-            metadata = json.loads(str(archive["metadata"]))
-            found = metadata.get("schema") if isinstance(metadata, dict) else None
-            if found != schema:
-                raise DfadcError(
-                    f"{path}: schema {found!r}, this version reads {schema!r} in a {what}",
-                    f"name a {what}, and use the version that wrote it",
-                )
-            return metadata, {name: archive[name] for name in names}
+        metadata = json.loads(str(read_arrays(path, ("metadata",), limit_bytes=MAX_UNPACKED_BYTES)["metadata"]))
+        found = metadata.get("schema") if isinstance(metadata, dict) else None
+        if found != schema:
+            raise DfadcError(
+                f"{path}: schema {found!r}, this version reads {schema!r} in a {what}",
+                f"name a {what}, and use the version that wrote it",
+            )
+        return metadata, read_arrays(path, names, limit_bytes=MAX_UNPACKED_BYTES)
     except KeyError as exc:
         raise DfadcError(f"{path} is not a dfadc {what}: {exc.args[0]}", f"name a {what} that dfadc wrote") from exc
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as exc:
+    except (OSError, ValueError) as exc:
         raise DfadcError(f"{path} cannot be read as a {what}: {exc}", _REMAKE) from exc

@@ -18,6 +18,7 @@ import typer
 from train_teacher import FILE_PREFIXES, read_idx
 
 from dfadc import open_run
+from dfadc.array_file import read_arrays
 from dfadc.calibration import load_images
 from dfadc.cli.script import run_as_script
 from dfadc.errors import DfadcError
@@ -97,8 +98,7 @@ def read_train_images(path: Path, contract: ImageContract) -> NDArray[np.uint8]:
     if path.is_dir():
         images = read_idx(path, f"{FILE_PREFIXES['train']}-images-idx3-ubyte")[:, None]
     else:
-        with np.load(path, allow_pickle=False) as archive:
-            images = archive["images"]
+        images = read_arrays(path, ("images",))["images"]
     if images.dtype != np.uint8 or images.shape[1:] != contract.input_size:
         raise DfadcError(f"{path} holds {images.dtype} images of {images.shape[1:]}, not uint8 {contract.input_size}")
     return images

@@ -18,7 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from dfadc.errors import DfadcError
-from dfadc.verification.image_folder import SUFFIXES, load_image_folder
+from dfadc.verification.image_files import SUFFIXES, open_image
+from dfadc.verification.image_folder import load_image_folder
 
 if TYPE_CHECKING:
     from experiments import Dataset
@@ -92,7 +93,7 @@ def _read_masks(dataset: Dataset, split: SplitName, folder: Path | None) -> Spli
     size = dataset.contract.input_size[1:]
     images, labels = [], []
     for image_path, mask_path in pairs:
-        with Image.open(image_path) as image, Image.open(mask_path) as mask:
+        with open_image(image_path) as image, open_image(mask_path) as mask:
             if image.size != mask.size:
                 raise DfadcError(f"{mask_path} is {mask.size}, its image {image.size}", "masks are as large as images")
             if mask.mode not in ("L", "P", "1"):

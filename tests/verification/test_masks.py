@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 
 from dfadc.contract import ImageContract
 from dfadc.errors import DfadcError
+from dfadc.preprocessing import Preprocessing
 from dfadc.verification.masks import load_masked_images
 from dfadc.verification.pixel_scores import PixelScores
 
@@ -73,6 +75,26 @@ def folder_of(tmp_path: Path, *, scale: int = 1) -> Path:
 def test_a_folder_is_resized_without_mixing_classes(tmp_path: Path, scale: int) -> None:
     data = load_masked_images(folder_of(tmp_path, scale=scale), CONTRACT)
     np.testing.assert_array_equal(data.masks, masks())
+
+
+def test_files_that_are_not_read_are_counted(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path)
+    (folder / "images" / "2.heic").write_bytes(b"?")
+    Image.new("L", (10, 6)).save(folder / "images" / "2.bmp")  # The same name as 2.png.
+    assert "2 files" in load_masked_images(folder, CONTRACT).notes[-1]
+
+
+def test_images_and_masks_are_cropped_alike(tmp_path: Path) -> None:
+    for name, shape in (("images", (40, 90)), ("masks", (40, 90))):
+        (tmp_path / name).mkdir()
+        pixels = np.zeros(shape, np.uint8)
+        pixels[:, 45:] = 1
+        Image.fromarray(pixels).save(tmp_path / name / "0.png")
+    contract = replace(CONTRACT, preprocessing=Preprocessing(crop_share=0.5, interpolation="nearest"))
+    data = load_masked_images(tmp_path, contract)
+    np.testing.assert_array_equal(data.masks[0], data.images[0, 0])
+    with pytest.raises(DfadcError, match="no class for the frame"):
+        load_masked_images(tmp_path, replace(CONTRACT, preprocessing=Preprocessing(crop_share=1.1)))
 
 
 def remove(path: Path) -> None:

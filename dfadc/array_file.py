@@ -1,0 +1,89 @@
+"""Named arrays of an .npz file, each measured by its header before a byte of it is unpacked. numpy only."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+import zlib
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+#: How much larger than in the file a large array may be: a decompression bomb is a thousandfold, a mask a hundredfold.
+_MAX_RATIO = 200
+_UNSUSPECTED_BYTES = 2**30
+_HEADER_READERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+_NAMED = 5
+
+
+def read_arrays(
+    path: Path, names: Collection[str], *, optional: Collection[str] = (), limit_bytes: int | None = None
+) -> dict[str, npt.NDArray[Any]]:
+    """The named arrays of an .npz; others in it are not unpacked, and no pickle is.
+
+    Args:
+        path: the file.
+        names: arrays that must be there.
+        optional: arrays that are read where they are there.
+        limit_bytes: largest sum of the arrays' sizes; None sets no bound but that of a decompression bomb.
+
+    Raises:
+        KeyError: an array is missing; the message lists those that are there.
+        OSError, ValueError: the file cannot be read, is damaged, or unpacks to more than it may.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
+            if missing := [name for name in names if name not in entries]:
+                there = list(entries)
+                more = ", …" if len(there) > _NAMED else ""
+                raise KeyError(f"no `{missing[0]}` (found: {', '.join(there[:_NAMED]) or 'nothing'}{more})")
+            chosen = {name: entries[name] for name in (*names, *optional) if name in entries}
+            file_bytes = path.stat().st_size
+            sizes = {name: _checked_size(archive, entry, file_bytes) for name, entry in chosen.items()}
+            if limit_bytes is not None and sum(sizes.values()) > limit_bytes:
+                raise ValueError(f"unpacks to {sum(sizes.values())} bytes, more than {limit_bytes}")
+            return {name: _read(archive, entry) for name, entry in chosen.items()}
+    except MemoryError as exc:
+        raise ValueError("its arrays do not fit into memory") from exc
+    # zipfile says RuntimeError of an encrypted entry, NotImplementedError (which is one) of an unknown compression.
+    except (EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as exc:
+        raise ValueError(str(exc) or type(exc).__name__) from exc
+
+
+def _checked_size(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, file_bytes: int) -> int:
+    """Bytes of an array, from its header, which must say what the archive says, which no packed size can exceed."""
+    with archive.open(entry) as stream:
+        shape, dtype = _read_header(stream)
+        size = math.prod(shape) * dtype.itemsize
+        if dtype.hasobject:
+            raise ValueError(f"{entry.filename} holds Python objects")
+        if min(shape, default=0) < 0 or stream.tell() + size != entry.file_size:
+            raise ValueError(f"{entry.filename} is {shape} {dtype} by its header, and not as long as that")
+    packed = min(entry.compress_size, file_bytes)
+    if size > max(_UNSUSPECTED_BYTES, _MAX_RATIO * packed):
+        raise ValueError(f"{entry.filename} unpacks from {packed} to {size} bytes: a decompression bomb")
+    return size
+
+
+def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    version = np.lib.format.read_magic(stream)
+    if version not in _HEADER_READERS:
+        raise ValueError(f"arrays of format {version} are not read")
+    shape, _, dtype = _HEADER_READERS[version](stream)
+    return shape, dtype
+
+
+def _read(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> npt.NDArray[Any]:
+    with archive.open(entry) as stream:
+        array: npt.NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
+        return array
