@@ -34,6 +34,12 @@ class GateFailed(DfadcError):
     exit_code = 3
 
 
+class RuntimeCrashed(DfadcError):
+    """A runtime ended its process while it opened or ran an artifact: in a verification, that artifact's FAIL."""
+
+    exit_code = 3
+
+
 class RequirementMissing(DfadcError):
     """Something that was required (a backend, an artifact, a baseline) is missing or did not run."""
 

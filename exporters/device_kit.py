@@ -30,7 +30,7 @@ CARRIED = (
     *(f"dfadc/verification/{name}.py" for name in ("__init__", "agreement", "answers", "dense", "dense_samples")),
     *(f"dfadc/verification/{name}.py" for name in ("extra_gates", "gate", "pixel_scores", "report", "report_text")),
     *(f"dfadc/verification/{name}.py" for name in ("results", "samples", "stored_images")),
-    *("exporters/__init__.py", "exporters/device_sessions.py", "exporters/sessions.py"),
+    *(f"exporters/{name}.py" for name in ("__init__", "device_sessions", "isolated", "sessions")),
 )
 
 _CHECK = '''\

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dfadc.errors import DfadcError, RequirementMissing
+from dfadc.errors import DfadcError, ExportFailed, RequirementMissing
 from dfadc.storage import sha256_file
+from exporters.isolated import IsolatedSession
 from exporters.onnx_file import INPUT_NAME
 from exporters.openvino_exporter import import_openvino
 from exporters.sessions import DEFAULT_BATCH_SIZE, ChunkedSession, OnnxRuntimeSession
@@ -37,6 +38,21 @@ def open_session(path: Path, *, threads: int = 0, batch_size: int = DEFAULT_BATC
             return TensorRtSession(path, batch_size=batch_size)
         case _:
             raise DfadcError(f"{path} is not an artifact that can be run", "give a .onnx, .xml or .engine file")
+
+
+def check_runs(path: Path, input_size: tuple[int, int, int]) -> None:
+    """Runs an artifact that was just written on one black image, in a process of its own; one of another machine not.
+
+    Raises:
+        ExportFailed: its runtime refuses it or crashes.
+    """
+    try:
+        with IsolatedSession(open_session, path, threads=1, batch_size=1) as session:
+            session.run(np.zeros((1, *input_size), np.float32))
+    except RequirementMissing:
+        return
+    except DfadcError as exc:
+        raise ExportFailed(f"{path.name} was built and does not run: {exc.message}", exc.hint) from exc
 
 
 class OpenVinoSession(ChunkedSession):

@@ -6,8 +6,10 @@ import copy
 import hashlib
 import io
 import logging
+import tempfile
 import warnings
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,12 +24,20 @@ from dfadc import __version__
 from dfadc.errors import DfadcError, ExportFailed
 from dfadc.storage import atomic_write_bytes
 from exporters.base import ExportRequest, ExportResult
-from exporters.onnx_file import INPUT_NAME, OPSET, first_line, package_versions, to_checked_bytes, with_metadata
-from exporters.sessions import OnnxRuntimeSession
+from exporters.isolated import IsolatedSession
+from exporters.onnx_file import (
+    INPUT_NAME,
+    OPSET,
+    RUNTIME_NOTE,
+    first_line,
+    package_versions,
+    to_checked_bytes,
+    with_metadata,
+)
+from exporters.sessions import LEAST_ONNXRUNTIME, OnnxRuntimeSession
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
     import onnx
     from numpy.typing import NDArray
@@ -90,10 +100,14 @@ def export_onnx(
             "input": "pixels in [0, 1], NCHW" if embed_normalisation else "normalised, NCHW",
             "output": output_name,
             "size": "dynamic" if dynamic_size else "fixed",
+            "runtime": f"onnxruntime>={LEAST_ONNXRUNTIME}",
         },
     )
     data = to_checked_bytes(model, path.name)
-    error = _parity_error(data, batches, expected, probabilities=embed_softmax)
+    with tempfile.TemporaryDirectory(prefix="dfadc-onnx-") as folder:
+        draft = Path(folder) / path.name
+        atomic_write_bytes(draft, data)
+        error = _parity_error(draft, batches, expected, probabilities=embed_softmax)
     atomic_write_bytes(path, data)
     return ExportResult(
         path=path,
@@ -103,7 +117,7 @@ def export_onnx(
         size_bytes=len(data),
         parent_sha256=None,
         tool_versions=package_versions("torch", "onnx", "onnxscript", "onnx-ir"),
-        notes=(f"parity with the module: {error:.1e} of the logit range",),
+        notes=(f"parity with the module: {error:.1e} of the logit range", RUNTIME_NOTE),
     )
 
 
@@ -259,7 +273,7 @@ def _name_nodes(graph: onnx_ir.Graph) -> None:
 
 
 def _parity_error(
-    data: bytes,
+    draft: Path,
     batches: list[Tensor],
     expected: list[NDArray[np.float32]],
     *,
@@ -267,7 +281,7 @@ def _parity_error(
 ) -> float:
     """Largest difference between ONNX Runtime and the module, over the range of the module's outputs."""
     try:
-        with OnnxRuntimeSession(data, threads=1) as session:
+        with IsolatedSession(OnnxRuntimeSession, draft, threads=1) as session:
             actual = [session.run(images.numpy()) for images in batches]
     except DfadcError as exc:
         raise ExportFailed(f"the exported ONNX does not run: {exc.message}", exc.hint) from exc

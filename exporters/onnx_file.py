@@ -10,16 +10,20 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from dfadc.errors import DfadcError, ExportFailed
+from exporters.sessions import LEAST_ONNXRUNTIME
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-#: ONNX Runtime's static quantisation takes no later opset; the exporter makes no earlier one.
+#: ONNX Runtime's static quantisation takes no later opset; the exporter makes no earlier one. ONNX Runtime 1.17 is the
+#: first that knows it (``sessions.LEAST_ONNXRUNTIME``).
 OPSET = 20
 #: Every metadata key of ours begins with this.
 METADATA_PREFIX = "dfadc."
 INPUT_NAME = "images"
+#: In the manifest beside every ONNX file.
+RUNTIME_NOTE = f"needs ONNX Runtime {LEAST_ONNXRUNTIME} or newer"
 
 
 def load_onnx(path: Path) -> onnx.ModelProto:
@@ -48,7 +52,8 @@ def load_onnx(path: Path) -> onnx.ModelProto:
 def to_checked_bytes(model: onnx.ModelProto, name: str) -> bytes:
     """The bytes of ``model``, after checking them in full: types and shapes, and the opset.
 
-    They depend on the model alone: protobuf maps are written in a fixed order.
+    They depend on the model alone: protobuf maps are written in a fixed order. The IR version of ``model`` becomes the
+    lowest that its opset and dtypes need: a runtime refuses a later one than it knows, whatever is in the file.
 
     Args:
         model: the graph.
@@ -57,6 +62,7 @@ def to_checked_bytes(model: onnx.ModelProto, name: str) -> bytes:
     Raises:
         ExportFailed: the model is not valid ONNX of opset 20.
     """
+    model.ir_version = _lowest_ir_version(model)
     data: bytes = model.SerializeToString(deterministic=True)
     reread = onnx.load_model_from_string(data)
     try:
@@ -66,6 +72,13 @@ def to_checked_bytes(model: onnx.ModelProto, name: str) -> bytes:
     if (opset := opset_of(reread)) != OPSET:
         raise ExportFailed(f"the graph for {name} has opset {opset}, not {OPSET}")
     return data
+
+
+def _lowest_ir_version(model: onnx.ModelProto) -> int:
+    """The lowest IR version that has the model's opsets; the model's own where it has tensors of a later dtype."""
+    lowest: int = onnx.helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True)
+    later = any(tensor.data_type > onnx.TensorProto.FLOAT8E5M2FNUZ for tensor in model.graph.initializer)
+    return model.ir_version if later else min(lowest, model.ir_version)
 
 
 def opset_of(model: onnx.ModelProto) -> int:

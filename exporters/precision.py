@@ -29,7 +29,7 @@ _KEPT_BEYOND = FP16_MAX / 4
 
 @dataclass(frozen=True, slots=True)
 class Fp16Model:
-    """An fp16 graph that takes and returns fp32, and the nodes that stayed in fp32 because fp16 overflows there."""
+    """An fp16 graph that takes and returns fp32, and the nodes that stayed in fp32."""
 
     model: onnx.ModelProto
     fp32_nodes: tuple[str, ...]
@@ -44,7 +44,8 @@ def convert_to_fp16(
     """Converts an fp32 graph to fp16; inputs and outputs stay fp32.
 
     A node stays in fp32 where one of its weights is beyond 65504 or, seen on ``images``, one of its inputs or outputs
-    beyond a quarter of that, and where the caller or the converter (for operators without fp16) says so.
+    beyond a quarter of that, where ONNX Runtime would crash, and where the caller or the converter (for operators
+    without fp16) says so.
 
     Args:
         source: the fp32 graph; it is not changed.
@@ -59,7 +60,7 @@ def convert_to_fp16(
     known = {node.name for node in source.graph.node}
     if unknown := sorted(set(keep_fp32) - known):
         raise DfadcError(f"no node {unknown[0]!r} in the graph to keep in fp32", "dfadc inspect lists the nodes")
-    blocked = set(keep_fp32) | _nodes_with_large_weights(source)
+    blocked = set(keep_fp32) | _nodes_with_large_weights(source) | _transposes_that_crash(source)
     if images is not None:
         blocked |= _nodes_beyond(_KEPT_BEYOND, source, images).keys()
     try:
@@ -152,6 +153,26 @@ def _nodes_with_large_weights(model: onnx.ModelProto) -> set[str]:
     return {node.name for node in model.graph.node if large.intersection(node.input)}
 
 
+def _transposes_that_crash(model: onnx.ModelProto) -> set[str]:
+    """Transposes whose output a MatMul multiplies with a constant, as in torch's attention with the batch second.
+
+    In fp16, ONNX Runtime puts a Cast between the two for its CPU kernels, and its fusion of the two (1.23 to 1.32) then
+    ends the process with a segmentation fault.
+    """
+    graph = model.graph
+    varying = {value.name for value in graph_inputs(model)}
+    for node in graph.node:  # sources before what reads them: ONNX demands it
+        if varying.intersection(node.input):
+            varying.update(node.output)
+    with_constant = {
+        name
+        for node in graph.node
+        if node.op_type == "MatMul" and not varying.issuperset(node.input)
+        for name in node.input
+    }
+    return {node.name for node in graph.node if node.op_type == "Transpose" and with_constant & set(node.output)}
+
+
 def _nodes_beyond(limit: float, model: onnx.ModelProto, images: NDArray[np.float32]) -> dict[str, float]:
     """Nodes that write or read a tensor beyond ``limit``, and how far it reaches.
 
@@ -177,18 +198,22 @@ def _with_all_outputs(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str
 def _bypass_round_trips(model: onnx.ModelProto) -> None:
     """Between two fp32 nodes the converter casts to fp16 and back, which loses what they were kept for: connect them.
 
-    fp32 -> Cast fp16 -> Cast fp32 becomes the first tensor; casts that nobody reads afterwards go.
+    fp32 -> Cast fp16 -> Cast fp32 becomes the first tensor. What is no fp32 before (bool, int64) is cast to fp32 right
+    away. Casts that nobody reads afterwards go.
     """
     graph = model.graph
     producer = {name: node for node in graph.node for name in node.output}
     outputs = {value.name for value in graph.output}
+    types = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.input)}
     read_instead: dict[str, str] = {}
     renamed: dict[str, str] = {}
     for up in graph.node:
         down = producer.get(up.input[0]) if _casts_to(up, TensorProto.FLOAT) else None
         if down is None or not _casts_to(down, TensorProto.FLOAT16):
             continue
-        if up.output[0] not in outputs:
+        if types.get(down.input[0]) != TensorProto.FLOAT:
+            up.input[0] = down.input[0]
+        elif up.output[0] not in outputs:
             read_instead[up.output[0]] = down.input[0]
         elif down.input[0] in producer:  # the fp32 node writes the graph output itself, under its name
             renamed[down.input[0]] = up.output[0]

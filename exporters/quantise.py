@@ -7,6 +7,7 @@ import logging
 import tempfile
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +17,15 @@ from onnx import TensorProto, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
 from dfadc.errors import DfadcError, ExportFailed, StorageFailed
+from dfadc.storage import atomic_write_bytes
 from exporters.base import KEEP_FP32_AUTO, PoolUnusable, unknown_value
 from exporters.equalise import equalise_channels
+from exporters.isolated import IsolatedSession
 from exporters.kept_layers import answers_in_fp32, in_fp32
-from exporters.onnx_file import INPUT_NAME, OPSET, first_line, opset_of
+from exporters.onnx_file import INPUT_NAME, OPSET, all_nodes, first_line, opset_of
 from exporters.precision import check_is_fp32
 from exporters.sensitivity import Layer, agreement_of, distance, has_recovered, logits_of, rank_layers, recover
+from exporters.sessions import OnnxRuntimeSession
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -118,12 +122,15 @@ def quantise(
     if unknown := sorted(set(named) - {node.name for node in source.graph.node}):
         raise DfadcError(f"no node {unknown[0]!r} in the graph to keep in fp32", "dfadc inspect lists the nodes")
     reference = _reference_logits(source, images)
+    source = _with_constants_of_their_own(source)
     held_out = np.arange(len(images)) % _HOLD_OUT_EVERY == _HOLD_OUT_EVERY - 1
     source = equalise_channels(source, images[~held_out])
-    candidates = []
+    candidates: list[Quantised] = []
     for name in CALIBRATORS if calibrator == AUTO else (calibrator,):
         model = _quantise_static(source, images[~held_out], PRESETS[preset], CALIBRATORS[name])
         model = in_fp32(model, source, named)
+        if not candidates:  # the calibrators' graphs differ in numbers alone
+            _check_loads(model)
         agreement = agreement_of(logits_of(model, images[held_out]), reference[held_out])
         candidates.append(Quantised(model, name, agreement, int(held_out.sum()), tuple(named)))
     # Not by agreement: a few hundred images tell calibrators apart by chance. Entropy, which had cut the ranges so
@@ -135,6 +142,21 @@ def quantise(
         )
     check_census(best.model, preset)
     return best
+
+
+def _check_loads(model: onnx.ModelProto) -> None:
+    """Opens a graph in a process of its own, before it is opened in this one.
+
+    Raises:
+        ExportFailed: ONNX Runtime refuses it or crashes.
+    """
+    with tempfile.TemporaryDirectory(prefix="dfadc-int8-") as folder:
+        path = Path(folder) / "int8.onnx"
+        atomic_write_bytes(path, model.SerializeToString())
+        try:
+            IsolatedSession(OnnxRuntimeSession, path, threads=1).close()
+        except DfadcError as exc:
+            raise ExportFailed(f"the quantised graph does not load: {exc.message}", exc.hint) from exc
 
 
 def _examine(
@@ -177,6 +199,30 @@ def check_census(model: onnx.ModelProto, preset: str) -> None:
         zero_point = weights.get(node.input[2]) if len(node.input) > 2 else None
         if zero_point is not None and np.any(numpy_helper.to_array(zero_point) != 0):
             raise ExportFailed(f"{node.name} has a zero point other than 0, which TensorRT does not parse")
+
+
+def _with_constants_of_their_own(source: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of a graph in which no two inputs read the same fp32 constant.
+
+    Equal tensors are stored once, and a layer may be used twice. Quantised, a shared weight has one DequantizeLinear,
+    which ONNX Runtime cannot load with ``session.x64quantprecision``; a shared bias has the scale of one reader only,
+    and cannot go back to fp32 for one of them.
+    """
+    model = onnx.ModelProto()
+    model.CopyFrom(source)
+    constants = {tensor.name: tensor for tensor in source.graph.initializer if tensor.data_type == TensorProto.FLOAT}
+    taken = {name for node in all_nodes(source.graph) for name in (*node.input, *node.output)}
+    read: set[str] = set()
+    for node in model.graph.node:
+        for position, name in enumerate(node.input):
+            if name in read and name in constants:
+                own = next(f"{name}_{n}" for n in count(2) if f"{name}_{n}" not in taken)
+                taken.add(own)
+                copy = model.graph.initializer.add()
+                copy.CopyFrom(constants[name])
+                copy.name = node.input[position] = own
+            read.add(name)
+    return model
 
 
 class _Batches(CalibrationDataReader):  # type: ignore[misc]

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 DEFAULT_BATCH_SIZE = 64
+#: The first release that reads the ONNX files of dfadc: opset 20 and IR version 9.
+LEAST_ONNXRUNTIME = "1.17"
 
 
 class ChunkedSession(ABC):
@@ -131,6 +133,7 @@ class OnnxRuntimeSession(ChunkedSession):
 
     Raises:
         DfadcError: the file is missing or damaged, uses what ONNX Runtime does not know, or the provider is not active.
+        RequirementMissing: ONNX Runtime is too old, or has no such provider here.
     """
 
     #: How many outputs the graph must have; None for any number.
@@ -149,6 +152,7 @@ class OnnxRuntimeSession(ChunkedSession):
         name = "the ONNX bytes" if isinstance(path, bytes) else str(path)
         if not isinstance(path, bytes) and not path.is_file():
             raise DfadcError(f"{name} does not exist")
+        check_release(onnxruntime.__version__, name)
         if provider not in onnxruntime.get_available_providers():
             raise RequirementMissing(
                 f"ONNX Runtime has no {provider} here", f"available: {', '.join(onnxruntime.get_available_providers())}"
@@ -191,6 +195,16 @@ class OnnxRuntimeSession(ChunkedSession):
         with _onnxruntime_errors("ONNX Runtime cannot run these images"):
             logits: NDArray[np.float32] = self._session.run(None, {self._input_name: images})[0]
         return logits
+
+
+def check_release(version: str, name: str) -> None:
+    """Raises RequirementMissing where this release of ONNX Runtime is too old for our files."""
+    here, least = ([int(part) for part in text.split(".")[:2]] for text in (version, LEAST_ONNXRUNTIME))
+    if here < least:
+        raise RequirementMissing(
+            f"{name} needs ONNX Runtime {LEAST_ONNXRUNTIME} or newer, and {version} is installed",
+            f"pip install 'onnxruntime>={LEAST_ONNXRUNTIME}'",
+        )
 
 
 @contextmanager

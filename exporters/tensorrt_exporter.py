@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import importlib.util
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 from dfadc.errors import ExportFailed, RequirementMissing
@@ -119,11 +121,20 @@ def sidecar_path(engine: Path) -> Path:
 
 def cuda_gpu() -> str | None:
     """Name of the first CUDA GPU as torch sees it; None without torch or a GPU."""
-    if importlib.util.find_spec("torch") is None:
+    if importlib.util.find_spec("torch") is None or not _has_cuda_driver():
         return None
     import torch  # noqa: PLC0415 - building needs no torch
 
     return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+
+
+def _has_cuda_driver() -> bool:
+    """Whether the driver's library loads: without it torch sees no GPU, and to import torch takes seconds."""
+    try:
+        ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def effective_precision(census: Mapping[str, int], requested: Precision) -> str:

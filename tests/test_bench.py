@@ -18,7 +18,7 @@ from dfadc.errors import DfadcError
 from dfadc.run import RunFolder
 from exporters.base import BatchProfile, BuildSettings, ExportRequest
 from exporters.benchmark import Timing, benchmark, time_calls
-from exporters.engine_sessions import open_session
+from exporters.isolated import IsolatedSession
 from exporters.manifest import Manifest
 from exporters.registry import get_exporter
 from exporters.sessions import ChunkedSession
@@ -127,17 +127,22 @@ def test_every_network_gets_the_same_threads_batch_and_time(
     run_with_engines: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[dict[str, Any]] = []
-    timed: list[tuple[int, tuple[int, ...], dict[str, Any]]] = []
+    timed: list[tuple[int, tuple[int, ...], float]] = []
 
-    def noting_open(path: Path, **how: Any) -> ChunkedSession:
-        opened.append(how)
-        return open_session(path, **how)
+    class Noting(IsolatedSession):
+        def __init__(self, opener: Any, path: Path, **how: Any) -> None:
+            opened.append(how)
+            super().__init__(opener, path, **how)
 
-    def noting_benchmark(session: ChunkedSession, images: np.ndarray, **how: Any) -> Timing:
-        timed.append((torch.get_num_threads(), images.shape, how))
-        return benchmark(session, images, **how)
+        def benchmark(self, images: np.ndarray, *, seconds: float) -> Timing:
+            timed.append((1, images.shape, seconds))
+            return super().benchmark(images, seconds=seconds)
 
-    monkeypatch.setattr("dfadc.api.bench.open_session", noting_open)
+    def noting_benchmark(session: ChunkedSession, images: np.ndarray, *, seconds: float) -> Timing:
+        timed.append((torch.get_num_threads(), images.shape, seconds))
+        return benchmark(session, images, seconds=seconds)
+
+    monkeypatch.setattr("dfadc.api.bench.IsolatedSession", Noting)
     monkeypatch.setattr("dfadc.api.bench.benchmark", noting_benchmark)
     before = torch.get_num_threads()
     bench_run(run_with_engines, BenchSettings(batch=4, threads=before + 1, seconds=0.02))
@@ -145,7 +150,7 @@ def test_every_network_gets_the_same_threads_batch_and_time(
     assert opened == [{"threads": before + 1, "batch_size": 4}] * len(artifacts)
     assert timed[0][0] == before + 1  # the teacher is the first
     assert torch.get_num_threads() == before
-    assert {(shape, how["seconds"]) for _, shape, how in timed} == {((4, 1, 8, 8), 0.02)}
+    assert {timing[1:] for timing in timed} == {((4, 1, 8, 8), 0.02)}
 
 
 def test_the_table_shows_what_was_measured(run_with_engines: RunFolder) -> None:

@@ -19,6 +19,7 @@ from dfadc.verification.dense_samples import batch_size
 from dfadc.verification.pixel_scores import PixelCounts
 from exporters.describe import artifact_metadata
 from exporters.engine_sessions import open_session
+from exporters.isolated import IsolatedSession
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -136,15 +137,16 @@ def _read_data(path: Path, contract: ImageContract) -> EvaluationData | MaskedIm
 
 
 def ask_artifact(path: Path, questions: Questions) -> Answers:
-    """Runs an artifact on everything that is asked.
+    """Runs an artifact on everything that is asked, in a process of its own.
 
     Raises:
+        RuntimeCrashed: its runtime ended that process.
         RequirementMissing: it cannot run here.
         DfadcError: it is damaged, or does not take these samples.
     """
     form, samples = artifact_metadata(path), questions.samples
     size = batch_size(samples.contract, BATCH_SIZE)
-    with open_session(path, batch_size=size) as session:
+    with IsolatedSession(open_session, path, batch_size=size) as session:
 
         def answer(images: Images) -> Logits:
             return ask(session.run, images, form=form, contract=samples.contract)

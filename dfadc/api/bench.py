@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dfadc.contract import ImageContract
-from dfadc.errors import DfadcError, RequirementMissing, memory_errors
+from dfadc.errors import DfadcError, RequirementMissing, RuntimeCrashed, memory_errors
 from dfadc.run_lock import holding_run
 from dfadc.storage import write_json
 from exporters.benchmark import Timing, benchmark
 from exporters.describe import artifact_metadata
 from exporters.engine_sessions import open_session
+from exporters.isolated import IsolatedSession
 from exporters.manifest import check_unchanged
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ class BenchRow:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """Every network, measured one after the other in one process."""
+    """Every network, measured one after the other: the teacher in this process, each artifact in one of its own."""
 
     settings: BenchSettings
     rows: tuple[BenchRow, ...]
@@ -143,7 +144,7 @@ def bench_run(run: RunFolder, settings: BenchSettings | None = None) -> Bench:
         reference = teachers[-1 if path.suffix == ".engine" else 0].timing
         try:
             timing = _bench_file(path, images, settings)
-        except RequirementMissing as exc:
+        except (RequirementMissing, RuntimeCrashed) as exc:
             rows.append(BenchRow(path.name, record.size_bytes, not_run=exc.message, sha256=record.sha256))
         else:
             rows.append(BenchRow(path.name, record.size_bytes, timing, reference=reference, sha256=record.sha256))
@@ -159,6 +160,7 @@ def bench_file(artifact: Path, settings: BenchSettings | None = None) -> Bench:
     Raises:
         DfadcError: the artifact is damaged, or does not say what images it takes.
         RequirementMissing: it cannot run here.
+        RuntimeCrashed: its runtime ended the process that ran it.
     """
     settings = settings or BenchSettings()
     contract = artifact_metadata(artifact).get("dfadc.contract")
@@ -176,8 +178,9 @@ def _images(contract: ImageContract, settings: BenchSettings) -> NDArray[np.floa
 
 
 def _bench_file(path: Path, images: NDArray[np.float32], settings: BenchSettings) -> Timing:
-    with open_session(path, threads=settings.num_threads, batch_size=settings.batch) as session:
-        return benchmark(session, images, seconds=settings.seconds)
+    how = {"threads": settings.num_threads, "batch_size": settings.batch}
+    with IsolatedSession(open_session, path, **how) as session:
+        return session.benchmark(images, seconds=settings.seconds)
 
 
 def _bench_teacher(run: RunFolder, images: NDArray[np.float32], settings: BenchSettings) -> tuple[BenchRow, ...]:

@@ -7,15 +7,23 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from dfadc.errors import DfadcError, RequirementMissing
+from dfadc.errors import DfadcError, RequirementMissing, RuntimeCrashed
 from dfadc.storage import sha256_file
 from dfadc.verification.answers import ask, level
 from dfadc.verification.dense_samples import Samples, batch_size, load_samples
 from dfadc.verification.gate import ExportLimits, Thresholds
 from dfadc.verification.report import Report, build_report
 from dfadc.verification.report_text import COLUMNS, headline, reason_lines, summary_rows
-from dfadc.verification.results import ArtifactFile, ArtifactResult, artifact_not_run, verify_artifact, verify_student
+from dfadc.verification.results import (
+    ArtifactFile,
+    ArtifactResult,
+    artifact_crashed,
+    artifact_not_run,
+    verify_artifact,
+    verify_student,
+)
 from exporters.device_sessions import open_on_device
+from exporters.isolated import IsolatedSession
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -69,7 +77,9 @@ def check_kit(folder: Path, names: Sequence[str] = (), *, runtime: str = "", thr
             results.append(_check(folder / name, artifact, known[name], samples, thresholds, (runtime, threads)))
         except RequirementMissing as exc:
             results.append(artifact_not_run(artifact, exc.message))
-    ran = any(result.export for result in results)
+        except RuntimeCrashed as exc:
+            results.append(artifact_crashed(artifact, exc.message))
+    ran = any(result.judgement.checks for result in results)
     return build_report(
         samples=samples,
         thresholds=thresholds,
@@ -110,7 +120,7 @@ def _check(
     if facts["sha256"] is not None and sha256_file(path) != facts["sha256"]:
         sys.stderr.write(f"warning: {path.name} is not the file that was exported\n")
     form, (runtime, threads) = facts["form"], how
-    with open_on_device(path, runtime, threads=threads) as session:
+    with IsolatedSession(open_on_device, path, runtime=runtime, threads=threads) as session:
         batches = samples.batches(batch_size(samples.contract, session.batch_size))
         answers = (ask(session.run, images, form=form, contract=samples.contract) for images in batches)
         given = samples.collect(answers, path.name)

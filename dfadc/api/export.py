@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from dfadc.api.kit import write_device_kit
 from dfadc.calibration import load_images
-from dfadc.errors import DfadcError, RequirementMissing, memory_errors
+from dfadc.errors import DfadcError, ExportFailed, RequirementMissing, memory_errors
 from dfadc.models.network_file import load_network
 from dfadc.models.outputs import answering_pixels
 from dfadc.run_lock import holding_run
@@ -26,6 +26,7 @@ from exporters.base import (
     with_sources,
 )
 from exporters.describe import artifact_metadata
+from exporters.engine_sessions import check_runs
 from exporters.headroom import measure_headroom
 from exporters.manifest import FILE_NAME, ArtifactRecord, Manifest, check_record, restored_on_failure
 from exporters.onnx_exporter import export_onnx
@@ -156,6 +157,7 @@ def export_student(
         try:
             with restored_on_failure(run.path, earlier):
                 result = _annotated(_make(request, run, settings, form, load_student), earlier, headroom)
+                _check_runs(result, run)
                 manifest = manifest.add(ArtifactRecord.from_result(result, run.path))
                 manifest.write(run.path)
         except PoolUnusable as exc:
@@ -309,6 +311,22 @@ def _make(
     if request.source is None:
         return _export_fp32(run, target, form, load_student)
     return get_exporter(request.name).export(run.artifacts / request.source.file_name, target, request, settings)
+
+
+def _check_runs(result: ExportResult, run: RunFolder) -> None:
+    """Removes the files of an artifact that does not run here although its runtime is; the fp32 ONNX was run already.
+
+    Raises:
+        ExportFailed: that happened.
+    """
+    if result.request.source is None:
+        return
+    try:
+        check_runs(result.path, run.contract().input_size)
+    except ExportFailed:
+        for path in (result.path, *result.extra_files):
+            path.unlink(missing_ok=True)
+        raise
 
 
 def _annotated(result: ExportResult, earlier: ArtifactRecord | None, headroom: Headroom | None) -> ExportResult:

@@ -21,7 +21,7 @@ from dfadc.api.answering import (
 )
 from dfadc.api.gates import gate_thresholds, recipe_to_judge_by
 from dfadc.api.report import describe_run, write_report
-from dfadc.errors import DfadcError, RequirementMissing, memory_errors
+from dfadc.errors import DfadcError, RequirementMissing, RuntimeCrashed, memory_errors
 from dfadc.run_lock import holding_writable_run
 from dfadc.sample_size import check_accuracy_can_pass, check_gates_can_pass
 from dfadc.verification.agreement import Accuracy
@@ -40,6 +40,7 @@ from dfadc.verification.results import (
     ArtifactFile,
     ArtifactResult,
     StudentResult,
+    artifact_crashed,
     artifact_not_run,
     verify_artifact,
     verify_student,
@@ -239,11 +240,13 @@ class _Judge:
         return verify_student(self.questions.samples, self.thresholds, accuracy=accuracy, extras=extras)
 
     def artifact(self, file: ArtifactFile, path: Path) -> ArtifactResult:
-        """Runs and judges an artifact; one that cannot run here is NOT RUN."""
+        """Runs and judges an artifact; one that cannot run here is NOT RUN, one that crashes its runtime fails."""
         try:
             answers = ask_artifact(path, self.questions)
         except RequirementMissing as exc:
             return artifact_not_run(file, exc.message)
+        except RuntimeCrashed as exc:
+            return artifact_crashed(file, exc.message)
         return verify_artifact(
             file,
             answers.given,

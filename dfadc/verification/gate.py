@@ -149,6 +149,11 @@ def not_run(reason: str) -> Judgement:
     return Judgement(Verdict.NOT_RUN, (reason,))
 
 
+def crashed(reason: str) -> Judgement:
+    """The judgement of an artifact that ended its runtime's process: a crash on the device, so no NOT RUN."""
+    return _judgement([checked("A", "runs", reason, held=False)])
+
+
 def judge_student(
     *, against_teacher: Measured, coverage: Coverage, thresholds: Thresholds, extras: Sequence[Check] = ()
 ) -> Judgement:

@@ -19,7 +19,7 @@ from dfadc.verification.agreement import (
 )
 from dfadc.verification.dense import DenseAnswers, Measured, MeasuredAccuracy, compare_dense, cover_dense, pair_dense
 from dfadc.verification.extra_gates import extra_checks
-from dfadc.verification.gate import Check, Judgement, Thresholds, judge_artifact, judge_student, not_run
+from dfadc.verification.gate import Check, Judgement, Thresholds, crashed, judge_artifact, judge_student, not_run
 from dfadc.verification.paired import Pairs, pair
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class ArtifactFile:
 
 @dataclass(frozen=True, slots=True)
 class ArtifactResult:
-    """One artifact's comparisons and verdict; the comparisons are empty where it is NOT RUN.
+    """One artifact's comparisons and verdict; the comparisons are empty where it is NOT RUN or crashed.
 
     Args:
         artifact: which file.
@@ -138,6 +138,11 @@ def samples_of(samples: Samples, source: str) -> npt.NDArray[np.bool_]:
 def artifact_not_run(artifact: ArtifactFile, reason: str) -> ArtifactResult:
     """The result of an artifact that could not run here, with the reason a person can act on."""
     return ArtifactResult(artifact, not_run(reason))
+
+
+def artifact_crashed(artifact: ArtifactFile, reason: str) -> ArtifactResult:
+    """The result of an artifact that crashed its runtime: FAIL."""
+    return ArtifactResult(artifact, crashed(reason))
 
 
 def _compare(

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 from command_line import files_of, run_command
+from crashing_model import write_crashing_model
 from onnx import numpy_helper
 
 from dfadc.errors import StorageFailed
@@ -27,10 +28,10 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 #: What a device lacks. dfadc itself must come from the kit.
 ABSENT = ("torch", "onnx", "pydantic", "typer", "rich", "scipy")
+#: Python reads it first, in the program and in the processes that it starts.
+SITE = "import sys\nfor name in {absent!r}:\n    sys.modules[name] = None\n"
 PROGRAM = """\
 import runpy, sys
-for name in {absent!r}:
-    sys.modules[name] = None
 sys.argv = ["check.py", *{arguments!r}]
 try:
     runpy.run_path("check.py", run_name="__main__")
@@ -56,8 +57,11 @@ def kit(run_with_kit: tuple[Path, Outcome], tmp_path: Path) -> Path:
 
 
 def check(kit: Path, *arguments: str, absent: tuple[str, ...] = ABSENT) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    program = PROGRAM.format(absent=absent, arguments=arguments)
+    site = kit.parent / "site"
+    site.mkdir(exist_ok=True)
+    (site / "sitecustomize.py").write_text(SITE.format(absent=absent))
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    program = PROGRAM.format(arguments=arguments)
     done = subprocess.run(  # noqa: S603 -- our own interpreter
         [sys.executable, "-c", program], cwd=kit, env=environment, capture_output=True, text=True, check=False
     )
@@ -116,6 +120,17 @@ def test_a_damaged_model_fails_as_verify_says(kit: Path) -> None:
     assert "warning: student.onnx is not the file that was exported" in done.stderr
     verified = run_command("verify", kit / "student.onnx", "--samples", kit / "samples.npz")
     assert verified.code == 3
+
+
+def test_a_model_that_crashes_the_runtime_fails_and_the_others_are_judged(kit: Path) -> None:
+    write_crashing_model(kit / "student.fp16.onnx")
+    done = check(kit, "--json")
+    assert done.returncode == 3, done.stderr
+    report = json.loads(done.stdout)
+    assert report["artifacts"]["student.fp16.onnx"]["verdict"] == "FAIL"
+    (reason,) = report["artifacts"]["student.fp16.onnx"]["reasons"]
+    assert "the runtime crashed (signal 11) while opening student.fp16.onnx" in reason
+    assert report["artifacts"]["student.onnx"]["verdict"] == "PASS"
 
 
 def test_what_cannot_run_is_never_a_pass(kit: Path) -> None:

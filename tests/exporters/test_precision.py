@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import onnx
 import pytest
+from crashing_model import transpose_before_matmul
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
@@ -134,6 +135,55 @@ def test_the_caller_can_keep_nodes(noise: np.ndarray) -> None:
     assert source.SerializeToString() == before
     with pytest.raises(DfadcError, match="no node 'dwon'"):
         convert_to_fp16(source, keep_fp32=["dwon"])
+
+
+def test_what_crashes_onnx_runtime_stays_in_fp32() -> None:
+    """A Transpose after a Cast and before a MatMul with a constant, as in torch's attention."""
+    source = transpose_before_matmul()
+    converted = convert_to_fp16(source)
+    assert converted.fp32_nodes == ("transpose",)
+    images = np.random.default_rng(2).normal(size=(3, 2, 4, 4)).astype(np.float32)
+    with OnnxRuntimeSession(converted.model.SerializeToString(), threads=1) as session:
+        logits = session.run(images)
+    np.testing.assert_allclose(logits, in_real_fp16(source, images), atol=0.01)
+    weight = next(tensor for tensor in converted.model.graph.initializer if tensor.name == "weight")
+    assert weight.data_type == TensorProto.FLOAT16
+
+
+def sum_times_counts(dtype: int) -> onnx.ModelProto:
+    """images (N, 2, 4, 4), summed, times N, N + 1 and N + 3000, which pass through ``dtype`` -> logits (N, 3)."""
+    rows = np.array([[0, 1, 3000]], np.int64)
+    nodes = [
+        helper.make_node("Flatten", ["images"], ["flat"], name="flatten"),
+        helper.make_node("ReduceSum", ["flat", "axis"], ["total"], name="sum"),
+        helper.make_node("Shape", ["images"], ["size"], name="shape", start=0, end=1),
+        helper.make_node("Add", ["rows", "size"], ["counted"], name="count"),
+        helper.make_node("Cast", ["counted"], ["mask"], name="mask", to=dtype),
+        helper.make_node("Cast", ["mask"], ["number"], name="number", to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["total", "number"], ["logits"], name="scale"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "sum_times_counts",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 2, 4, 4])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])],
+        [numpy_helper.from_array(np.array([1]), "axis"), numpy_helper.from_array(rows, "rows")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+
+
+@pytest.mark.parametrize("dtype", [TensorProto.BOOL, TensorProto.INT64, TensorProto.INT32])
+def test_a_cast_of_what_is_no_float_stays(dtype: int) -> None:
+    """Before an fp32 node, bool -> fp16 -> fp32 is no round trip; and 3005 is no number of fp16."""
+    source = sum_times_counts(dtype)
+    converted = convert_to_fp16(source, keep_fp32=["scale"])
+    onnx.checker.check_model(converted.model, full_check=True)
+    images = np.random.default_rng(2).uniform(0.5, 1, size=(5, 2, 4, 4)).astype(np.float32)
+    with OnnxRuntimeSession(converted.model.SerializeToString(), threads=1) as session:
+        logits = session.run(images)
+    np.testing.assert_allclose(logits, in_real_fp16(source, images), rtol=2e-3)
+    third = 1.0 if dtype == TensorProto.BOOL else 3005 / 6
+    np.testing.assert_allclose(logits[:, 2] / logits[:, 1], third, rtol=1e-5)
 
 
 def test_activation_peaks_are_the_real_ones(noise: np.ndarray) -> None:

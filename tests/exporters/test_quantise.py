@@ -153,6 +153,56 @@ def test_kept_nodes_stay_in_float(shallow_onnx: Path, images: np.ndarray, tmp_pa
         build(shallow_onnx, target, PORTABLE, images, keep_fp32=("0/Cnov",))
 
 
+class Sharing(nn.Module):
+    """Two convolutions with one bias, the second used twice, and two linear layers with one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, stride=4, padding=1)
+        self.second = nn.Conv2d(8, 8, 3, padding=1)
+        self.second.bias = self.first.bias
+        self.third, self.fourth = nn.Linear(512, 10), nn.Linear(512, 10)
+        self.fourth.weight = self.third.weight
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = torch.relu(self.second(torch.relu(self.second(torch.relu(self.first(images))))))
+        flat = features.flatten(1)
+        logits: torch.Tensor = self.third(flat) + self.fourth(flat * flat)
+        return logits
+
+
+@pytest.fixture(scope="module")
+def sharing_onnx(contract: ImageContract, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = Sharing().eval()
+        with torch.no_grad():
+            for weight in (network.first.weight, network.second.weight, network.third.weight):
+                weight.normal_(0, 2 / weight[0].numel() ** 0.5)
+    path = tmp_path_factory.mktemp("sharing") / "student.onnx"
+    export_onnx(network, path, contract=contract, metadata={})
+    return path
+
+
+@pytest.mark.parametrize("preset", ["portable", "ort-cpu"])
+def test_layers_that_share_a_constant(preset: str, sharing_onnx: Path, images: np.ndarray) -> None:
+    """Each has its own in INT8, loads, and may go back to fp32 alone; ONNX Runtime refused the file before."""
+    source = load_onnx(sharing_onnx)
+    before = source.SerializeToString()
+    weights = {tensor.name for tensor in source.graph.initializer}
+    layers = [node for node in source.graph.node if node.op_type in ("Conv", "Gemm")]
+    assert len([name for node in layers for name in node.input if name in weights]) > len(weights)
+    found = quantise(source, images, preset=preset, calibrator="minmax")
+    assert source.SerializeToString() == before
+    assert found.held_out.sqnr_db >= 20
+    dequantised = [node.input[0] for node in found.model.graph.node if node.op_type == "DequantizeLinear"]
+    assert len(set(dequantised)) == len(dequantised)
+    for layer in layers:
+        alone = quantise(source, images, preset=preset, calibrator="minmax", keep_fp32=[layer.name])
+        onnx.checker.check_model(alone.model, full_check=True)
+        assert alone.held_out.sqnr_db >= 20
+
+
 def test_pools_that_calibrate_nothing_are_refused(shallow_onnx: Path, images: np.ndarray, tmp_path: Path) -> None:
     broken = images.copy()
     broken[3, 0, 0, 0] = np.nan

@@ -12,7 +12,7 @@ from torch import nn
 
 from dfadc.errors import DfadcError, RequirementMissing
 from exporters.base import Session
-from exporters.sessions import OnnxRuntimeSession, TorchSession
+from exporters.sessions import OnnxRuntimeSession, TorchSession, check_release
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -104,3 +104,14 @@ def test_an_onnx_runs_without_torch(student_onnx: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)  # noqa: S603
     assert (done.stdout.strip(), done.stderr) == ("(2, 10)", "")
+
+
+@pytest.mark.parametrize("version", ["1.16.3", "1.9.0", "0.5.0"])
+def test_an_onnx_runtime_that_is_too_old_is_named(version: str) -> None:
+    with pytest.raises(RequirementMissing, match=f"student.onnx needs ONNX Runtime 1.17 or newer, and {version} is"):
+        check_release(version, "student.onnx")
+
+
+@pytest.mark.parametrize("version", ["1.17.0", "1.23.2", "1.18.0.dev20240101", "2.0"])
+def test_an_onnx_runtime_that_is_new_enough_is_taken(version: str) -> None:
+    check_release(version, "student.onnx")
