@@ -16,6 +16,9 @@ Task = Literal["classification", "segmentation"]
 #: How far from the pixel bounds [0, 1] a value may lie when mean and std are unknown, in standard deviations.
 STANDARDISED_BOUND = 3.0
 
+#: A std above this is of pixels in 0..255: that of pixels in [0, 1] is 0.5 at most, and 1 where it is no std at all.
+LARGEST_STD = 2.0
+
 
 @dataclass(frozen=True, slots=True)
 class ImageContract:
@@ -64,6 +67,8 @@ class ImageContract:
                 raise DfadcError(f"{name} must be finite, got {values}")
         if self.std is not None and min(self.std) <= 0:
             raise DfadcError(f"std must be above 0, got {self.std}")
+        if self.mean is not None and self.std is not None:
+            _check_unit(self.mean, self.std)
         if self.class_names is not None and len(self.class_names) != self.num_classes:
             raise DfadcError(f"{len(self.class_names)} class names for {self.num_classes} classes")
 
@@ -174,6 +179,36 @@ class ContractFields:
             task=self.task or "classification",
             preprocessing=self.preprocessing,
         )
+
+
+def _check_unit(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """Refuses a mean and std of pixels in 0..255: by them every image is nearly the same to a network.
+
+    A mean lies among the pixels. A std is 0.5 at most, but also serves as a factor: 1 leaves pixels in [0, 1], 1/255
+    makes them 0..255.
+
+    Raises:
+        DfadcError: a value is too large for pixels in [0, 1].
+    """
+    is_mean_wrong, is_std_wrong = max(map(abs, mean)) > 1, max(std) > LARGEST_STD
+    if not (is_mean_wrong or is_std_wrong):
+        return
+    # A std of 1 beside a mean in 0..255 subtracts the mean alone; one below 1 is already of pixels in [0, 1].
+    divides_std = is_std_wrong or max(std) >= 1
+    right = {
+        "mean": [m / 255 for m in mean] if is_mean_wrong else mean,
+        "std": [s / 255 for s in std] if divides_std else std,
+    }
+    parts = " and ".join(name for name, wrong in (("mean", is_mean_wrong), ("std", divides_std)) if wrong)
+    flags = " ".join(f"--{name} {','.join(f'{value:.4g}' for value in values)}" for name, values in right.items())
+    raise DfadcError(
+        f"mean {_shown(mean)} and std {_shown(std)} are of pixels in 0..255; a contract's are of pixels in [0, 1]",
+        f"divide the {parts} by 255: {flags}",
+    )
+
+
+def _shown(values: tuple[float, ...]) -> str:
+    return ",".join(f"{value:g}" for value in values)
 
 
 def merge_fields(sources: Mapping[str, ContractFields]) -> tuple[ContractFields, dict[str, str]]:

@@ -24,10 +24,11 @@ from dfadc.distillation.players import Players
 from dfadc.distillation.precision import choose_device, choose_policy, fit_policy
 from dfadc.errors import DfadcError
 from dfadc.event_files import require_tensorboard
+from dfadc.models.adaptation import place
 from dfadc.models.flops import count_flops, count_parameters
 from dfadc.models.inheritance import corresponding_layers, inherit
-from dfadc.models.outputs import taking_images
 from dfadc.models.students import Student, build_student, with_logits_like
+from dfadc.models.user_code import running_user_code
 from dfadc.recipe import change_recipe, recipe_to_toml
 from dfadc.run import SCHEMA, RunFolder, environment
 from dfadc.sample_size import check_gates_can_pass, size_note
@@ -59,7 +60,7 @@ class Plan:
         estimate: measured seconds a step, memory, and whether it is compiled.
         notes: what was adapted or is worth knowing.
         parameters: of teacher, student and generator.
-        flops_per_step: arithmetic of an average step, 2 for each multiply-add.
+        flops_per_step: arithmetic of an average step, 2 for each multiply-add; None where it could not be counted.
     """
 
     recipe: Recipe
@@ -68,7 +69,7 @@ class Plan:
     estimate: Estimate
     notes: tuple[str, ...]
     parameters: dict[str, int]
-    flops_per_step: float
+    flops_per_step: float | None
 
     @property
     def images(self) -> int:
@@ -122,7 +123,7 @@ class Training:
         self.generator_flops = count_flops(generator, (latent_length(recipe.generator, teacher.contract),))
         self.notes = (*teacher.warnings, *student.notes, *self._size_notes(), *diagnosis.notes, *notes)
         _check_low_resolution(recipe, teacher, student)
-        largest = max(self.teacher_flops, self.student_flops, self.generator_flops)
+        largest = max(math.inf if each is None else each for each in self._flops)
         self.policy, changed = fit_policy(choose_policy(recipe.compute, device, largest), student.module)
         self.notes = (*self.notes, *changed)
         self.game = self._build_game(generator)
@@ -252,13 +253,15 @@ class Training:
             "student": self.student.num_parameters,
             "generator": count_parameters(self.game.players.generator.module),
         }
-        flops = flops_per_step(
-            self.recipe,
-            teacher=self.teacher_flops,
-            student=self.student_flops,
-            generator=self.generator_flops,
-        )
+        teacher, student, generator = self._flops
+        flops = None
+        if teacher is not None and student is not None and generator is not None:
+            flops = flops_per_step(self.recipe, teacher=teacher, student=student, generator=generator)
         return Plan(self.recipe, device, precision, cost, notes, parameters, flops)
+
+    @property
+    def _flops(self) -> tuple[int | None, int | None, int | None]:
+        return self.teacher_flops, self.student_flops, self.generator_flops
 
     def _size_notes(self) -> Iterator[str]:
         """What a student does not save."""
@@ -268,7 +271,9 @@ class Training:
                 f"the student {student.architecture} ({student.num_parameters:,} parameters) is not smaller than "
                 f"the teacher ({teacher.num_parameters:,})"
             )
-        if self.student_flops >= self.teacher_flops:
+        if self.student_flops is None or self.teacher_flops is None:
+            yield "FLOPs are unknown: teacher or student cannot be counted"
+        elif self.student_flops >= self.teacher_flops:
             yield (
                 f"the student {student.architecture} ({self.student_flops / 1e6:,.1f} MFLOPs an image) computes no "
                 f"less than the teacher ({self.teacher_flops / 1e6:,.1f})"
@@ -276,7 +281,7 @@ class Training:
 
     def _build_game(self, generator: nn.Module) -> Game:
         recipe, contract, policy = self.recipe, self.teacher.contract, self.policy
-        teacher = self.teacher.module.to(policy.device, memory_format=policy.memory_format)  # type: ignore[call-overload]
+        teacher = place(self.teacher.module, policy.device, policy.memory_format)
         players = Players(
             self.student.module,
             generator,
@@ -353,7 +358,7 @@ def _check_low_resolution(recipe: Recipe, teacher: Teacher, student: Student) ->
         ("student", student.architecture, student.module.eval()),
     ):
         problem = f"{asked}: the {role} {name} does not take images of {height}x{width}"
-        with taking_images(problem, way), torch.no_grad():
+        with running_user_code(problem, way), torch.no_grad():
             shapes.append(network(torch.zeros(2, channels, height, width)).shape)
     student.module.train()
     if shapes[0] != shapes[1]:

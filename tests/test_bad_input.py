@@ -269,6 +269,7 @@ def test_a_student_that_cannot_take_the_images(digits_teacher: Path) -> None:
         (("--mean", "0.5"), "only one of mean and std"),
         (("--mean", "0.5,0.5", "--std", "0.5,0.5"), "mean has 2 values for 1 channel"),
         (("--mean", "0.5", "--std", "0"), "std must be above 0"),
+        (("--mean", "77.8", "--std", "95.9"), "mean 77.8 and std 95.9 are of pixels in 0..255"),
         (("--device", "tpu"), "'tpu'"),
         (("--precision", "fp16", "--device", "cpu"), "fp16 training needs CUDA"),
         (("--export", "tflite"), "unknown export 'tflite'"),

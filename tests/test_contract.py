@@ -65,6 +65,55 @@ def test_an_impossible_contract_is_refused(changes: dict[str, Any], problem: str
         ImageContract(**{**VALID, **changes})
 
 
+@pytest.mark.parametrize(
+    ("mean", "std", "right"),
+    [
+        # ImageNet's, as Keras and OpenCV write them; MNIST's; TensorFlow's; Caffe's, which subtracts alone.
+        (
+            (123.675, 116.28, 103.53),
+            (58.395, 57.12, 57.375),
+            "mean and std by 255: --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225",
+        ),
+        ((33.3285,), (78.5655,), "mean and std by 255: --mean 0.1307 --std 0.3081"),
+        ((127.5,), (127.5,), "mean and std by 255: --mean 0.5 --std 0.5"),
+        ((103.939,), (1.0,), "mean and std by 255: --mean 0.4076 --std 0.003922"),
+        ((0.0,), (255.0,), "std by 255: --mean 0 --std 1"),
+        # Each in a unit of its own.
+        ((123.675,), (0.229,), "mean by 255: --mean 0.485 --std 0.229"),
+        ((0.485,), (58.395,), "std by 255: --mean 0.485 --std 0.229"),
+        ((-123.675,), (58.395,), "mean and std by 255"),
+    ],
+)
+def test_a_mean_or_std_of_pixels_in_0_to_255_is_refused_with_the_right_one(
+    mean: tuple[float, ...], std: tuple[float, ...], right: str
+) -> None:
+    size = (len(mean), 8, 8)
+    with pytest.raises(DfadcError, match=r"are of pixels in 0\.\.255") as caught:
+        ImageContract(size, 10, mean=mean, std=std)
+    assert right in caught.value.hint
+    # From a file as well.
+    with pytest.raises(DfadcError, match=r"0\.\.255"):
+        ImageContract.from_dict({"input_size": size, "num_classes": 10, "mean": mean, "std": std})
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [
+        (0.1307, 1.0),
+        (0.1307, 0.5),
+        (0.0, 1.0),
+        (1.0, 1.0),
+        (0.5, 2.0),
+        (0.0, 1 / 255),
+        (103.939 / 255, 1 / 255),
+        (-0.5, 0.5),
+        (1e-6, 1e-3),
+    ],
+)
+def test_a_mean_and_std_that_some_network_may_want_are_taken(mean: float, std: float) -> None:
+    assert ImageContract((1, 8, 8), 10, mean=(mean,), std=(std,)).has_pixels
+
+
 def test_the_range_of_pixels_follows_mean_and_std() -> None:
     low, high = ImageContract(**VALID, **IMAGENET).value_range()
     for channel in range(3):

@@ -235,3 +235,21 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
         if seconds[-1] < 1:
             break
     assert min(seconds) < 1
+
+
+def broad_excepts(source: str) -> int:
+    """Handlers of everything that do not raise it again."""
+    handlers = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ExceptHandler)]
+    names = [set() if each.type is None else {ast.unparse(node) for node in ast.walk(each.type)} for each in handlers]
+    again = [any(isinstance(node, ast.Raise) and node.exc is None for node in each.body) for each in handlers]
+    is_broad = (
+        each.type is None or bool({"Exception", "BaseException"} & of) for each, of in zip(handlers, names, strict=True)
+    )
+    return sum(broad and not raises for broad, raises in zip(is_broad, again, strict=True))
+
+
+def test_a_broad_except_is_for_foreign_code() -> None:
+    """Everywhere else what is raised is converted by its type, or is a bug."""
+    found = {path.relative_to(ROOT).as_posix() for path in MODULES if broad_excepts(path.read_text())}
+    # The user's networks; backends that a doctor looks at; what may not pass through a builder's C++ frames.
+    assert found == {"dfadc/models/user_code.py", "dfadc/api/doctor.py", "exporters/trt_api.py"}

@@ -90,11 +90,11 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     if recipe.compute.micro_batch:
         yield f"      gradients add up over micro-batches of {recipe.compute.micro_batch} images"
     yield "      parameters: " + ", ".join(f"{role} {number:,}" for role, number in plan.parameters.items())
-    rate = plan.flops_per_step / cost.seconds_per_step
-    yield (
-        f"      about {_duration(plan.seconds)} at {cost.seconds_per_step:.3f} s a step of "
-        f"{_flops(plan.flops_per_step)}FLOPs: {_flops(rate)}FLOP/s"
-    )
+    arithmetic = ""
+    if plan.flops_per_step is not None:
+        rate = plan.flops_per_step / cost.seconds_per_step
+        arithmetic = f" of {_flops(plan.flops_per_step)}FLOPs: {_flops(rate)}FLOP/s"
+    yield f"      about {_duration(plan.seconds)} at {cost.seconds_per_step:.3f} s a step{arithmetic}"
     peak = f"; {cost.peak_bytes / 2**20:,.0f} MiB at most, all together" if cost.peak_bytes else ""
     yield f"      {cost.memory_bytes / 2**20:,.0f} MiB of memory for networks, replay and activations{peak}"
     yield from (f"note: {note}" for note in plan.notes)

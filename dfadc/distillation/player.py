@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dfadc.distillation.moving_average import MovingAverage
+from dfadc.models.adaptation import place
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -37,7 +38,7 @@ class Player:
         extra: Sequence[nn.Parameter] = (),
         extra_rate: float = 1.0,
     ) -> None:
-        self.module = module.to(policy.device, memory_format=policy.memory_format)  # type: ignore[call-overload]
+        self.module = place(module, policy.device, policy.memory_format)
         self.settings = settings
         own = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self.parameters = [*own, *extra]

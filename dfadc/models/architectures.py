@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ from dfadc.models.construction import (
 from dfadc.models.networks import NETWORKS, SEGMENTERS, find_network
 from dfadc.models.published_config import timm_preprocessing
 from dfadc.models.stems import Stem, adapt_channels_, apply_small_stem_
+from dfadc.models.user_code import running_user_code
 from dfadc.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
@@ -35,6 +37,9 @@ ALIASES = {"mobilenetv2": "mobilenet_v2", "mobilenetv3": "mobilenet_v3_large", "
 #: With their pretrained weights torchvision builds these to turn ImageNet's normalisation into mean and std 0.5; ours
 #: are built without that step, so their images are normalised with 0.5 right away.
 RENORMALISING = ("googlenet", "inception_v3")
+
+#: Libraries whose networks all run on the meta device; others' code may read numbers back from tensors.
+KNOWN_ON_META = ("own", "torchvision")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,17 +110,16 @@ def build_architecture(
         contract: the images and classes to build for.
         stem: ``small`` removes early strides until the total stride is 8; our own networks and the user's
             factories are built as they are.
-        device: ``cpu``, or ``meta`` for shapes without weights.
+        device: ``cpu``, or ``meta`` for shapes without weights; it is built on the CPU where its code does not bear
+            that device.
 
     Raises:
         DfadcError: the name is unknown, or the network cannot be built for this contract.
     """
     resolved = resolve_architecture(name)
     notes: list[str] = []
-    with torch.device(device) if device != "meta" else WeightsOnMeta():
-        module = construct(resolved, contract)
-        if device == "meta":
-            module = module.to(device)
+    with torch.device(device) if device != "meta" else nullcontext():
+        module = _construct_on_meta(resolved, contract) if device == "meta" else construct(resolved, contract)
         if resolved.library == "torchvision" and adapt_channels_(module, contract.channels):
             notes.append(f"first convolution takes {contract.channels} channels")
         if stem == "small":
@@ -125,6 +129,17 @@ def build_architecture(
             stem = "default" if note is None else "small"
             notes.append(note or f"no small stem known for {resolved.canonical}: default stem")
     return Architecture(module, resolved.canonical, stem, tuple(notes))
+
+
+def _construct_on_meta(resolved: ArchitectureName, contract: ImageContract) -> nn.Module:
+    """A network without weights; with weights where its code reads numbers back from tensors, which have none there."""
+    try:
+        with running_user_code(f"{resolved.canonical} cannot be built without weights"), WeightsOnMeta():
+            return construct(resolved, contract).to("meta")
+    except DfadcError:
+        if resolved.library in KNOWN_ON_META:
+            raise
+    return construct(resolved, contract)
 
 
 def documented_contract(name: str) -> ContractFields:

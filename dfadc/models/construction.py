@@ -7,17 +7,21 @@ import importlib
 import inspect
 import sys
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torchvision.models import get_model, list_models
 
 from dfadc.errors import DfadcError, RequirementMissing
+from dfadc.models.flops import in_eval_mode
 from dfadc.models.networks import find_network
+from dfadc.models.user_code import guard_, running_user_code
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,6 +87,8 @@ def construct(resolved: ArchitectureName, contract: ImageContract) -> nn.Module:
     Raises:
         DfadcError: it cannot be built for this contract.
     """
+    if resolved.library == "factory":
+        return _construct_from_factory(resolved.name, contract)
     try:
         if resolved.library == "own":
             network = find_network(resolved.name)
@@ -92,14 +98,12 @@ def construct(resolved: ArchitectureName, contract: ImageContract) -> nn.Module:
             return _construct_torchvision(resolved.name, contract)
         if resolved.library == "timm":
             return _construct_timm(resolved.name, contract)
-        if resolved.library == "smp":
-            return _construct_smp(resolved.name, contract)
+        return _construct_smp(resolved.name, contract)
     except (AssertionError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as exc:
         raise DfadcError(
             f"{resolved.canonical} cannot be built for input size {_size(contract)}: {exc}",
             "choose another network or another --input-size; `dfadc students` lists what fits",
         ) from exc
-    return _construct_from_factory(resolved.name, contract)
 
 
 def _construct_torchvision(name: str, contract: ImageContract) -> nn.Module:
@@ -168,13 +172,36 @@ def _construct_from_factory(name: str, contract: ImageContract) -> nn.Module:
     if "contract" in parameters:
         offered = {"contract": contract}
     accepted = {key: value for key, value in offered.items() if key in parameters}
-    try:
+    with running_user_code(f"{name}({', '.join(accepted)}) failed", "it is called with these keywords"):
         module = factory(**accepted)
-    except (RuntimeError, TypeError, ValueError) as exc:
-        raise DfadcError(f"{name}({', '.join(accepted)}) failed: {exc}", "it is called with these keywords") from exc
     if not isinstance(module, nn.Module):
         raise DfadcError(f"{name} gave a {type(module).__name__}, not a torch.nn.Module")
-    return module
+    _materialise_(module, name, contract)
+    return guard_(module, name)
+
+
+def _materialise_(module: nn.Module, name: str, contract: ImageContract) -> None:
+    """Gives lazy layers their weights, which two empty images do, in place.
+
+    Raises:
+        DfadcError: a lazy layer sees no image.
+    """
+    if not _lazy_weights(module):
+        return
+    problem = f"{name} has lazy layers, and images of size {_size(contract)} cannot initialise them"
+    with running_user_code(problem, "check --input-size"), torch.no_grad(), in_eval_mode(module):
+        module(torch.zeros(2, *contract.input_size))
+    if unused := _lazy_weights(module):
+        raise DfadcError(
+            f"{name} has a lazy layer that no image passes through: {unused[0]} has no shape",
+            "remove that layer, or give it its size",
+        )
+
+
+def _lazy_weights(module: nn.Module) -> list[str]:
+    """Names of the parameters and buffers that have no shape yet."""
+    named = chain(module.named_parameters(), module.named_buffers())
+    return [name for name, tensor in named if is_lazy(tensor)]
 
 
 def import_factory(name: str) -> Callable[..., object]:
@@ -187,12 +214,10 @@ def import_factory(name: str) -> Callable[..., object]:
     here = str(Path.cwd())
     if here not in sys.path and "" not in sys.path:
         sys.path.append(here)
-    try:
+    with running_user_code(f"cannot import {module_name!r} of architecture {name!r}", _NAME_FORMS):
         found: object = importlib.import_module(module_name)
-    except ImportError as exc:
-        raise DfadcError(f"cannot import {module_name!r} of architecture {name!r}: {exc}", _NAME_FORMS) from exc
-    for part in attribute.split("."):
-        found = getattr(found, part, None)
+        for part in attribute.split("."):
+            found = getattr(found, part, None)
     if not callable(found):
         raise DfadcError(f"{module_name} has no callable {attribute!r}", _NAME_FORMS)
     return found

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from dfadc.contract import ContractFields, ImageContract, Task
 from dfadc.errors import DfadcError
-from dfadc.models.outputs import LogitsOf, taking_images, unwrap_logits
+from dfadc.models.adaptation import BATCH, adapt, random_images
 
-BATCH = 2
 #: How close to one a row of outputs must sum to be taken for probabilities.
 _PROBABILITY_TOLERANCE = 1e-3
 #: Largest difference between the logits of two images that counts as none, relative to their size.
@@ -23,10 +22,10 @@ class DryRun:
     """What the batch told.
 
     Args:
-        module: the network, wrapped where its logits had to be unwrapped.
+        module: the network, adapted to how it is called here, and wrapped where its logits had to be unwrapped.
         num_classes: K.
         task: by the shape of the logits.
-        warnings: what looks odd but may be right.
+        warnings: what was adapted, or looks odd but may be right.
     """
 
     module: nn.Module
@@ -46,31 +45,15 @@ def run_dry(module: nn.Module, fields: ContractFields, input_size: tuple[int, in
     Raises:
         DfadcError: it cannot take the images, gives no gradient to them, or its outputs are not finite logits.
     """
-    images = random_images(fields, input_size).requires_grad_()
-    size = "x".join(map(str, input_size))
-    with taking_images(
-        f"the teacher cannot take a batch of {BATCH} images of size {size}",
-        "check --input-size; a traced or exported network needs a dynamic batch",
-    ):
-        output = module(images)
-    logits = unwrap_logits(output)
-    if not logits.requires_grad:
+    contract = ImageContract(input_size, num_classes=2, mean=fields.mean, std=fields.std)
+    tried = adapt(module, random_images(contract), "the teacher", learns=False)
+    num_classes, task = _classes_of(tried.logits)
+    if not tried.has_gradient:
         raise DfadcError(
             "no gradient flows through the teacher to its images",
             "its forward runs under no_grad or on integers; adversarial distillation needs the gradient",
         )
-    num_classes, task = _classes_of(logits)
-    warnings = _judge_logits(logits.detach().float())
-    wrapped = module if isinstance(output, Tensor) else LogitsOf(module)
-    return DryRun(wrapped, num_classes, task, warnings)
-
-
-def random_images(fields: ContractFields, input_size: tuple[int, int, int]) -> Tensor:
-    """Uniform noise over the range a real image can have, (2, C, H, W); torch's global random state is not touched."""
-    contract = ImageContract(input_size, num_classes=2, mean=fields.mean, std=fields.std)
-    low, high = (torch.tensor(bound).view(1, -1, 1, 1) for bound in contract.value_range())
-    noise = torch.rand(BATCH, *input_size, generator=torch.Generator().manual_seed(0))
-    return low + (high - low) * noise
+    return DryRun(tried.module, num_classes, task, (*tried.notes, *_judge_logits(tried.logits)))
 
 
 def _classes_of(logits: Tensor) -> tuple[int, Task]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dfadc.contract import ContractFields
 from dfadc.errors import DfadcError
+from dfadc.models.architectures import resolve_architecture
 from dfadc.models.dry_run import run_dry
 from dfadc.models.file_kind import CODE_KINDS, FileKind, describe_unknown, sniff_kind
 from dfadc.models.flops import count_flops, count_parameters
@@ -17,6 +18,7 @@ from dfadc.models.norm_layers import NormLayer, find_norm_layers
 from dfadc.models.safe_globals import list_unsafe_globals
 from dfadc.models.teacher_file import TeacherFile, read_teacher_file
 from dfadc.models.teacher_plan import TeacherPlan, build_planned_module, freeze_, plan_teacher
+from dfadc.models.user_code import UserCodeFailed
 from dfadc.preprocessing import Preprocessing
 from dfadc.storage import sha256_file
 
@@ -105,7 +107,8 @@ def inspect_teacher(
         fields: as for ``load_teacher``.
 
     Raises:
-        DfadcError: there is no such file, it cannot be read, or it is a damaged archive.
+        DfadcError: there is no such file, it cannot be read, or it is a damaged archive; or the code of a factory that
+            ``architecture`` names fails.
     """
     path = Path(path)
     kind = sniff_kind(path)
@@ -126,12 +129,15 @@ def inspect_teacher(
     try:
         plan = plan_teacher(contents, architecture=architecture, fields=fields or ContractFields())
     except DfadcError as exc:
-        unknown = {key: value for key, value in _all_unknown(exc.message).items() if key != "num_parameters"}
+        reason = _reason(exc, architecture)
+        unknown = {key: value for key, value in _all_unknown(reason).items() if key != "num_parameters"}
         return replace(basis, **unknown)
-    return _inspect_planned(contents, plan, basis)
+    return _inspect_planned(contents, plan, basis, architecture)
 
 
-def _inspect_planned(contents: TeacherFile, plan: TeacherPlan, basis: TeacherReport) -> TeacherReport:
+def _inspect_planned(
+    contents: TeacherFile, plan: TeacherPlan, basis: TeacherReport, architecture: str | None
+) -> TeacherReport:
     """Fills in what the network itself tells, as far as it can be built."""
     report = replace(
         basis,
@@ -144,23 +150,33 @@ def _inspect_planned(contents: TeacherFile, plan: TeacherPlan, basis: TeacherRep
     try:
         module = freeze_(build_planned_module(contents, plan))
     except DfadcError as exc:
-        unknown = Unknown(exc.message)
+        unknown = Unknown(_reason(exc, architecture))
         return replace(report, flops=unknown, norm_layers=unknown, outputs=unknown)
     report = replace(report, num_parameters=count_parameters(module), norm_layers=find_norm_layers(module))
     try:
         size = plan.known_input_size()
         tried = run_dry(module, plan.fields, size)
     except DfadcError as exc:
-        return replace(report, flops=Unknown(exc.message), outputs=Unknown(exc.message))
+        unknown = Unknown(_reason(exc, architecture))
+        return replace(report, flops=unknown, outputs=unknown)
+    flops = count_flops(module, size)
     known = replace(plan.fields, num_classes=tried.num_classes, task=tried.task)
     return replace(
         report,
-        flops=count_flops(module, size),
+        flops=Unknown("it could not be counted") if flops is None else flops,
         outputs=f"finite logits of {tried.num_classes} classes ({tried.task}), with a gradient to the images",
         contract=_contract_values(known, "no source says it"),
         contract_sources={"num_classes": "shape of the outputs", "task": "shape of the outputs", **plan.sources},
         notes=(*report.notes, *tried.warnings),
     )
+
+
+def _reason(exc: DfadcError, architecture: str | None) -> str:
+    """Why something is unknown. What the code of a factory raises that the user named is raised."""
+    is_factory = architecture is not None and resolve_architecture(architecture).library == "factory"
+    if is_factory and isinstance(exc, UserCodeFailed):
+        raise exc
+    return exc.message
 
 
 def _describe_safety(path: Path, kind: FileKind) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dfadc.contract import ImageContract
 from dfadc.errors import DfadcError
+from dfadc.models.adaptation import adapt, random_images
 from dfadc.models.architectures import build_architecture, resolve_architecture
 from dfadc.models.outputs import unwrap
 from dfadc.models.state_dict import load_strictly_
@@ -93,6 +94,9 @@ def load_network(path: Path, *, factories: Collection[str] = ()) -> tuple[nn.Mod
     refuse_factory_from_file(metadata.architecture, path, allowed=factories, flag="--factory")
     built = build_architecture(metadata.architecture, metadata.contract, stem=metadata.stem)
     load_strictly_(built.module, read_safetensors(path), architecture=built.name, source=str(path))
+    if resolve_architecture(built.name).library == "factory":
+        images = random_images(metadata.contract)
+        return adapt(built.module.eval(), images, built.name, learns=False).module, metadata
     return built.module.eval(), metadata
 
 

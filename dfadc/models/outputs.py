@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -15,23 +14,9 @@ from torchvision.models.segmentation.lraspp import LRASPP
 from dfadc.errors import DfadcError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from dfadc.contract import ImageContract
 
 Size = tuple[int, int]
-#: What networks raise over images that they cannot take: theirs is anybody's code, which agrees on no error of its own.
-CANNOT_TAKE = (AssertionError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError)
-
-
-@contextmanager
-def taking_images(problem: str, hint: str) -> Iterator[None]:
-    """What a network raises within, over its images, becomes a DfadcError of ``problem``, its reason, and ``hint``."""
-    try:
-        yield
-    except CANNOT_TAKE as exc:
-        reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
-        raise DfadcError(f"{problem}: {reason}", hint) from exc
 
 
 def unwrap_logits(output: object) -> Tensor:
@@ -121,7 +106,9 @@ def answering_pixels(module: nn.Module, contract: ImageContract) -> nn.Module:
     if contract.task == "classification":
         return module
     # From the network's own logits: a student that was brought to its teacher's size is not resized twice.
-    return ResizedLogits(LogitsOf(unwrap(module)))
+    while isinstance(module, ResizedLogits):
+        module = module.wrapped
+    return ResizedLogits(with_logits(module, contract))
 
 
 def unwrap(module: nn.Module) -> nn.Module:

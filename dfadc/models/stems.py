@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dfadc.errors import DfadcError
 from dfadc.models.flops import ShapesOnly
-from dfadc.models.outputs import CANNOT_TAKE
+from dfadc.models.user_code import UserCodeFailed, running_user_code
 
 Stem = Literal["default", "small"]
 _STEMS: dict[object, Stem] = {"default": "default", "small": "small"}
@@ -112,9 +112,9 @@ def _strided_levels(module: nn.Module, channels: int) -> list[_Level]:
         module.eval()
         parameter = next(module.parameters(), None)
         device = torch.device("cpu") if parameter is None else parameter.device
-        with torch.no_grad(), ShapesOnly():
+        with running_user_code("the network takes no such images"), torch.no_grad(), ShapesOnly():
             module(torch.zeros(1, channels, _PROBE_SIDE, _PROBE_SIDE, device=device))
-    except CANNOT_TAKE:
+    except UserCodeFailed:
         # A network with a fixed size of its own: its stem is not ours to change.
         return []
     finally:

@@ -10,7 +10,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dfadc.errors import DfadcError
+from dfadc.models.adaptation import adapt, random_images
 from dfadc.models.architectures import (
+    KNOWN_ON_META,
     Architecture,
     build_architecture,
     resolve_architecture,
@@ -19,10 +21,11 @@ from dfadc.models.construction import torchvision_classifiers, torchvision_segme
 from dfadc.models.flops import ShapesOnly, count_parameters
 from dfadc.models.matching import drop_auxiliary
 from dfadc.models.networks import NETWORKS, SEGMENTERS
-from dfadc.models.outputs import ResizedLogits, taking_images, unwrap_logits, with_logits
+from dfadc.models.outputs import ResizedLogits, unwrap_logits, with_logits
 from dfadc.models.state_dict import load_strictly_
 from dfadc.models.stems import SMALL_SIDE, Stem, parse_stem
 from dfadc.models.teacher_file import read_state_dict
+from dfadc.models.user_code import running_user_code
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -87,8 +90,8 @@ def build_student(name: str, contract: ImageContract, *, stem: str = "auto", wei
         RequirementMissing: a timm or smp name where that package is not installed.
     """
     wanted = _choose_stem(name, contract, stem)
-    if resolve_architecture(name).library != "factory":
-        # A user's own factory may not know the meta device; it is tried when it is built.
+    if resolve_architecture(name).library in KNOWN_ON_META:
+        # Anyone else's code may not know the meta device; it is tried when it is built.
         check_fits(build_architecture(name, contract, stem=wanted, device="meta"), contract)
     built = build_architecture(name, contract, stem=wanted)
     check_fits(built, contract)
@@ -97,8 +100,10 @@ def build_student(name: str, contract: ImageContract, *, stem: str = "auto", wei
         state_dict = drop_auxiliary(built.name, read_state_dict(weights))
         load_strictly_(built.module, state_dict, architecture=built.name, source=str(weights))
         notes.append(f"starts from {weights.name}")
-    module = with_logits(built.module, contract).train()
-    return Student(module, built.name, built.stem, count_parameters(module), tuple(notes))
+    network, role = with_logits(built.module, contract).train(), f"the student {built.name}"
+    adapted = adapt(network, random_images(contract), role, learns=True)
+    module = adapted.module
+    return Student(module, built.name, built.stem, count_parameters(module), (*notes, *adapted.notes))
 
 
 def with_logits_like(student: Student, contract: ImageContract, size: tuple[int, ...]) -> Student:
@@ -125,7 +130,7 @@ def with_logits_like(student: Student, contract: ImageContract, size: tuple[int,
 def logit_size(module: nn.Module, contract: ImageContract) -> tuple[int, ...]:
     """(h, w) of a segmentation network's logits for the contract's images; it is left as it was."""
     was_training = module.training
-    logits = module.eval()(torch.zeros(1, *contract.input_size))
+    logits = module.eval()(torch.zeros(2, *contract.input_size))
     module.train(was_training)
     return tuple(logits.shape[2:])
 
@@ -164,7 +169,7 @@ def check_fits(built: Architecture, contract: ImageContract) -> int:
     try:
         built.module.eval()
         with (
-            taking_images(f"{built.name} cannot take images of size {size}", way),
+            running_user_code(f"{built.name} cannot take images of size {size}", way),
             torch.no_grad(),
             ShapesOnly(),
             counter,
@@ -202,8 +207,17 @@ def _choose_stem(name: str, contract: ImageContract, stem: str) -> Stem:
 
 def _describe(name: str, contract: ImageContract) -> StudentRow:
     try:
-        built = build_architecture(name, contract, stem=_choose_stem(name, contract, "auto"), device="meta")
-        flops = check_fits(built, contract)
+        return _describe_on(name, contract, "meta")
     except DfadcError as exc:
-        return StudentRow(name, None, None, reason=exc.message.splitlines()[0])
-    return StudentRow(name, count_parameters(built.module), flops, built.stem)
+        reason = exc.message
+    if resolve_architecture(name).library not in KNOWN_ON_META:
+        try:
+            return _describe_on(name, contract, "cpu")
+        except DfadcError as exc:
+            reason = exc.message
+    return StudentRow(name, None, None, reason=reason.splitlines()[0])
+
+
+def _describe_on(name: str, contract: ImageContract, device: str) -> StudentRow:
+    built = build_architecture(name, contract, stem=_choose_stem(name, contract, "auto"), device=device)
+    return StudentRow(name, count_parameters(built.module), check_fits(built, contract), built.stem)

@@ -21,6 +21,7 @@ from dfadc.models.network_file import refuse_factory_from_file
 from dfadc.models.state_dict import load_strictly_
 from dfadc.models.stems import SMALL_SIDE
 from dfadc.models.teacher_statements import Statement, read_statements, sidecar_paths
+from dfadc.models.user_code import UserCodeFailed, guard_
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -93,7 +94,7 @@ def plan_teacher(contents: TeacherFile, *, architecture: str | None, fields: Con
     """
     statements = read_statements(contents)
     merged, _ = merge_fields({FLAGS: fields, **{said.source: said.fields for said in statements}})
-    identity = _identify(contents, architecture, statements, merged.input_size)
+    identity = _identify(contents, architecture, statements, merged)
     sources = {FLAGS: fields} | {said.source: said.fields for said in statements}
     if contents.input_size is not None:
         sources["the exported program"] = ContractFields(input_size=contents.input_size)
@@ -122,7 +123,7 @@ def build_planned_module(contents: TeacherFile, plan: TeacherPlan) -> nn.Module:
         DfadcError: size or classes are unknown, or the weights do not fit.
     """
     if contents.module is not None:
-        return contents.module
+        return guard_(contents.module, plan.architecture)
     plan.known_input_size()
     contract: ImageContract = replace(plan.fields, task=None).complete()
     built = build_architecture(plan.architecture, contract, stem=plan.stem)
@@ -148,9 +149,10 @@ def _identify(
     contents: TeacherFile,
     architecture: str | None,
     statements: list[Statement],
-    input_size: tuple[int, int, int] | None,
+    stated: ContractFields,
 ) -> _Identity:
     """The network's name, stem, channels and classes."""
+    input_size = stated.input_size
     said = next((each for each in statements if each.architecture is not None), None)
     if architecture is None and said is not None and said.architecture is not None:
         refuse_factory_from_file(said.architecture, contents.path)
@@ -166,7 +168,13 @@ def _identify(
         return _Identity(match.architecture, match.stem, match.channels, match.num_classes)
     # It does not fit: the strict load will say why, and wants as much of the contract as the weights tell.
     resolved = resolve_architecture(named)
-    reference = reference_network(named, stem=stem or "default", input_size=input_size)
+    try:
+        reference = reference_network(named, stem=stem or "default", input_size=input_size)
+    except UserCodeFailed:
+        if input_size is None or stated.num_classes is None:
+            raise
+        # A factory may refuse the reference's 1000 classes; all that they would tell is stated.
+        return _Identity(resolved.canonical, stem or "default")
     channels, num_classes = read_shapes(reference, contents.state_dict)
     if num_classes is None and resolved.library != "factory":
         # Not even the last layer is there: asking for the number of classes would lead nowhere.

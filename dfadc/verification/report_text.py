@@ -216,6 +216,8 @@ def _iou(found: Mapping[str, Any] | None) -> str:
 def _of_teacher(networks: Mapping[str, Any], who: str, quantity: str, scale: float, unit: str) -> str:
     """A quantity of one network, with its share of the teacher's where it is not the teacher."""
     value, teacher = networks[who][quantity], networks.get("teacher", {}).get(quantity)
+    if value is None:
+        return "–"
     share = f" ({value / teacher:.1%})" if who != "teacher" and teacher else ""
     shown = value / scale
     return f"{shown:,.0f}{unit}{share}" if shown >= 10 else f"{shown:.3g}{unit}{share}"

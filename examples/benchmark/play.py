@@ -109,7 +109,7 @@ def learn_from_images(
     """
     torch.manual_seed(seed)
     learner = build_student(student, teacher.contract).module
-    flops = max(count_flops(each, teacher.contract.input_size) for each in (teacher.module, learner))
+    flops = max(count_flops(each, teacher.contract.input_size) or 0 for each in (teacher.module, learner))
     policy = choose_policy(ComputeSettings(), judge.device, flops)
     network = teacher.module.to(policy.device, memory_format=policy.memory_format)  # type: ignore[call-overload]
     player = Player(learner, LEARNING, policy)

@@ -138,7 +138,7 @@ def arithmetic_floor(pair: Pair) -> tuple[float, float]:
         plain_generator(pair.latent_dim, pair.contract.channels).eval()(torch.zeros(1, pair.latent_dim))
     generator = counter.get_total_flops()
     teacher, student = (
-        count_flops(build_architecture(name, pair.contract).module, pair.contract.input_size)
+        count_flops(build_architecture(name, pair.contract).module, pair.contract.input_size) or 0
         for name in (pair.teacher, pair.student)
     )
     # A backward pass costs twice its forward pass where weights move, and once where only images are asked for.

@@ -203,7 +203,7 @@ def test_before_its_share_and_without_one_a_run_is_what_it_was() -> None:
     assert_same_state(states[1], states[0])
     play(plain, 5)
     play(late, 5)
-    weights = [game.players.student.module.features[0].weight for game in (plain, late)]
+    weights = [game.players.student.module.get_parameter("features.0.weight") for game in (plain, late)]
     assert not torch.equal(*weights), "from there on it plays rounded"
 
 

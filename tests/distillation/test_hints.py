@@ -134,10 +134,10 @@ def test_they_are_added_with_their_weight_and_move_the_student() -> None:
         own, given = seen[-2].detach(), seen[-1][:, layer.channels]
         expected.append(float((own - given).square().mean() / given.var(correction=0)))
     assert lesson.loss.item() == pytest.approx(without.loss.item() + 3 * np.mean(expected), rel=1e-4)
-    weights = [each.players.student.module.features[0].weight for each in (game, plain)]
+    weights = [each.players.student.module.get_parameter("features.0.weight") for each in (game, plain)]
     losses = (lesson.loss, without.loss)
     gradients = [torch.autograd.grad(loss, weight)[0] for loss, weight in zip(losses, weights, strict=True)]
-    assert not torch.allclose(*gradients)
+    assert not torch.allclose(gradients[0], gradients[1])
 
 
 def test_the_generator_and_other_looks_are_not_paid_for_them() -> None:

@@ -175,12 +175,9 @@ def test_the_arithmetic_of_a_step_is_what_torch_counts(recipe: str) -> None:
     teacher = WideNetwork().eval().requires_grad_(requires_grad=False)
     game = build_game(recipe, "prior.activation=0", teacher=teacher, student=WideNetwork(), contract=contract)
     generator = game.players.generator.module
-    counted = flops_per_step(
-        game.recipe,
-        teacher=count_flops(teacher, (3, 16, 16)),
-        student=count_flops(game.players.student.module, (3, 16, 16)),
-        generator=count_flops(generator, (8,)),
-    )
+    asked = ((teacher, (3, 16, 16)), (game.players.student.module, (3, 16, 16)), (generator, (8,)))
+    flops = [count_flops(network, size) or 0 for network, size in asked]
+    counted = flops_per_step(game.recipe, teacher=flops[0], student=flops[1], generator=flops[2])
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
