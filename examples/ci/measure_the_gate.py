@@ -221,12 +221,15 @@ def main() -> None:
         judge = Judge(run, Path(scratch))
         print(f"{int(gated.sum())} samples are compared\n")
         fp32 = judge.known(FP32)
-        measure_damage(fp32, compared, judge, num_seeds=arguments.seeds)
-        draws = enumerate(Calibrator(run, samples).draws(arguments.draws))
-        requantised = ((f"calibration draw {draw}", quantise_graph(fp32, pool).model) for draw, pool in draws)
-        measure_false_alarms(INT8, requantised, compared, judge)
-        redistilled = ((str(path), onnx.load(open_run(path).artifacts / FP32)) for path in arguments.redistilled)
-        measure_false_alarms(FP32, redistilled, compared, judge)
+        if arguments.seeds:
+            measure_damage(fp32, compared, judge, num_seeds=arguments.seeds)
+        if arguments.draws:
+            draws = enumerate(Calibrator(run, samples).draws(arguments.draws))
+            requantised = ((f"calibration draw {draw}", quantise_graph(fp32, pool).model) for draw, pool in draws)
+            measure_false_alarms(INT8, requantised, compared, judge)
+        if arguments.redistilled:
+            redistilled = ((str(path), onnx.load(open_run(path).artifacts / FP32)) for path in arguments.redistilled)
+            measure_false_alarms(FP32, redistilled, compared, judge)
 
 
 def measure_damage(fp32: onnx.ModelProto, compared: Compared, judge: Judge, *, num_seeds: int) -> None:
