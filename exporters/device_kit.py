@@ -28,8 +28,8 @@ CARRIED = (
     "dfadc/storage.py",
     *("dfadc/api/__init__.py", "dfadc/api/device_check.py"),
     *(f"dfadc/verification/{name}.py" for name in ("__init__", "agreement", "answers", "dense", "dense_samples")),
-    *(f"dfadc/verification/{name}.py" for name in ("extra_gates", "gate", "pixel_scores", "report", "report_text")),
-    *(f"dfadc/verification/{name}.py" for name in ("results", "samples", "stored_images")),
+    *(f"dfadc/verification/{name}.py" for name in ("extra_gates", "gate", "paired", "pixel_scores", "reasons")),
+    *(f"dfadc/verification/{name}.py" for name in ("report", "report_text", "results", "samples", "stored_images")),
     *(f"exporters/{name}.py" for name in ("__init__", "device_sessions", "isolated", "sessions")),
 )
 

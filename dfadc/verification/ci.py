@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
 from dfadc.verification.gate import COMPARISON_NAMES, Verdict
+from dfadc.verification.reasons import network_reasons
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -57,19 +58,6 @@ def annotation_lines(report: Mapping[str, Any]) -> Iterator[str]:
         yield annotation("warning", f"verification: {report['headline']}", "; ".join(report["reasons"]))
     for name, verdict, reason in network_reasons(report):
         yield annotation("error" if verdict == Verdict.FAIL else "warning", f"{name}: {verdict}", reason)
-
-
-def network_reasons(report: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Each network's reasons for not being PASS: its name, the verdict of the gate that gives the reason, the reason.
-
-    Every artifact fails with its student: what they share is said once, at the student.
-    """
-    student = report["student"]
-    for name, entry in {"fp32 student": student, **report["artifacts"]}.items():
-        verdicts = {check["message"]: check["verdict"] for check in entry["checks"]}
-        for reason in entry["reasons"]:
-            if entry is student or reason not in student["reasons"]:
-                yield name, verdicts.get(reason, entry["verdict"]), reason
 
 
 def annotation(level: str, title: str, message: str) -> str:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dfadc.verification.agreement import ALL_SOURCES
-from dfadc.verification.ci import network_reasons
 from dfadc.verification.gate import STUDENT
+from dfadc.verification.reasons import network_reasons
 from dfadc.verification.report import LabelledAccuracy
 
 if TYPE_CHECKING:

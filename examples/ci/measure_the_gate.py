@@ -6,7 +6,7 @@
 further; 20 re-quantisations of the unharmed one, each calibrated with images that were drawn anew; and the students of
 the runs of `--redistilled`, which differ from the first in their seeds alone. Every one is held against the run's
 baseline with `--max-drop 0.01`; what counts is comparison D alone. The drop of real accuracy stands beside it: the two
-need not be equal. The run needs `student.onnx` and `student.int8.onnx`, the others `student.onnx`.
+need not be equal. The run needs `student.onnx` and, to be re-quantised, `student.int8.onnx`; the others `student.onnx`.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ def main() -> None:
     parser.add_argument("--redistilled", type=Path, nargs="*", default=[], help="runs of other seeds")
     arguments = parser.parse_args()
     run = open_run(arguments.run)
-    paths = [run.artifacts / name for name in (FP32, INT8)]
+    paths = [run.artifacts / name for name in ((FP32, INT8) if arguments.draws else (FP32,))]
     if lacking := [path.name for path in paths if not path.is_file()]:
         parser.error(f"{arguments.run} lacks {', '.join(lacking)}: dfadc export {arguments.run} -e onnx -e onnx:int8")
     samples = SampleSet.load(run.samples)
@@ -221,12 +221,15 @@ def main() -> None:
         judge = Judge(run, Path(scratch))
         print(f"{int(gated.sum())} samples are compared\n")
         fp32 = judge.known(FP32)
-        measure_damage(fp32, compared, judge, num_seeds=arguments.seeds)
-        draws = enumerate(Calibrator(run, samples).draws(arguments.draws))
-        requantised = ((f"calibration draw {draw}", quantise_graph(fp32, pool).model) for draw, pool in draws)
-        measure_false_alarms(INT8, requantised, compared, judge)
-        redistilled = ((str(path), onnx.load(open_run(path).artifacts / FP32)) for path in arguments.redistilled)
-        measure_false_alarms(FP32, redistilled, compared, judge)
+        if arguments.seeds:
+            measure_damage(fp32, compared, judge, num_seeds=arguments.seeds)
+        if arguments.draws:
+            draws = enumerate(Calibrator(run, samples).draws(arguments.draws))
+            requantised = ((f"calibration draw {draw}", quantise_graph(fp32, pool).model) for draw, pool in draws)
+            measure_false_alarms(INT8, requantised, compared, judge)
+        if arguments.redistilled:
+            redistilled = ((str(path), onnx.load(open_run(path).artifacts / FP32)) for path in arguments.redistilled)
+            measure_false_alarms(FP32, redistilled, compared, judge)
 
 
 def measure_damage(fp32: onnx.ModelProto, compared: Compared, judge: Judge, *, num_seeds: int) -> None:

@@ -33,7 +33,7 @@ def test_nothing_in_verification_needs_torch() -> None:
 
 
 def test_gates_are_standard_library_only() -> None:
-    names = ", ".join(f"dfadc.verification.{name}" for name in ("gate", "extra_gates", "paired", "ci"))
+    names = ", ".join(f"dfadc.verification.{name}" for name in ("gate", "extra_gates", "paired", "reasons", "ci"))
     run_python(f"import sys; sys.modules['numpy'] = None\nimport {names}\n")
 
 
