@@ -45,10 +45,19 @@ class ProbeReading:
     Args:
         class_entropy: entropy of the teacher's predicted classes over log K, in [0, 1]; near 0 is a collapse.
         agreement: share of images on which student and teacher predict the same class, in [0, 1].
+        num_classes: classes that the teacher predicts at all.
     """
 
     class_entropy: float
     agreement: float
+    num_classes: int
+
+    @property
+    def collapse(self) -> str:
+        """What stands in the place of the agreement where it is worth nothing: both agree on all there is; or empty."""
+        if self.class_entropy >= COLLAPSED:
+            return ""
+        return f"collapsed: {self.num_classes} class{'es' if self.num_classes > 1 else ''}"
 
 
 @dataclass
@@ -130,6 +139,7 @@ class Monitor:
         return ProbeReading(
             class_entropy=abs(float(torch.xlogy(shares, shares).sum())) / math.log(num_classes),
             agreement=float((teacher_classes == student_classes).float().mean()),
+            num_classes=int((shares > 0).sum()),
         )
 
     def _images(self) -> Iterator[Tensor]:
