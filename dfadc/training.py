@@ -359,7 +359,8 @@ def _check_low_resolution(recipe: Recipe, teacher: Teacher, student: Student) ->
     ):
         problem = f"{asked}: the {role} {name} does not take images of {height}x{width}"
         with running_user_code(problem, way), torch.no_grad():
-            shapes.append(network(torch.zeros(2, channels, height, width)).shape)
+            device = next(network.parameters(), torch.empty(0)).device
+            shapes.append(network(torch.zeros(2, channels, height, width, device=device)).shape)
     student.module.train()
     if shapes[0] != shapes[1]:
         raise DfadcError(

@@ -38,6 +38,8 @@ class Reading:
         terms: the generator loss's terms, unweighted.
         class_entropy: of the teacher on the probe, normalised to [0, 1].
         agreement: of student and teacher on the probe, in [0, 1].
+        collapse: how many classes the generator draws, where they are so few that the agreement is worth nothing; or
+            empty.
         student_rate: the student's learning rate.
         generator_rate: the generator's.
         images_per_second: images that a player was updated on, since the last reading.
@@ -52,6 +54,7 @@ class Reading:
     terms: dict[str, float]
     class_entropy: float
     agreement: float
+    collapse: str
     student_rate: float
     generator_rate: float
     images_per_second: float
@@ -136,6 +139,7 @@ class Watch:
             terms={name: float(term) for name, term in losses.terms.items()},
             class_entropy=probe.class_entropy,
             agreement=probe.agreement,
+            collapse=probe.collapse,
             student_rate=players.student.optimizer.param_groups[0]["lr"],
             generator_rate=players.generator.optimizer.param_groups[0]["lr"],
             images_per_second=recipe.batch_size * (recipe.student_updates + recipe.generator.steps) / max(pace, 1e-9),

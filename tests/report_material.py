@@ -123,6 +123,7 @@ def reading(step: int, **changes: Any) -> dict[str, Any]:
         "terms": {"discrepancy": 0.5, "balance": -1.0},
         "class_entropy": 0.9,
         "agreement": 0.8,
+        "collapse": "",
         "student_rate": 0.1,
         "generator_rate": 0.001,
         "images_per_second": 100.0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -153,9 +154,12 @@ def test_a_reading_fits_a_line() -> None:
         terms={},
         class_entropy=0.25,
         agreement=0.5,
+        collapse="",
         student_rate=0.1,
         generator_rate=0.1,
         images_per_second=1234.5,
         seconds_left=61.4,
     )
     assert reading_line(reading) == "loss 1.500  class entropy 0.25  agreement  50.0%  1,234 images/s  1:01 left"
+    collapsed = replace(reading, class_entropy=0.0, agreement=1.0, collapse="collapsed: 1 class")
+    assert reading_line(collapsed) == "loss 1.500  class entropy 0.00  collapsed: 1 class  1,234 images/s  1:01 left"

@@ -38,7 +38,7 @@ QUICK = {
 
 def reading(step: int, note: str = "") -> Reading:
     terms = {"discrepancy": step / 2}
-    return Reading(step, 9, 1 / step, -1.0, terms, 0.9, 0.8, 0.1, 0.01, 100.0, 0.0, note)
+    return Reading(step, 9, 1 / step, -1.0, terms, 0.9, 0.8, "", 0.1, 0.01, 100.0, 0.0, note)
 
 
 def scalars(folder: Path) -> dict[str, dict[int, float]]:

@@ -150,9 +150,10 @@ def terminal_observer(*, quiet: bool) -> Iterator[Observer]:
 def reading_line(reading: Reading) -> str:
     """A reading in one line."""
     minutes, seconds = divmod(round(reading.seconds_left), 60)
+    agreement = reading.collapse or f"agreement {reading.agreement:6.1%}"
     return (
         f"loss {reading.student_loss:.3f}  class entropy {reading.class_entropy:.2f}  "
-        f"agreement {reading.agreement:6.1%}  {reading.images_per_second:,.0f} images/s  {minutes}:{seconds:02d} left"
+        f"{agreement}  {reading.images_per_second:,.0f} images/s  {minutes}:{seconds:02d} left"
     )
 
 

@@ -64,10 +64,13 @@ class BatchNormMatching:
         self.distances: list[Tensor] = []
         #: Of each layer, mean and variance: those of the last watched batch, and their average over the turns.
         remembered = layers if momentum > 0 else []
-        self._latest = [_statistics_of(layer) for layer in remembered]
+        self.latest = [_statistics_of(layer) for layer in remembered]
         self._averages = [_statistics_of(layer) for layer in remembered]
+        device = layers[0].get_buffer("running_mean").device
         #: What the averages weigh: nothing before there are any.
-        self._weight = torch.zeros((), device=layers[0].get_buffer("running_mean").device)
+        self._weight = torch.zeros((), device=device)
+        #: 1 once a batch of this turn was watched.
+        self.is_watched = torch.zeros((), device=device)
         self._handles = [
             layer.register_forward_pre_hook(partial(self._observe, index)) for index, layer in enumerate(layers)
         ]
@@ -84,10 +87,11 @@ class BatchNormMatching:
         return total
 
     def end_turn(self) -> None:
-        """Takes the statistics of the last watched batch into the averages."""
-        for latest, average in zip(self._latest, self._averages, strict=True):
-            average.lerp_(latest, 1 - self._weight)
-        self._weight.fill_(self.momentum)
+        """Takes the statistics of the last watched batch into the averages; none, where its update was skipped."""
+        for latest, average in zip(self.latest, self._averages, strict=True):
+            average.lerp_(latest, (1 - self._weight) * self.is_watched)
+        self._weight.copy_(torch.where(self.is_watched > 0, self.momentum, self._weight))
+        self.is_watched.zero_()
 
     def state_dict(self) -> dict[str, Any]:
         """The averages."""
@@ -98,13 +102,15 @@ class BatchNormMatching:
         for average, saved in zip(self._averages, state["averages"], strict=True):
             average.copy_(saved)
         self._weight.copy_(state["weight"])
+        self.is_watched.zero_()
 
     def _observe(self, index: int, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         if not self.watching:
             return
         mean, variance = BatchStatistics.apply(inputs[0])
         if self.momentum > 0:
-            self._latest[index].copy_(torch.stack([mean, variance]).detach())
+            self.latest[index].copy_(torch.stack([mean, variance]).detach())
+            self.is_watched.fill_(1)
             mean, variance = torch.stack([mean, variance]).lerp(self._averages[index], self._weight)
         mean_distance = (mean - layer.get_buffer("running_mean")).norm()
         self.distances.append(mean_distance + (variance - layer.get_buffer("running_var")).norm())

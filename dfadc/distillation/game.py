@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dfadc.distillation import augmentation, discrepancy
 from dfadc.distillation.fake_quantise import FakeQuantiser
+from dfadc.distillation.forward_state import ForwardState
 from dfadc.distillation.fp32_layers import Fp32Layers
 from dfadc.distillation.hints import LayerHints
 from dfadc.distillation.student_batch import StudentBatch, draw_echo_batch, draw_student_batch
@@ -17,7 +18,7 @@ from dfadc.distillation.terms import Terms
 from dfadc.models.inheritance import corresponding_layers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from dfadc.contract import ImageContract
     from dfadc.distillation.players import Players
@@ -101,6 +102,8 @@ class Game:
             self.quantiser = FakeQuantiser(players.student.module)
             players.carry("quantiser", self.quantiser)
         self.fp32_layers = Fp32Layers(teacher, players.student.module, policy=policy)
+        #: What the forward passes of an update move.
+        self.forward_state = ForwardState(self._forward_state())
         #: Whether the student plays rounded to INT8; fixed for a step, so that a compiled function knows it.
         self.quantises = False
         #: Sides of the images as a share of the contract's; fixed for a step too.
@@ -113,6 +116,13 @@ class Game:
         """Images that are in a network together outside updates: as many as in an update, which is known to fit."""
         batch_size, part = self.recipe.batch_size, self.recipe.compute.micro_batch
         return max(min(batch_size, part or batch_size), FREE_VALUES // math.prod(self.contract.input_size))
+
+    def _forward_state(self) -> Iterator[Tensor]:
+        for network in (self.players.student.module, self.players.generator.module):
+            yield from network.buffers()
+        yield from self.priors.forward_state()
+        if self.quantiser is not None:
+            yield self.quantiser.ranges
 
     def compile(self, backend: str = "inductor") -> None:
         """Compiles both forward-and-loss functions, each as one graph for each shape.

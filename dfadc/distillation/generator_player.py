@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from dfadc.contract import ImageContract
+    from dfadc.distillation.forward_state import ForwardState
     from dfadc.distillation.latents import FreshLatents
     from dfadc.distillation.precision import ComputePolicy
     from dfadc.settings import GeneratorSettings
@@ -65,9 +66,9 @@ class GeneratorPlayer(Player):
         if self.latents.move or self.meta is not None:
             forget_(self.optimizer)
 
-    def move(self, losses: Tensor | Iterable[Tensor]) -> None:
+    def move(self, losses: Tensor | Iterable[Tensor], forward_state: ForwardState | None = None) -> None:
         """One update, which a meta-generator learns from."""
-        super().move(losses)
+        super().move(losses, forward_state)
         if self.meta is not None:
             self.meta.gather(self.skipped)
 

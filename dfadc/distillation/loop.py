@@ -70,7 +70,7 @@ def update_student(game: Game, batch: StudentBatch) -> Tensor:
             lessons.append(lesson._replace(loss=share * lesson.loss.detach()))
             yield share * lesson.loss
 
-    players.student.move(losses())
+    players.student.move(losses(), game.forward_state)
     if game.scale == 1:
         players.remember(torch.cat([each.fresh for each in lessons]), torch.cat([each.answers for each in lessons]))
         for lesson in lessons:
@@ -96,5 +96,5 @@ def update_generator(game: Game) -> tuple[Tensor, dict[str, Tensor]]:
                 terms[name] = terms.get(name, 0.0) + share * term
             yield share * loss
 
-    players.generator.move(losses())
+    players.generator.move(losses(), game.forward_state)
     return torch.stack(paid).sum(), terms

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from dfadc.distillation.players import MONITOR
 from dfadc.errors import TrainingDiverged
 
 if TYPE_CHECKING:
@@ -44,10 +45,19 @@ class ProbeReading:
     Args:
         class_entropy: entropy of the teacher's predicted classes over log K, in [0, 1]; near 0 is a collapse.
         agreement: share of images on which student and teacher predict the same class, in [0, 1].
+        num_classes: classes that the teacher predicts at all.
     """
 
     class_entropy: float
     agreement: float
+    num_classes: int
+
+    @property
+    def collapse(self) -> str:
+        """What stands in the place of the agreement where it is worth nothing: both agree on all there is; or empty."""
+        if self.class_entropy >= COLLAPSED:
+            return ""
+        return f"collapsed: {self.num_classes} class{'es' if self.num_classes > 1 else ''}"
 
 
 @dataclass
@@ -94,8 +104,8 @@ class Monitor:
         self.rollbacks = 0
         self.resets = 0
         self._streaks = {"narrow": _Streak(), "collapsed": _Streak()}
-        self._healthy = self._copy_players()
-        game.players.carry("monitor", self)
+        self._healthy = game.players.snapshot()
+        game.players.carry(MONITOR, self)
 
     def look(self, student_loss: float) -> tuple[ProbeReading, str]:
         """Takes the players back where they are stuck, reads the probe, and acts on a collapse.
@@ -129,6 +139,7 @@ class Monitor:
         return ProbeReading(
             class_entropy=abs(float(torch.xlogy(shares, shares).sum())) / math.log(num_classes),
             agreement=float((teacher_classes == student_classes).float().mean()),
+            num_classes=int((shares > 0).sum()),
         )
 
     def _images(self) -> Iterator[Tensor]:
@@ -175,8 +186,9 @@ class Monitor:
     def check_finite(self) -> str | None:
         """Takes both players back where one is stuck; says so.
 
-        Updates with a gradient that is not finite moved no weight, but the batch-norm statistics have seen their
-        images; and a huge but finite gradient may have moved the weights too far to come back.
+        Updates with a gradient that is not finite moved nothing, but the next ones may be no better; and a huge but
+        finite gradient may have moved the weights too far to come back. All that a checkpoint holds goes back with
+        them, but for steps and dice.
 
         Raises:
             TrainingDiverged: the run has been taken back too often.
@@ -186,7 +198,7 @@ class Monitor:
         stuck = [name for name, player in both.items() if _is_stuck(player)]
         if not stuck:
             if all(float(player.skipped) == 0 for player in both.values()):
-                self._healthy = self._copy_players()
+                self._healthy = players.snapshot()
             return None
         self.rollbacks += 1
         if self.rollbacks > MAX_ROLLBACKS:
@@ -195,32 +207,28 @@ class Monitor:
                 f"try half the learning rate (--set {stuck[0]}.optimizer.learning_rate=...), "
                 f"--set {stuck[0]}.optimizer.clip_norm=1 or --precision fp32",
             )
-        for name, player in both.items():
-            self._take_back(player, self._healthy[name])
+        scales = [player.rate_scale for player in both.values()]
+        players.go_back(self._healthy)
+        for player, scale in zip(both.values(), scales, strict=True):
+            player.rate_scale = scale / 2
         return f"the {stuck[0]} left the finite numbers: both players taken back, learning rates halved"
 
     def state_dict(self) -> dict[str, Any]:
         """The state to go back to, and what was found and done so far."""
         streaks = {name: asdict(streak) for name, streak in self._streaks.items()}
-        return {"healthy": self._healthy, "rollbacks": self.rollbacks, "resets": self.resets, "streaks": streaks}
+        marks = [store.mark_state() for store in self.game.players.stores]
+        counts = {"rollbacks": self.rollbacks, "resets": self.resets}
+        return {"healthy": self._healthy, "marks": marks, **counts, "streaks": streaks}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of :meth:`state_dict`."""
         self._healthy = copy.deepcopy(state["healthy"])
+        for store, marks in zip(self.game.players.stores, state["marks"], strict=True):
+            store.load_mark_state(marks)
         self.rollbacks, self.resets = state["rollbacks"], state["resets"]
         self._streaks = {name: _Streak(**streak) for name, streak in state["streaks"].items()}
-
-    def _copy_players(self) -> dict[str, dict[str, Any]]:
-        players = self.game.players
-        return copy.deepcopy({"student": players.student.state_dict(), "generator": players.generator.state_dict()})
-
-    def _take_back(self, player: Player, state: dict[str, Any]) -> None:
-        scale = player.rate_scale
-        player.load_state_dict(copy.deepcopy(state))
-        player.rate_scale = scale / 2
 
 
 def _is_stuck(player: Player) -> bool:
     """Too many updates skipped in a row, or weights or statistics that are not finite (or too large to add up)."""
-    values = [tensor for tensor in (*player.parameters, *player.module.buffers()) if tensor.is_floating_point()]
-    return float(player.skipped) >= MAX_SKIPPED or not bool(torch.nn.utils.get_total_norm(values).isfinite())
+    return float(player.skipped) >= MAX_SKIPPED or not bool(torch.nn.utils.get_total_norm(player.finite).isfinite())

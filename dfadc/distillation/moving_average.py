@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from dfadc.distillation.forward_state import ForwardState
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -25,23 +27,35 @@ class MovingAverage(AveragedModel):
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         super().__init__(module, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+        self._decay = decay
         self._averaged, self._counted = _tensors(self.module)
         self._current, self._current_counts = _tensors(module)
+        self._counts = ForwardState(self._counted)
+        if self._averaged:
+            self.n_averaged = self.n_averaged.to(self._averaged[0].device)
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Moves the average towards the network as it is now; the first time it becomes it."""
-        if self.n_averaged == 0:
-            torch._foreach_copy_(self._averaged, self._current)
-        else:
-            assert self.multi_avg_fn is not None  # noqa: S101
-            self.multi_avg_fn(self._averaged, self._current, self.n_averaged)
-        for counted, current in zip(self._counted, self._current_counts, strict=True):
-            counted.copy_(current)
-        self.n_averaged += 1
+    def update(self, skipped: Tensor) -> None:
+        """Moves the average towards the network as it is now; the first time it becomes it.
+
+        Args:
+            skipped: scalar; where it is 1, the network did not move, and nor does the average.
+        """
+        weight = torch.where(self.n_averaged == 0, 1.0, 1 - self._decay) * (1 - skipped)
+        if self._averaged:
+            moves = torch._foreach_sub(self._current, self._averaged)  # noqa: SLF001 -- it has no public name
+            torch._foreach_mul_(moves, weight)
+            torch._foreach_add_(self._averaged, moves)
+        if self._counted:
+            self._counts.keep()
+            torch._foreach_copy_(self._counted, self._current_counts)
+            self._counts.undo(skipped)
+        self.n_averaged += 1 - skipped.long()
 
 
 def _tensors(module: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """Parameters and buffers: those in floating point, and those that count."""
+    """Parameters and buffers: those that can be averaged, and those that count or, as masks do, hold infinities."""
     found = [tensor.detach() for tensor in chain(module.parameters(), module.buffers())]
-    return [t for t in found if t.is_floating_point()], [t for t in found if not t.is_floating_point()]
+    can_average = [tensor.is_floating_point() and bool(tensor.isfinite().all()) for tensor in found]
+    pairs = list(zip(found, can_average, strict=True))
+    return [tensor for tensor, can in pairs if can], [tensor for tensor, can in pairs if not can]

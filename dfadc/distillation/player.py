@@ -14,6 +14,7 @@ from dfadc.models.adaptation import place
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from dfadc.distillation.forward_state import ForwardState
     from dfadc.distillation.precision import ComputePolicy
     from dfadc.settings import GeneratorSettings, OptimizerSettings, ScheduleSettings, StudentSettings
 
@@ -46,6 +47,9 @@ class Player:
         self.optimizer = build_optimizer([group for group in groups if group["params"]], settings.optimizer)
         self.scaler = torch.amp.GradScaler(policy.device.type, enabled=policy.scales_gradients)
         self.ema = MovingAverage(self.module, settings.ema_decay) if settings.ema_decay > 0 else None
+        #: What must stay finite: a mask may hold infinities from the start.
+        floats = (tensor for tensor in (*self.parameters, *self.module.buffers()) if tensor.is_floating_point())
+        self.finite = [tensor for tensor in floats if bool(tensor.isfinite().all())]
         #: Updates in a row whose gradient was not finite; on the device, read only at the log interval.
         self.skipped = torch.zeros((), device=policy.device)
         #: Lowered each time the run is rolled back.
@@ -62,7 +66,7 @@ class Player:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
 
-    def move(self, losses: Tensor | Iterable[Tensor]) -> None:
+    def move(self, losses: Tensor | Iterable[Tensor], forward_state: ForwardState | None = None) -> None:
         """One update down the gradient of a loss (scalar), skipped as a whole where that is not finite.
 
         Only this player's gradients are computed. Nothing waits for the device: fused optimizers read
@@ -70,13 +74,24 @@ class Player:
 
         Args:
             losses: the loss, or summands of it, of which the next is asked for when the graph of the last is gone.
+            forward_state: what asking for them moves. It is put back where the update is skipped, and an update that
+                takes it out of the finite numbers is skipped too.
         """
         self.optimizer.zero_grad(set_to_none=True)
+        if forward_state is not None:
+            forward_state.keep()
+        total = torch.zeros((), device=self.skipped.device)
         for loss in [losses] if isinstance(losses, Tensor) else losses:
             # autograd prunes what does not lead to these parameters: no weight gradients for the other player.
             torch.autograd.backward(self.scaler.scale(loss), inputs=self.parameters)
-        self.scaler.unscale_(self.optimizer)
+            total += loss.detach()
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        is_spoiled = total.isfinite().logical_not()
+        if forward_state is not None and (spoiled := forward_state.is_spoiled()) is not None:
+            is_spoiled |= spoiled
+        for gradient in gradients[:1]:  # one is enough to have scaler and optimizer skip them all
+            gradient.masked_fill_(is_spoiled, math.nan)
+        self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.get_total_norm(gradients)
         if self.settings.optimizer.clip_norm > 0:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.settings.optimizer.clip_norm, norm)
@@ -88,8 +103,10 @@ class Player:
         else:
             self.optimizer.found_inf = found_inf  # type: ignore[attr-defined]
             self.optimizer.step()
+        if forward_state is not None:
+            forward_state.undo(found_inf)
         if self.ema is not None:
-            self.ema.update()
+            self.ema.update(found_inf)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values only, so that a checkpoint loads with ``weights_only=True``."""

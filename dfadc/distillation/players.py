@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -11,13 +12,15 @@ from dfadc.distillation.generator import latent_length
 from dfadc.distillation.generator_player import GeneratorPlayer
 from dfadc.distillation.latents import build_latents
 from dfadc.distillation.player import Player
-from dfadc.distillation.replay import STORED_DTYPE, Reservoir, build_echo, build_ring
+from dfadc.distillation.replay import STORED_DTYPE, ImageStore, Reservoir, build_echo, build_ring
 
 if TYPE_CHECKING:
     from dfadc.contract import ImageContract
     from dfadc.distillation.precision import ComputePolicy
     from dfadc.settings import Recipe
 
+#: The name under which the state to go back to is carried: it is no part of itself.
+MONITOR = "monitor"
 #: Images of each student update that are offered to the reservoir; it still sees the whole run.
 RESERVOIR_OFFER = 4
 
@@ -90,6 +93,30 @@ class Players:
         self._carried[name] = part
         if name in self._unclaimed:
             part.load_state_dict(self._unclaimed.pop(name))
+
+    def snapshot(self) -> dict[str, Any]:
+        """A copy of all that updates move, to go back to; the replay buffers are marked, and not copied."""
+        for store in self.stores:
+            store.mark()
+        carried = {name: part.state_dict() for name, part in self._carried.items() if name != MONITOR}
+        students = {"student": self.student.state_dict(), "generator": self.generator.state_dict()}
+        return copy.deepcopy({**students, "carried": carried, "num_aside": len(self.set_aside)})
+
+    def go_back(self, snapshot: dict[str, Any]) -> None:
+        """Goes back to the last snapshot. Steps and dice go on: what led here is not drawn again."""
+        snapshot = copy.deepcopy(snapshot)
+        self.student.load_state_dict(snapshot["student"])
+        self.generator.load_state_dict(snapshot["generator"])
+        for name, state in snapshot["carried"].items():
+            self._carried[name].load_state_dict(state)
+        for store in self.stores:
+            store.go_back()
+        self.set_aside = self.set_aside[: snapshot["num_aside"]]
+
+    @property
+    def stores(self) -> tuple[ImageStore, ...]:
+        """All that holds images of earlier steps."""
+        return self.ring, self.echo, self.reservoir
 
     def remember(self, images: Tensor, answers: Tensor | None = None, *, offer: int = RESERVOIR_OFFER) -> None:
         """Keeps images (N, C, H, W): all in the ring, the first ``offer`` of them in the reservoir.

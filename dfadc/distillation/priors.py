@@ -48,18 +48,18 @@ class RunningBalance:
         self.momentum = momentum
         self.log_mean = torch.full((num_classes,), -math.log(num_classes), device=device)
         # Apart from the memory: compiled, a tensor that is read and then written gives a wrong gradient (torch 2.14).
-        self._latest = self.log_mean.clone()
+        self.latest = self.log_mean.clone()
 
     def __call__(self, teacher_logits: Tensor) -> Tensor:
         """The term for logits (N, K) or (N, K, H, W)."""
         of_batch = _log_mean_prediction(teacher_logits) + math.log(1 - self.momentum)
         log_mean = torch.logaddexp(self.log_mean + math.log(self.momentum), of_batch)
-        self._latest.copy_(log_mean.detach())
+        self.latest.copy_(log_mean.detach())
         return _negative_entropy(log_mean)
 
     def end_turn(self) -> None:
         """Takes the last batch into the memory."""
-        self.log_mean.copy_(self._latest)
+        self.log_mean.copy_(self.latest)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The memory."""
@@ -68,6 +68,7 @@ class RunningBalance:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """The inverse of :meth:`state_dict`."""
         self.log_mean.copy_(state["log_mean"])
+        self.latest.copy_(self.log_mean)
 
 
 def total_variation(images: Tensor) -> Tensor:

@@ -29,10 +29,45 @@ class ImageStore:
 
     def __init__(self, capacity: int, input_size: tuple[int, int, int], device: torch.device) -> None:
         self.images = torch.empty((capacity, *input_size), dtype=STORED_DTYPE, device=device)
-        self.seen = 0
+        self.seen = self._marked = 0
+        #: What was overwritten since the mark: slots, and what they held, the oldest first.
+        self._overwritten: list[tuple[Tensor, ...]] = []
 
     def __len__(self) -> int:
         return min(self.seen, len(self.images))
+
+    def mark(self) -> None:
+        """Remembers the content as it is; what is stored from now on costs the memory of what it overwrites."""
+        self._marked = self.seen
+        self._overwritten = []
+
+    def go_back(self) -> None:
+        """Has the content that was marked again."""
+        for slots, *rows in reversed(self._overwritten):
+            for tensor, row in zip(self._tensors, rows, strict=True):
+                tensor[slots] = row
+        self.seen = self._marked
+        self._overwritten = []
+
+    def mark_state(self) -> dict[str, Any]:
+        """What :meth:`go_back` needs."""
+        return {"marked": self._marked, "overwritten": [list(each) for each in self._overwritten]}
+
+    def load_mark_state(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`mark_state`, after the content was loaded."""
+        self._marked = state["marked"]
+        self._overwritten = [tuple(t.to(self.images.device) for t in each) for each in state["overwritten"]]
+
+    @property
+    def _tensors(self) -> tuple[Tensor, ...]:
+        """What is stored, by slot."""
+        return (self.images,)
+
+    def _will_overwrite(self, slots: Tensor) -> None:
+        """Keeps what slots (CPU) hold, if they do and it is that of the mark."""
+        slots = slots[slots < min(self._marked, len(self.images))].to(self.images.device)
+        if len(slots):
+            self._overwritten.append((slots, *(tensor[slots] for tensor in self._tensors)))
 
     def state_dict(self) -> dict[str, Any]:
         """What is stored, without the empty part."""
@@ -70,6 +105,10 @@ class ReplayRing(ImageStore):
         self.balanced = balanced
 
     @property
+    def _tensors(self) -> tuple[Tensor, ...]:
+        return self.images, self.answers
+
+    @property
     def keeps_answers(self) -> bool:
         """Whether images must come with the teacher's logits."""
         return bool(self.answers.shape[1])
@@ -79,14 +118,23 @@ class ReplayRing(ImageStore):
         if not len(self.images) or not len(images):
             return
         # Of more images than fit only the last ones stay; the same slot twice in one assignment would be undefined.
-        # A value that is not finite would spoil every batch that replays it, long after the players were taken back.
-        kept = finite(images.detach()[-len(self.images) :])
-        self.seen += len(images)
-        slots = (torch.arange(self.seen - len(kept), self.seen) % len(self.images)).to(self.images.device)
-        self.images[slots] = kept.to(STORED_DTYPE)
+        kept = images.detach()[-len(self.images) :]
+        rows = [kept.to(STORED_DTYPE)]
         if self.keeps_answers:
             assert answers is not None, "the ring keeps the teacher's answers"  # noqa: S101
-            self.answers[slots] = finite(answers.detach()[-len(kept) :].float())
+            rows.append(answers.detach()[-len(kept) :].float())
+        newest = (self.seen - 1) % len(self.images)
+        before = [tensor[newest] if self.seen else torch.zeros_like(tensor[0]) for tensor in self._tensors]
+        first = self.seen + len(images) - len(kept)
+        slots = torch.arange(first, first + len(kept)) % len(self.images)
+        # Whatever is overwritten for the first time since the mark: later it is no longer what was there then.
+        self._will_overwrite(slots[(slots - self._marked) % len(self.images) >= self.seen - self._marked])
+        slots = slots.to(self.images.device)
+        self.seen += len(images)
+        # A value that is not finite would spoil every batch that replays it: the image before is stored once more.
+        is_finite = torch.stack([row.isfinite().flatten(1).all(dim=1) for row in rows]).all(dim=0)
+        for tensor, row, other in zip(self._tensors, rows, before, strict=False):
+            tensor[slots] = torch.where(is_finite.view(-1, *[1] * (row.dim() - 1)), row, other)
 
     def draw(self, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Stored images, with replacement, in fp32 (count, C, H, W), and their logits (count, ...), or (count, 0)."""
@@ -141,7 +189,8 @@ class Reservoir(ImageStore):
         kept = (slots < len(self.images)).nonzero().squeeze(1)
         # One at a time where two fall on one slot: the later must win, as it would have, one by one.
         for position in kept.tolist():
-            self.images[slots[position]] = finite(images[position].detach()).to(STORED_DTYPE)
+            self._will_overwrite(slots[position : position + 1])
+            self.images[slots[position]] = finite(images[position].detach().to(STORED_DTYPE))
         self.seen += len(images)
 
 

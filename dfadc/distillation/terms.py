@@ -10,6 +10,8 @@ from dfadc.distillation.batch_norms import BatchNormMatching
 from dfadc.errors import DfadcError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor, nn
 
     from dfadc.contract import ImageContract
@@ -97,6 +99,13 @@ class Terms:
         for memory in (self.matching, self.running):
             if memory is not None:
                 memory.end_turn()
+
+    def forward_state(self) -> Iterator[Tensor]:
+        """What watching the teacher writes to."""
+        if self.matching is not None:
+            yield from (*self.matching.latest, self.matching.is_watched)
+        if self.running is not None:
+            yield self.running.latest
 
     def close(self) -> None:
         """Takes all hooks off the teacher."""

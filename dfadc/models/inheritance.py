@@ -71,7 +71,8 @@ def inherit_weights_(student: nn.Module, teacher: nn.Module) -> bool:
         for axis, widths in enumerate(zip(selected.shape, tensor.shape, strict=True)):
             if widths[0] != widths[1]:
                 # A buffer as long as no weight is wide: its beginning.
-                selected = selected.index_select(axis, kept.get(widths, torch.arange(widths[1])))
+                chosen = kept.get(widths, torch.arange(widths[1]))
+                selected = selected.index_select(axis, chosen.to(selected.device))
         tensor.copy_(selected)
     return True
 
@@ -156,12 +157,12 @@ def _is_narrower(smaller: torch.Size, larger: torch.Size) -> bool:
 
 @torch.no_grad()
 def _choose_channels(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[Widths, Tensor]:
-    """For each pair of widths the indices of the channels to keep, in order."""
+    """For each pair of widths the indices of the channels to keep, in order; on the CPU, for MPS has no doubles."""
     scores: dict[Widths, Tensor] = {}
     flattened: dict[Widths, tuple[Widths, int]] = {}
     outputs = (0, 0)
     for name, tensor in own.items():
-        energy = given[name].double().square()
+        energy = given[name].cpu().double().square()
         energy /= energy.sum().clamp_min(1e-30)
         for axis, widths in enumerate(zip(energy.shape[:2], tensor.shape[:2], strict=True)):
             score, channels = energy.movedim(axis, 0).reshape(widths[0], -1).sum(1), widths

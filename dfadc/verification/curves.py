@@ -64,11 +64,13 @@ def panels_of(readings: Sequence[Mapping[str, Any]]) -> tuple[Panel, ...]:
         return ()
     chosen = readings[:: math.ceil(len(readings) / MAX_READINGS)]
     steps = _values(chosen, "step")
+    # Where the generator draws one class, agreeing on it is worth nothing.
+    agreed = [{} if reading.get("collapse") else reading for reading in chosen]
     terms = [reading.get("terms") or {} for reading in chosen]
     names = list(dict.fromkeys(name for reading in terms for name in reading))
     panels = (
         Panel("Student loss", steps, {"student": _values(chosen, "student_loss")}),
-        Panel("Agreement on the probe", steps, {"student = teacher": _values(chosen, "agreement")}, share=True),
+        Panel("Agreement on the probe", steps, {"student = teacher": _values(agreed, "agreement")}, share=True),
         Panel("Class entropy on the probe", steps, {"teacher's classes": _values(chosen, "class_entropy")}, share=True),
         Panel("Generator loss", steps, {"generator": _values(chosen, "generator_loss")}),
         Panel("Generator loss, unweighted terms", steps, {name: _values(terms, name) for name in names}),

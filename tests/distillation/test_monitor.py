@@ -105,7 +105,12 @@ def test_class_entropy_tells_a_collapse(num_used: int) -> None:
     game = build_game("dfad", f"batch_size={PROBE_SIZE}", teacher=Classifier(num_used=num_used))
     counts = np.bincount(np.arange(PROBE_SIZE) % num_used, minlength=10) / PROBE_SIZE
     entropy = -sum(share * math.log(share) for share in counts if share) / math.log(10)
-    assert Monitor(game).probe().class_entropy == pytest.approx(entropy, abs=1e-5)
+    reading = Monitor(game).probe()
+    assert reading.class_entropy == pytest.approx(entropy, abs=1e-5)
+    assert reading.num_classes == num_used
+    # Whoever agrees on one class agrees on nothing.
+    assert reading.collapse == ("collapsed: 1 class" if num_used == 1 else "")
+    assert ProbeReading(COLLAPSED / 2, 1.0, 3).collapse == "collapsed: 3 classes"
 
 
 def test_agreement_is_the_share_of_equal_classes_of_the_averaged_student() -> None:
@@ -389,7 +394,7 @@ def test_a_trouble_that_passes_is_forgotten() -> None:
     for step in range(1, 40):
         game.players.step = step
         entropy = 0.9 if step % 8 == 0 else 0.01
-        assert monitor.check_collapse(ProbeReading(entropy, 1.0), student_loss=1.0) is None
+        assert monitor.check_collapse(ProbeReading(entropy, 1.0, 5), student_loss=1.0) is None
 
 
 def test_patience_is_a_share_of_a_long_run() -> None:
@@ -398,7 +403,7 @@ def test_patience_is_a_share_of_a_long_run() -> None:
     acted = []
     for step in range(2, 200, 2):
         game.players.step = step
-        if monitor.check_collapse(ProbeReading(0.01, 1.0), student_loss=1.0):
+        if monitor.check_collapse(ProbeReading(0.01, 1.0, 1), student_loss=1.0):
             acted.append(step)
     assert acted[0] == 2 + 0.05 * 1000
 

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from states import assert_same_state
 
 from dfadc.contract import ImageContract, Task
 from dfadc.distillation.replay import ReplayRing, Reservoir, build_ring, ring_capacity
@@ -243,3 +244,33 @@ def test_the_rings_capacity_fits_the_memory_bound(
     wanted: int, input_size: tuple[int, int, int], mebibytes: int, expected: int
 ) -> None:
     assert ring_capacity(wanted, input_size, mebibytes) == expected
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    capacity=st.integers(1, 7),
+    before=st.lists(st.integers(1, 9), max_size=4),
+    after=st.lists(st.integers(1, 9), max_size=6),
+)
+def test_a_store_goes_back_to_its_mark(capacity: int, before: list[int], after: list[int]) -> None:
+    dice = rng()
+    for store in (ReplayRing(capacity, SIZE, CPU), Reservoir(capacity, SIZE, CPU)):
+        number = 0
+        for counts in (before, after, after):
+            for count in counts:
+                images = numbered(*range(number, number + count))
+                number += count
+                store.push(images) if isinstance(store, ReplayRing) else store.offer(images, dice)
+            if counts is before:
+                store.mark()
+                marked = store.state_dict()
+            else:
+                store.go_back()
+                assert_same_state(store.state_dict(), marked)
+
+
+def test_an_image_that_is_not_finite_is_stored_as_the_one_before() -> None:
+    ring = ReplayRing(4, SIZE, CPU)
+    ring.push(numbered(7))
+    ring.push(torch.stack([numbered(1)[0], numbered(2)[0] * float("nan"), numbered(3)[0] * 1e30]))
+    assert ring.images.flatten().tolist() == [7, 1, 7, 7]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dfadc import load_teacher
 from dfadc.contract import ImageContract
@@ -138,3 +140,34 @@ def saved_teacher(tmp_path: Path) -> Path:
     path = tmp_path / "teacher.safetensors"
     save_network(path, build("lenet5"), architecture="lenet5", stem="default", contract=CONTRACT)
     return path
+
+
+class DoublesOnTheCpuAlone(TorchDispatchMode):
+    """Fails where anything in double precision is computed on an accelerator: MPS has none."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = func(*args, **(kwargs or {}))
+        for tensor in given if isinstance(given, tuple | list) else [given]:
+            if isinstance(tensor, Tensor) and tensor.dtype == torch.float64:
+                assert tensor.device.type == "cpu", func
+        return given
+
+
+@pytest.mark.parametrize("pair", [("compact_resnet_16", "compact_resnet_8"), ("flattening_8", "flattening_4")])
+@pytest.mark.parametrize(("teacher_device", "student_device"), [("cuda:0", "cpu"), ("cuda:0", "cuda:0")])
+def test_a_teacher_on_an_accelerator_is_inherited_from(
+    pair: tuple[str, str], teacher_device: str, student_device: str
+) -> None:
+    """Fake tensors have a device and no values: no accelerator is needed to see that devices meet."""
+    teacher, student = (build(name) for name in pair)
+    with FakeTensorMode(allow_non_fake_inputs=True), DoublesOnTheCpuAlone():  # type: ignore[no-untyped-call]
+        for module, device in ((teacher, teacher_device), (student, student_device)):
+            for layer in module.modules():
+                for name, tensor in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
+                    fake = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+                    setattr(layer, name, nn.Parameter(fake) if isinstance(tensor, nn.Parameter) else fake)
+        assert inherit_weights_(student, teacher)
+        if student_device == teacher_device:
+            layers = corresponding_layers(student, teacher)
+            assert layers
+            assert {layer.channels.device for layer in layers} == {torch.device(teacher_device)}

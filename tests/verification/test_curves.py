@@ -39,6 +39,12 @@ def test_what_is_not_a_number_leaves_a_gap(value: Any) -> None:
     assert "<svg" in panel_svg(panel)
 
 
+def test_agreeing_on_one_class_is_not_drawn() -> None:
+    panel = panels_of([*READINGS, reading(21, agreement=1.0, collapse="collapsed: 1 class")])[1]
+    assert panel.series["student = teacher"][-2] == 0.8
+    assert math.isnan(panel.series["student = teacher"][-1])
+
+
 def test_nothing_to_draw_draws_nothing() -> None:
     assert panels_of([]) == ()
     assert panels_of([{}]) == ()
