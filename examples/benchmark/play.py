@@ -19,6 +19,7 @@ from dfadc.distillation.loop import distill, update_generator, update_student
 from dfadc.distillation.player import Player
 from dfadc.distillation.precision import choose_policy
 from dfadc.errors import DfadcError
+from dfadc.models.adaptation import place
 from dfadc.models.flops import count_flops
 from dfadc.models.students import build_student
 from dfadc.recipe import change_recipe
@@ -111,7 +112,7 @@ def learn_from_images(
     learner = build_student(student, teacher.contract).module
     flops = max(count_flops(each, teacher.contract.input_size) or 0 for each in (teacher.module, learner))
     policy = choose_policy(ComputeSettings(), judge.device, flops)
-    network = teacher.module.to(policy.device, memory_format=policy.memory_format)  # type: ignore[call-overload]
+    network = place(teacher.module, policy.device, policy.memory_format)
     player = Player(learner, LEARNING, policy)
 
     def update() -> None:

@@ -11,6 +11,7 @@ from dfadc.distillation.game import Game
 from dfadc.distillation.generator import build_generator
 from dfadc.distillation.players import Players
 from dfadc.distillation.precision import choose_policy
+from dfadc.models.adaptation import place
 from dfadc.models.norm_layers import is_batch_norm_with_statistics
 from dfadc.recipe import load_recipe
 
@@ -67,7 +68,7 @@ def build_game(
     generator = build_generator(settings.generator, contract)
     logit_size = contract.input_size[1:] if contract.task == "segmentation" else ()
     players = Players(student, generator, recipe=settings, contract=contract, policy=policy, logit_size=logit_size)
-    teacher = teacher.to(memory_format=policy.memory_format)
+    teacher = place(teacher, policy.device, policy.memory_format)
     return Game(teacher, batch_norms, players=players, recipe=settings, contract=contract, policy=policy)
 
 
