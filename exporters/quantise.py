@@ -17,7 +17,6 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 
 from dfadc.errors import DfadcError, ExportFailed, StorageFailed
 from exporters.base import KEEP_FP32_AUTO, PoolUnusable, unknown_value
-from exporters.equalise import equalise_channels
 from exporters.kept_layers import answers_in_fp32, in_fp32
 from exporters.onnx_file import INPUT_NAME, OPSET, first_line, opset_of
 from exporters.precision import check_is_fp32
@@ -119,7 +118,6 @@ def quantise(
         raise DfadcError(f"no node {unknown[0]!r} in the graph to keep in fp32", "dfadc inspect lists the nodes")
     reference = _reference_logits(source, images)
     held_out = np.arange(len(images)) % _HOLD_OUT_EVERY == _HOLD_OUT_EVERY - 1
-    source = equalise_channels(source, images[~held_out])
     candidates = []
     for name in CALIBRATORS if calibrator == AUTO else (calibrator,):
         model = _quantise_static(source, images[~held_out], PRESETS[preset], CALIBRATORS[name])
