@@ -19,7 +19,6 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 from dfadc.errors import DfadcError, ExportFailed, StorageFailed
 from dfadc.storage import atomic_write_bytes
 from exporters.base import KEEP_FP32_AUTO, PoolUnusable, unknown_value
-from exporters.equalise import equalise_channels
 from exporters.isolated import IsolatedSession
 from exporters.kept_layers import answers_in_fp32, in_fp32
 from exporters.onnx_file import INPUT_NAME, OPSET, all_nodes, first_line, opset_of
@@ -124,7 +123,6 @@ def quantise(
     reference = _reference_logits(source, images)
     source = _with_constants_of_their_own(source)
     held_out = np.arange(len(images)) % _HOLD_OUT_EVERY == _HOLD_OUT_EVERY - 1
-    source = equalise_channels(source, images[~held_out])
     candidates: list[Quantised] = []
     for name in CALIBRATORS if calibrator == AUTO else (calibrator,):
         model = _quantise_static(source, images[~held_out], PRESETS[preset], CALIBRATORS[name])

@@ -260,3 +260,28 @@ def test_a_real_mobilenet_becomes_an_int8_engine(student_onnx: Path, images: np.
     assert result.effective_precision == "int8"
     assert result.parent_sha256 == source.sha256
     assert any("experimental" in note for note in result.notes)
+
+
+def test_int8_weights_are_the_fp32_weights_but_for_rounding(
+    contract: ImageContract, images: np.ndarray, tmp_path: Path
+) -> None:
+    """Also of channels a hundred times as narrow as their neighbours: widened, they would meet the clip of ReLU6."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        first, depthwise = nn.Conv2d(3, 16, 3, stride=2), nn.Conv2d(16, 16, 3, groups=16)
+        answer = nn.Linear(16, 10)
+        network = nn.Sequential(
+            first, nn.ReLU6(), depthwise, nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), answer
+        ).eval()
+        with torch.no_grad():
+            first.weight *= torch.logspace(-2, 0, 16).reshape(-1, 1, 1, 1)
+            answer.bias.sub_(network(torch.from_numpy(images)).mean(0))  # Else every image is of one class.
+    source = load_onnx(export_onnx(network, tmp_path / "student.onnx", contract=contract, metadata={}).path)
+    model = quantise(source, images, calibrator="minmax").model
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in source.graph.initializer}
+    quantised = [name for name in weights if f"{name}_quantized" in tensors and weights[name].ndim == 4]
+    assert len(quantised) == 2
+    for name in quantised:
+        scale = tensors[f"{name}_scale"].reshape(-1, 1, 1, 1)
+        assert (np.abs(tensors[f"{name}_quantized"] * scale - weights[name]) <= 0.51 * scale).all(), name
