@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 
 from torch import Tensor, nn
@@ -60,7 +61,10 @@ def load_strictly_(module: nn.Module, state_dict: Mapping[str, Tensor], *, archi
             f"the weights of {source} do not fit {architecture}: {'; '.join(problems)}",
             "choose the architecture the weights were trained with (--teacher-arch, student.weights)",
         )
-    module.load_state_dict(dict(state_dict), strict=False)
+    # Some layers (torchvision's MNASNet) ask for the version of their format, which only a whole state dict carries.
+    versioned = OrderedDict(state_dict)
+    vars(versioned)["_metadata"] = getattr(state_dict, "_metadata", None) or vars(expected)["_metadata"]
+    module.load_state_dict(versioned, strict=False)
 
 
 def _shape(tensor: Tensor) -> str:
