@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from command_line import Outcome, run_script
 
-SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "targets" / "table.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "targets" / "matrix.py"
 EXPORTS = ("onnx", "onnx:fp16", "onnx:int8", "openvino:fp16")
 #: A Transpose that crashed ONNX Runtime and shared constants; a cast of bool; shared constants in convolutions; batch
 #: norms that survive; channels in groups.
@@ -26,7 +26,7 @@ def table(*arguments: object) -> Outcome:
 
 @pytest.mark.parametrize("family", QUICK)
 def test_a_family_passes_in_fp32_and_fp16(family: str) -> None:
-    """After a few steps only: INT8 is built and runs, and is judged in the slow test."""
+    """After a few steps only: INT8 is built, or says why; it is judged in the slow test."""
     pytest.importorskip("openvino", reason="pip install openvino")
     if "timm" in (SCRIPT.parent / "students.py").read_text().partition(f'"{family}": "')[2].partition('"')[0]:
         pytest.importorskip("timm", reason="pip install timm")
@@ -38,7 +38,8 @@ def test_a_family_passes_in_fp32_and_fp16(family: str) -> None:
     assert not any(broken for _, _, broken in cells.values()), cells
     for export in ("onnx", "onnx:fp16", "openvino:fp16"):
         assert cells[export][0].startswith("PASS"), cells[export]
-    assert cells["onnx:int8"][0].startswith(("PASS", "FAIL")), cells["onnx:int8"]
+    text, why, _ = cells["onnx:int8"]
+    assert text.startswith("PASS") or why, text
 
 
 def test_it_prints_a_table_and_exits_with_1_where_a_cell_broke() -> None:
