@@ -18,7 +18,7 @@ from exporters.base import (
     PoolUnusable,
     Precision,
 )
-from exporters.onnx_file import RUNTIME_NOTE, load_onnx, package_versions, to_checked_bytes, with_metadata
+from exporters.onnx_file import load_onnx, package_versions, to_checked_bytes, with_metadata
 from exporters.precision import check_no_overflow, convert_to_fp16
 from exporters.quantise import Quantised, quantise
 
@@ -68,7 +68,7 @@ class DerivedOnnxExporter:
             size_bytes=len(data),
             parent_sha256=parent,
             tool_versions=package_versions("onnx", "onnxruntime", "onnx-ir"),
-            notes=(*notes, RUNTIME_NOTE),
+            notes=notes,
         )
 
 

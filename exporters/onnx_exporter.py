@@ -28,7 +28,6 @@ from exporters.isolated import IsolatedSession
 from exporters.onnx_file import (
     INPUT_NAME,
     OPSET,
-    RUNTIME_NOTE,
     first_line,
     package_versions,
     to_checked_bytes,
@@ -117,7 +116,7 @@ def export_onnx(
         size_bytes=len(data),
         parent_sha256=None,
         tool_versions=package_versions("torch", "onnx", "onnxscript", "onnx-ir"),
-        notes=(f"parity with the module: {error:.1e} of the logit range", RUNTIME_NOTE),
+        notes=(f"parity with the module: {error:.1e} of the logit range",),
     )
 
 

@@ -10,7 +10,6 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from dfadc.errors import DfadcError, ExportFailed
-from exporters.sessions import LEAST_ONNXRUNTIME
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -22,8 +21,6 @@ OPSET = 20
 #: Every metadata key of ours begins with this.
 METADATA_PREFIX = "dfadc."
 INPUT_NAME = "images"
-#: In the manifest beside every ONNX file.
-RUNTIME_NOTE = f"needs ONNX Runtime {LEAST_ONNXRUNTIME} or newer"
 
 
 def load_onnx(path: Path) -> onnx.ModelProto:

@@ -101,8 +101,8 @@ def test_errors_arrive_as_what_they_are(noise: np.ndarray) -> None:
     with pytest.raises(DfadcError, match="a child class") as other:
         session(does="pool")
     assert type(other.value) is DfadcError
-    wrong: Any
-    for wrong in (noise[:0], noise.astype(np.float64), noise[0]):
+    wrongs: list[Any] = [noise[:0], noise.astype(np.float64), noise[0]]
+    for wrong in wrongs:
         with session() as isolated, pytest.raises(DfadcError, match="images"):
             isolated.run(wrong)
 

@@ -1,0 +1,171 @@
+"""Students of many families through every export, each judged against its student: a table, and 1 where one broke.
+
+    python examples/targets/matrix.py                                   # 19 families at 32 px
+    python examples/targets/matrix.py --family vit --family swin_t --size 64
+
+Each family has a process of its own, so that a native crash while building is a cell of the table too. What is no PASS
+is explained below the table. A cell broke where a runtime crashed, where an fp32 or fp16 artifact does not pass, and
+where its process ended before it.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import typer
+from students import FAMILIES, TrainedStudent, read_digits, train_student
+
+from dfadc.api.answering import Questions, ask_artifact
+from dfadc.cli.script import run_as_script
+from dfadc.errors import DfadcError, RequirementMissing, RuntimeCrashed
+from dfadc.verification.agreement import ALL_SOURCES
+from dfadc.verification.gate import Thresholds, Verdict
+from dfadc.verification.report_text import table_lines
+from dfadc.verification.results import (
+    ArtifactFile,
+    ArtifactResult,
+    artifact_crashed,
+    artifact_not_run,
+    verify_artifact,
+)
+from exporters.base import KEEP_FP32_AUTO, BuildSettings, ExportRequest, Precision
+from exporters.onnx_exporter import export_onnx
+from exporters.registry import get_exporter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+EXPORTS = ("onnx", "onnx:fp16", "onnx:int8", "onnx:int8:ort-cpu", "openvino:fp16", "openvino:int8", "tensorrt-rtx:fp16")
+#: Digits that INT8 is calibrated on; none of them is one that it is judged on.
+NUM_CALIBRATION = 256
+#: The student is its own teacher here: comparison A alone says something.
+THRESHOLDS = Thresholds(min_agreement=None, min_coverage=None, max_student_drop=None, source="digits")
+
+
+class Cell(NamedTuple):
+    """How one export of one family went.
+
+    Args:
+        family: a key of ``FAMILIES``.
+        export: one of the exports.
+        text: verdict and agreement with the student, or "not built".
+        why: the reason for anything but PASS.
+        is_broken: whether that is a fault.
+    """
+
+    family: str
+    export: str
+    text: str
+    why: str = ""
+    is_broken: bool = False
+
+
+def main(
+    family: Annotated[list[str] | None, typer.Option(help="Families; by default all.")] = None,
+    *,
+    export: Annotated[list[str] | None, typer.Option(help="Exports; by default all seven.")] = None,
+    size: Annotated[int, typer.Option(help="Height and width of the images.")] = 32,
+    steps: Annotated[int, typer.Option(help="Training steps of 32 digits each.")] = 600,
+    calibrator: Annotated[str, typer.Option(help="minmax, percentile, entropy or auto.")] = "auto",
+    cells: Annotated[bool, typer.Option(help="Print each cell as JSON when it is done, in this process.")] = False,
+) -> None:
+    """Prints the table; exits with 1 where a cell broke."""
+    families, exports = family or list(FAMILIES), export or list(EXPORTS)
+    if unknown := sorted(set(families) - set(FAMILIES)):
+        raise DfadcError(f"unknown family {unknown[0]!r}", f"families: {', '.join(FAMILIES)}")
+    if cells:
+        for name in families:
+            for cell in make_cells(name, exports, size=size, steps=steps, calibrator=calibrator):
+                print(json.dumps(cell), flush=True)
+        return
+    settings = ("--size", str(size), "--steps", str(steps), "--calibrator", calibrator, "--cells")
+    found = [cell for name in families for cell in _in_a_process(name, exports, settings)]
+    rows = [(name, *(cell.text for cell in found if cell.family == name)) for name in families]
+    print("\n".join([f"{size} px, {steps} training steps", "", *table_lines(("family", *exports), rows)]))
+    broken = [cell for cell in found if cell.is_broken]
+    explained = [cell for cell in found if cell.why and not cell.is_broken]
+    for title, listed in (("Broken", broken), ("Explained", explained)):
+        if listed:
+            print("\n".join(["", f"{title}:", "", *(f"- {cell.family} {cell.export}: {cell.why}" for cell in listed)]))
+    if broken:
+        raise typer.Exit(1)
+
+
+def make_cells(family: str, exports: list[str], *, size: int, steps: int, calibrator: str) -> Iterator[Cell]:
+    """Trains a student and makes, runs and judges its exports, one after the other."""
+    digits = read_digits(size)
+    student = train_student(family, digits, steps=steps)
+    settings = BuildSettings(
+        calibration=digits.training[:NUM_CALIBRATION],
+        verification=digits.training[NUM_CALIBRATION:],
+        calibrator=calibrator,
+        keep_fp32=(KEEP_FP32_AUTO,),  # as `dfadc distill` does
+        threads=1,
+    )
+    with tempfile.TemporaryDirectory(prefix="dfadc-targets-") as folder:
+        for export in exports:
+            request = ExportRequest.parse(export)
+            try:
+                result = _make(request, Path(folder), student, family, settings)
+            except DfadcError as exc:
+                yield Cell(family, export, "not built", exc.message, is_broken=_must_pass(request))
+                continue
+            yield _cell(family, export, result, must_pass=_must_pass(request))
+
+
+def _make(
+    request: ExportRequest, folder: Path, student: TrainedStudent, family: str, settings: BuildSettings
+) -> ArtifactResult:
+    """Builds one artifact, after what it is made of, and judges it."""
+    path = folder / request.file_name
+    if request.source is None:
+        export_onnx(student.module, path, contract=student.samples.contract, metadata={"architecture": family})
+    else:
+        source = folder / request.source.file_name
+        if not source.exists():
+            _make(request.source, folder, student, family, settings)
+        get_exporter(request.name).export(source, path, request, settings)
+    file = ArtifactFile(path.name, str(request.precision), path.stat().st_size)
+    try:
+        answers = ask_artifact(path, Questions(student.samples))
+    except RequirementMissing as exc:
+        return artifact_not_run(file, exc.message)
+    except RuntimeCrashed as exc:
+        return artifact_crashed(file, exc.message)
+    return verify_artifact(file, answers.given, samples=student.samples, thresholds=THRESHOLDS)
+
+
+def _must_pass(request: ExportRequest) -> bool:
+    """INT8 may lose too much, and an engine may know no such operator; fp32 and fp16 must pass where they run."""
+    return request.precision is not Precision.INT8 and request.name != "tensorrt-rtx"
+
+
+def _cell(family: str, export: str, result: ArtifactResult, *, must_pass: bool) -> Cell:
+    found, judgement = result.export.get(ALL_SOURCES), result.judgement
+    if found is None:
+        broken = judgement.verdict is Verdict.FAIL or must_pass
+        return Cell(family, export, str(judgement.verdict), "; ".join(judgement.reasons), is_broken=broken)
+    why = "; ".join(check.message for check in judgement.checks if check.verdict is Verdict.FAIL)
+    text = f"{Verdict.FAIL if why else Verdict.PASS} {found.agreement:.1%}"
+    return Cell(family, export, text, why, is_broken=bool(why) and must_pass)
+
+
+def _in_a_process(family: str, exports: list[str], settings: tuple[str, ...]) -> list[Cell]:
+    """The cells of one family; those that its process did not come to are broken."""
+    wanted = [part for export in exports for part in ("--export", export)]
+    command = [sys.executable, __file__, "--family", family, *wanted, *settings]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603 - this program
+    found = [Cell(*json.loads(line)) for line in done.stdout.splitlines()]
+    print(f"{family}: {len(found)} of {len(exports)} exports", file=sys.stderr)
+    missing = exports[len(found) :]
+    why = f"its process ended with {done.returncode}"
+    return [*found, *(Cell(family, export, "crashed", why, is_broken=True) for export in missing)]
+
+
+if __name__ == "__main__":
+    run_as_script(main)

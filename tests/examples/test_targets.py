@@ -1,0 +1,67 @@
+"""Every family of students through every export: nothing crashes, fp32 and fp16 pass, and what fails says why."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command_line import Outcome, run_script
+
+SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "targets" / "matrix.py"
+EXPORTS = ("onnx", "onnx:fp16", "onnx:int8", "openvino:fp16")
+#: A Transpose that crashed ONNX Runtime and shared constants; a cast of bool; shared constants in convolutions; batch
+#: norms that survive; channels in groups.
+QUICK = ("vit", "edgenext_xx_small", "repvit_m0_9", "mobilenet_v3_small", "shufflenet_v2")
+
+
+def table(*arguments: object) -> Outcome:
+    """The script in a process of its own, as a person starts it."""
+    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 -- our own script
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize("family", QUICK)
+def test_a_family_passes_in_fp32_and_fp16(family: str) -> None:
+    """After a few steps only: INT8 is built, or says why; it is judged in the slow test."""
+    pytest.importorskip("openvino", reason="pip install openvino")
+    if "timm" in (SCRIPT.parent / "students.py").read_text().partition(f'"{family}": "')[2].partition('"')[0]:
+        pytest.importorskip("timm", reason="pip install timm")
+    exports = [part for export in EXPORTS for part in ("--export", export)]
+    done = run_script(SCRIPT, "--family", family, *exports, "--steps", 8, "--calibrator", "minmax", "--cells")
+    assert done.code == 0, done.err
+    cells = {export: (text, why, broken) for _, export, text, why, broken in map(json.loads, done.out.splitlines())}
+    assert list(cells) == list(EXPORTS)
+    assert not any(broken for _, _, broken in cells.values()), cells
+    for export in ("onnx", "onnx:fp16", "openvino:fp16"):
+        assert cells[export][0].startswith("PASS"), cells[export]
+    text, why, _ = cells["onnx:int8"]
+    assert text.startswith("PASS") or why, text
+
+
+def test_it_prints_a_table_and_exits_with_1_where_a_cell_broke() -> None:
+    quick = ("--family", "vit", "--steps", 1, "--export", "onnx")
+    good = table(*quick)
+    assert good.code == 0, good.err
+    assert "| family | onnx |\n|---|---|\n| vit | PASS 100.0% |" in good.out
+    broken = table(*quick, "--export", "onnx:fp16", "--size", 31)  # no multiple of the patches
+    assert broken.code == 1
+    assert "| vit | crashed | crashed |" in broken.out
+    assert "- vit onnx:fp16: its process ended with 1" in broken.out
+    unknown = table("--family", "vitt")
+    assert (unknown.code, unknown.errors) == (2, ["error: unknown family 'vitt'"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [32, 64])
+def test_no_cell_of_the_table_breaks(size: int) -> None:
+    for package in ("openvino", "timm", "tensorrt_rtx"):
+        pytest.importorskip(package)
+    done = table("--size", size)
+    print(done.out)
+    assert done.code == 0, done.out
+    rows = [line for line in done.out.splitlines() if line.startswith("| ")]
+    assert len(rows) == 1 + 19
