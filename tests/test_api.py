@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from dfadc.run import RunFolder
 
-ONE_STEP = [f"{path}={value}" for path, value in {**QUICK_RECIPE, "steps": 1, "verify.num_samples": 8}.items()]
+ONE_STEP = [f"{path}={value}" for path, value in {**QUICK_RECIPE, "steps": 1, "verify.num_samples": 24}.items()]
 
 
 def test_every_public_name_can_be_had() -> None:

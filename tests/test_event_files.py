@@ -29,7 +29,7 @@ QUICK = {
     "compute.precision": "fp32",
     "log.interval": 1,
     "log.tensorboard": True,
-    "verify.num_samples": 8,
+    "verify.num_samples": 24,
     "verify.gate_source": "generator",
     "verify.prior_steps": 0,
     "verify.adversary_steps": 0,

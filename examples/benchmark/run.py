@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=2 python examples/benchmark/run.py --out runs/benchmark.jsonl --task digits --task colour
 
 A cell that the file holds is not run again: the same command goes on where it was stopped, and a longer one adds what
-is missing. ``table.py`` makes the table and the plot.
+is missing. ``summary.py`` makes the table and the plot.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import typer
 from cell import Cell, run_cell
 from measure import Budget
 from methods import METHODS
-from table import read_results
+from summary import read_results
 from tasks import TASKS
 
 from dfadc.cli.script import run_as_script

@@ -27,7 +27,7 @@ import measure
 import play
 import run
 import shares
-import table
+import summary
 import train_teachers
 import write_images
 from tasks import TASKS
@@ -58,7 +58,7 @@ def judge() -> measure.Judge:
 
 
 def test_a_grid_runs_in_processes_of_its_own(results: Path) -> None:
-    lines = table.read_results(results)
+    lines = summary.read_results(results)
     assert [line["method"] for line in lines] == METHODS
     for line in lines:
         assert line["outcome"] == "done"
@@ -87,7 +87,7 @@ def test_table_and_plot_are_made_from_the_file(
     results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plot = tmp_path / "plot.png"
-    table.main(results, plot=plot)
+    summary.main(results, plot=plot)
     printed = capsys.readouterr().out
     assert "### digits, 2,000 images (teacher 9" in printed
     rows = [line.split(" | ")[0].strip("| ") for line in printed.splitlines() if line.startswith("|")]
@@ -97,23 +97,23 @@ def test_table_and_plot_are_made_from_the_file(
 
 
 def test_seeds_become_mean_and_deviation(results: Path) -> None:
-    line = table.read_results(results)[0]
+    line = summary.read_results(results)[0]
     two = [{**line, "accuracy": 0.5, "seed": 0}, {**line, "accuracy": 0.52, "seed": 1}]
     refused = {**line, "method": "dfq", "outcome": "the budget is too small"}
-    text = "\n".join(table.table([*two, refused]))
+    text = "\n".join(summary.table([*two, refused]))
     assert "| auto | 2 | 51.00 ± 1.41 |" in text
     assert "dfq (seed 0): the budget is too small" in text
 
 
 def test_a_line_cut_short_is_run_again_and_spoils_no_other(tmp_path: Path) -> None:
     path = tmp_path / "new" / "results.jsonl"
-    assert table.read_results(path) == []
+    assert summary.read_results(path) == []
     run.append_result(path, {"cell": 1})
     with path.open("a") as stream:
         stream.write('{"cell": 2, "acc')
     run.append_result(path, {"cell": 3})
     run.append_result(path, {"cell": 4})
-    assert table.read_results(path) == [{"cell": 1}, {"cell": 3}, {"cell": 4}]
+    assert summary.read_results(path) == [{"cell": 1}, {"cell": 3}, {"cell": 4}]
 
 
 def test_what_cannot_be_run_is_a_result() -> None:

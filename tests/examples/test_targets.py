@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from command_line import Outcome, run_script
 
-SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "targets" / "matrix.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "targets" / "table.py"
 EXPORTS = ("onnx", "onnx:fp16", "onnx:int8", "openvino:fp16")
 #: A Transpose that crashed ONNX Runtime and shared constants; a cast of bool; shared constants in convolutions; batch
 #: norms that survive; channels in groups.

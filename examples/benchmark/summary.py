@@ -1,6 +1,6 @@
 """The results file as a Markdown table, and accuracy against time as a plot.
 
-    python examples/benchmark/table.py runs/benchmark.jsonl
+    python examples/benchmark/summary.py runs/benchmark.jsonl
 
 prints a table for each task and budget and writes ``runs/benchmark.png``. The file may be of a grid that is still
 running.

@@ -1,7 +1,7 @@
 """Students of many families through every export, each judged against its student: a table, and 1 where one broke.
 
-    python examples/targets/matrix.py                                   # 19 families at 32 px
-    python examples/targets/matrix.py --family vit --family swin_t --size 64
+    python examples/targets/table.py                                   # 19 families at 32 px
+    python examples/targets/table.py --family vit --family swin_t --size 64
 
 Each family has a process of its own, so that a native crash while building is a cell of the table too. What is no PASS
 is explained below the table. A cell broke where a runtime crashed, where an fp32 or fp16 artifact does not pass, and
