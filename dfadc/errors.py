@@ -52,6 +52,12 @@ class ExportFailed(DfadcError):
     exit_code = 5
 
 
+class RuntimeRefused(DfadcError):
+    """A runtime that is here does not load an artifact, whose operators or format version it does not know."""
+
+    exit_code = 4
+
+
 class TrainingDiverged(DfadcError):
     """The two-player game left the finite numbers and could not be brought back."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,10 +24,10 @@ from dfadc.distillation.examiners import (
 from dfadc.models.network_file import save_network, serialise
 from dfadc.models.outputs import answering_pixels
 from dfadc.sample_size import choose_num_samples
-from dfadc.storage import atomic_write_bytes
+from dfadc.storage import atomic_write_bytes, sha256_file
 from dfadc.verification.dense import choose_positions
 from dfadc.verification.dense_samples import DenseSampleSet, batch_size, collect_dense
-from dfadc.verification.samples import SampleSet
+from dfadc.verification.samples import STUDENT_SHA256, TEACHER_SHA256, SampleSet
 from dfadc.verification.stored_images import StoredImages, dequantise, quantise
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ def write_results(training: Training, folder: RunFolder, on_note: Callable[[str]
     if prior is not None:
         _write_generator(prior, game.contract, folder.prior)
     samples = freeze_samples(game, prior=prior, adversary=adversary)
+    networks = {TEACHER_SHA256: training.teacher.sha256, STUDENT_SHA256: sha256_file(folder.student)}
+    samples = replace(samples, provenance={**samples.provenance, **networks})
     samples.save(folder.samples)
     calibration = collect_calibration(game, prior=prior, exclude=samples)
     calibration.save(folder.calibration)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dfadc.errors import DfadcError, RequirementMissing
+from dfadc.errors import DfadcError, RequirementMissing, RuntimeRefused
 from exporters.sessions import DEFAULT_BATCH_SIZE, ChunkedSession, OnnxRuntimeSession
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class OpenVinoOnnxSession(ChunkedSession):
     """An ONNX file on OpenVINO's CPU plugin, computing in fp32 what is not quantised.
 
     Raises:
-        DfadcError: OpenVINO does not take the file.
+        RuntimeRefused: OpenVINO does not take the file.
     """
 
     def __init__(self, path: Path, *, threads: int = 0, batch_size: int = DEFAULT_BATCH_SIZE) -> None:
@@ -59,7 +59,7 @@ class OpenVinoOnnxSession(ChunkedSession):
         try:
             self._model: Any = import_module("openvino").Core().compile_model(path, "CPU", settings)
         except RuntimeError as exc:
-            raise DfadcError(f"OpenVINO cannot load {path}: {exc}") from exc
+            raise RuntimeRefused(f"OpenVINO cannot load {path}: {exc}") from exc
 
     @property
     def device(self) -> str:

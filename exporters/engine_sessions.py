@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dfadc.errors import DfadcError, ExportFailed, RequirementMissing
+from dfadc.errors import DfadcError, ExportFailed, RequirementMissing, RuntimeRefused
 from dfadc.storage import sha256_file
 from exporters.isolated import IsolatedSession
 from exporters.onnx_file import INPUT_NAME
@@ -27,7 +27,7 @@ def open_session(path: Path, *, threads: int = 0, batch_size: int = DEFAULT_BATC
 
     Raises:
         DfadcError: the kind is unknown, or the file is missing or damaged.
-        RequirementMissing: this machine cannot run it; the message is the reason for a verdict NOT RUN.
+        RequirementMissing, RuntimeRefused: this machine cannot run it; the message is the reason for a verdict NOT RUN.
     """
     match path.suffix:
         case ".onnx":
@@ -65,8 +65,9 @@ class OpenVinoSession(ChunkedSession):
         batch_size: images per call.
 
     Raises:
-        DfadcError: a file is missing or damaged.
+        DfadcError: a file is missing, or is no OpenVINO IR.
         RequirementMissing: openvino or the device is missing.
+        RuntimeRefused: OpenVINO does not load the model.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class OpenVinoSession(ChunkedSession):
             model = core.read_model(path)
             self._compiled: Any = core.compile_model(model, device_name, settings)
         except RuntimeError as exc:
-            raise DfadcError(f"OpenVINO cannot load {path}: {exc}", "export it again") from exc
+            raise RuntimeRefused(f"OpenVINO cannot load {path}: {exc}", "export it again") from exc
         if len(self._compiled.inputs) != 1 or len(self._compiled.outputs) != 1:
             raise DfadcError(f"{path} does not have one input of images and one output of logits")
         active = self._compiled.get_property("EXECUTION_DEVICES")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dfadc.errors import DfadcError, StorageFailed
 from dfadc.storage import sha256_file, write_json
+from exporters.base import FORMATS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 FILE_NAME = "manifest.json"
+#: Why a file that :meth:`Manifest.unlisted` names is not judged.
+NOT_LISTED = "in no manifest: nobody knows what it was made of; export it again"
+
+
+class DamagedManifest(DfadcError):
+    """A manifest that is none: the next export writes a new one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,16 +86,16 @@ class ArtifactRecord:
         """Reads plain JSON values.
 
         Raises:
-            DfadcError: a field is missing or unknown, or a file lies outside the manifest's folder.
+            DamagedManifest: a field is missing or unknown, or a file lies outside the manifest's folder.
         """
         names = {field.name for field in dataclasses.fields(cls)}
         if set(values) != names:
-            raise DfadcError(f"malformed artifact in the manifest: fields {sorted(set(values) ^ names)} differ")
+            raise DamagedManifest(f"malformed artifact in the manifest: fields {sorted(set(values) ^ names)} differ")
         record = cls(**{**values, "targets": tuple(values["targets"]), "notes": tuple(values["notes"])})
         for file in (record.file, *record.extra_files):
             path = PurePosixPath(file)
             if path.is_absolute() or ".." in path.parts:
-                raise DfadcError(f"the manifest names {file!r}, which is outside its folder")
+                raise DamagedManifest(f"the manifest names {file!r}, which is outside its folder")
         return record
 
 
@@ -106,6 +113,13 @@ class Manifest:
         """The record of ``file``, relative to the manifest; None where there is none."""
         return next((record for record in self.artifacts if record.file == file), None)
 
+    def unlisted(self, artifacts: Path) -> list[Path]:
+        """Files in a folder of artifacts that look like artifacts, and that are none of these: nobody knows what of."""
+        listed = {Path(record.file).name for record in self.artifacts}
+        kinds = {f".{form.extension}" for form in FORMATS.values()}
+        files = sorted(artifacts.iterdir()) if artifacts.is_dir() else []
+        return [path for path in files if path.suffix in kinds and path.name not in listed and path.name[0] != "."]
+
     def write(self, folder: Path) -> None:
         """Writes ``folder/manifest.json``, whole or not at all."""
         artifacts = [dataclasses.asdict(record) for record in self.artifacts]
@@ -116,7 +130,8 @@ class Manifest:
         """Reads ``folder/manifest.json``.
 
         Raises:
-            DfadcError: it is missing, is not JSON or has another schema.
+            DfadcError: it is missing or has another schema.
+            DamagedManifest: it is not JSON, or not of this form.
         """
         path = folder / FILE_NAME
         try:
@@ -129,7 +144,9 @@ class Manifest:
         except OSError as exc:
             raise DfadcError(f"cannot read {path}: {exc.strerror or exc}") from exc
         except (ValueError, TypeError, KeyError, AttributeError) as exc:
-            raise DfadcError(f"{path} is damaged: {type(exc).__name__}: {exc}", "export the artifacts again") from exc
+            raise DamagedManifest(
+                f"{path} is damaged: {type(exc).__name__}: {exc}", "export the artifacts again"
+            ) from exc
 
 
 @contextmanager
@@ -170,6 +187,17 @@ def _link(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
+
+
+def changed_artifacts(manifest: Manifest, folder: Path) -> dict[str, str]:
+    """Artifact's file -> why its bytes are not those that were exported; nothing of the others."""
+    found = {}
+    for record in manifest.artifacts:
+        try:
+            check_record(record, folder)
+        except DfadcError as exc:
+            found[record.file] = exc.message
+    return found
 
 
 def check_unchanged(folder: Path) -> Manifest:

@@ -27,6 +27,20 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     """Reads and checks an ONNX file.
 
     Raises:
+        DfadcError: as :func:`parse_onnx`; or the graph is not valid ONNX.
+    """
+    model = parse_onnx(path)
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as exc:
+        raise DfadcError(f"{path} is not valid ONNX: {first_line(exc)}", "export it again") from exc
+    return model
+
+
+def parse_onnx(path: Path) -> onnx.ModelProto:
+    """Reads an ONNX file without a look at its graph.
+
+    Raises:
         DfadcError: missing, unreadable, truncated, not ONNX, empty, or with weights in other files.
     """
     try:
@@ -39,10 +53,6 @@ def load_onnx(path: Path) -> onnx.ModelProto:
         raise DfadcError(f"{path} holds no network: its ONNX graph is empty", "export it again")
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
         raise DfadcError(f"{path} keeps its weights in other files", "save it with the weights inside")
-    try:
-        onnx.checker.check_model(model)
-    except onnx.checker.ValidationError as exc:
-        raise DfadcError(f"{path} is not valid ONNX: {first_line(exc)}", "export it again") from exc
     return model
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dfadc.errors import DfadcError, RequirementMissing
+from dfadc.errors import DfadcError, RequirementMissing, RuntimeRefused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -132,8 +132,9 @@ class OnnxRuntimeSession(ChunkedSession):
         batch_size: images per call; a file with a fixed batch has its own.
 
     Raises:
-        DfadcError: the file is missing or damaged, uses what ONNX Runtime does not know, or the provider is not active.
+        DfadcError: the file is missing or damaged, or the provider is not active.
         RequirementMissing: ONNX Runtime is too old, or has no such provider here.
+        RuntimeRefused: ONNX Runtime does not know an operator, the opset or the IR version of the file.
     """
 
     #: How many outputs the graph must have; None for any number.
@@ -162,7 +163,7 @@ class OnnxRuntimeSession(ChunkedSession):
         options.add_session_config_entry("session.x64quantprecision", "1")
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        with _onnxruntime_errors(f"ONNX Runtime cannot load {name}"):
+        with _onnxruntime_errors(f"ONNX Runtime cannot load {name}", refuses=True):
             source = path if isinstance(path, bytes) else str(path)
             self._session: Any = onnxruntime.InferenceSession(source, options, providers=[provider])
         if (active := self._session.get_providers()[0]) != provider:
@@ -207,9 +208,13 @@ def check_release(version: str, name: str) -> None:
         )
 
 
+#: ONNX Runtime's errors for bytes that are no ONNX; any other of them says that it does not take the model in the file.
+_NO_ONNX = ("InvalidProtobuf", "InvalidArgument", "NoSuchFile")
+
+
 @contextmanager
-def _onnxruntime_errors(doing: str) -> Iterator[None]:
-    """Turns ONNX Runtime's errors, which share no base class, into ours."""
+def _onnxruntime_errors(doing: str, *, refuses: bool = False) -> Iterator[None]:
+    """Turns ONNX Runtime's errors, which share no base class, into ours: RuntimeRefused where it may refuse a model."""
     import onnxruntime.capi.onnxruntime_pybind11_state as state  # noqa: PLC0415
 
     kinds: list[type[Exception]] = [RuntimeError, ValueError]
@@ -217,7 +222,8 @@ def _onnxruntime_errors(doing: str) -> Iterator[None]:
     try:
         yield
     except tuple(kinds) as exc:
-        raise DfadcError(f"{doing}: {exc}") from exc
+        refused = refuses and type(exc).__name__ not in _NO_ONNX
+        raise (RuntimeRefused if refused else DfadcError)(f"{doing}: {exc}") from exc
 
 
 def _by(size: tuple[int, ...]) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from command_line import run_command
+from judged_runs import record_student
 
 from dfadc.api.distil import load_run_teacher, resume_distillation
 from dfadc.api.export import export_student
@@ -149,6 +150,7 @@ def test_a_factory_that_nobody_named_is_not_swapped_in(foreign: RunFolder) -> No
     """Naming one factory allows that one, not what the folder says."""
     metadata = {**read_safetensors_metadata(foreign.student), ARCHITECTURE_KEY: "os:system"}
     foreign.student.write_bytes(serialise(read_safetensors(foreign.student), metadata))
+    record_student(foreign)
     outcome = run_command("export", "run", "-e", "onnx", "--factory", STUDENT)
     assert outcome.code == 2
     assert "'os:system'" in outcome.errors[0]

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from dfadc.verification.dense import DenseAnswers
     from dfadc.verification.dense_samples import Samples
     from dfadc.verification.masks import MaskedImages
+    from dfadc.verification.samples import SampleSet
 
     Answer = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
 
@@ -141,7 +142,7 @@ def ask_artifact(path: Path, questions: Questions) -> Answers:
 
     Raises:
         RuntimeCrashed: its runtime ended that process.
-        RequirementMissing: it cannot run here.
+        RequirementMissing, RuntimeRefused: it cannot run here.
         DfadcError: it is damaged, or does not take these samples.
     """
     form, samples = artifact_metadata(path), questions.samples
@@ -157,18 +158,33 @@ def ask_artifact(path: Path, questions: Questions) -> Answers:
 
 
 def ask_student(run: RunFolder, questions: Questions, *, factories: Collection[str] = ()) -> Answers:
-    """The fp32 student's answers: those frozen with the samples, and its own to whatever else is asked.
+    """The fp32 student's answers: those frozen with the samples, and today's to labelled images and a baseline's.
 
     Raises:
         DfadcError: it has to answer, and its file is damaged or names a factory that is none of ``factories``.
     """
     given = questions.samples.student_answers
-    if questions.data is None and (questions.baseline is None or questions.baseline_is_of_these_samples):
-        return Answers(given, None, predicted(given) if questions.baseline is not None else None)
+    if questions.data is None and questions.baseline is None:
+        return Answers(given, None, None)
+    return Answers(given, *_further_answers(_student_on_cpu(run, factories), None, questions))
+
+
+def with_answers_of_today(run: RunFolder, samples: SampleSet, *, factories: Collection[str] = ()) -> SampleSet:
+    """The run's samples, with the fp32 student's answers of today instead of the frozen ones.
+
+    Raises:
+        DfadcError: its file is damaged or names a factory that is none of ``factories``.
+    """
+    answer = _student_on_cpu(run, factories)
+    logits = samples.collect(map(answer, samples.batches(BATCH_SIZE)), str(run.student))
+    return replace(samples, student_logits=logits)
+
+
+def _student_on_cpu(run: RunFolder, factories: Collection[str]) -> Answer:
     from dfadc.models.network_file import load_network  # noqa: PLC0415
 
     student, metadata = load_network(run.student, factories=factories)
-    return Answers(given, *_further_answers(_on_cpu(student, metadata.contract), given, questions))
+    return _on_cpu(student, metadata.contract)
 
 
 def ask_teacher(
@@ -186,13 +202,13 @@ def ask_teacher(
 
 
 def _further_answers(
-    answer: Answer, given: Logits | DenseAnswers, questions: Questions
+    answer: Answer, given: Logits | DenseAnswers | None, questions: Questions
 ) -> tuple[Rights | None, npt.NDArray[np.int32] | None]:
-    """Labelled images and the baseline's samples; ``given`` are the answers to the run's own."""
+    """Labelled images and the baseline's samples; ``given`` is what was just answered to the run's own, if anything."""
     correct = None if questions.data is None else _correct(answer, questions.data)
     if questions.baseline is None:
         return correct, None
-    if questions.baseline_is_of_these_samples:
+    if given is not None and questions.baseline_is_of_these_samples:
         return correct, predicted(given)
     samples = questions.baseline.samples
     return correct, predict(samples.collect(map(answer, samples.batches(BATCH_SIZE)), "the network"))

@@ -8,9 +8,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from dfadc.api.answering import Questions, ask_artifact, ask_student, predicted, read_inputs
+from dfadc.api.answering import (
+    Questions,
+    ask_artifact,
+    ask_student,
+    predicted,
+    read_inputs,
+    with_answers_of_today,
+)
 from dfadc.api.gates import gate_thresholds
-from dfadc.errors import DfadcError, RequirementMissing
+from dfadc.api.lineage import check_lineage
+from dfadc.errors import DfadcError, RequirementMissing, RuntimeCrashed, RuntimeRefused
 from dfadc.recipe import load_recipe
 from dfadc.verification.agreement import Accuracy, predict
 from dfadc.verification.baseline import Baseline, LabelledResults
@@ -18,8 +26,8 @@ from dfadc.verification.dense_samples import load_samples
 from dfadc.verification.gate import STUDENT, Verdict
 from dfadc.verification.regression import GATED_SOURCE, baseline_checks, compare_with_baseline, unseen_drops
 from dfadc.verification.results import ArtifactFile, samples_of, verify_artifact, verify_student
-from dfadc.verification.samples import SampleSet
-from exporters.manifest import FILE_NAME, Manifest, check_unchanged
+from dfadc.verification.samples import STUDENT_SHA256, SampleSet
+from exporters.manifest import FILE_NAME, NOT_LISTED, Manifest, check_unchanged
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -50,7 +58,8 @@ def write_baseline(
         factories: the student's ``module:factory``, where one has to be imported.
 
     Raises:
-        DfadcError: there is a file already, or an artifact or the data cannot be used.
+        DfadcError: there is a file already, student, samples and artifacts are not of one student, or an artifact or
+            the data cannot be used.
         GateFailed: the run has no samples, or a network answers NaN or infinity.
         StorageFailed: the file cannot be written.
     """
@@ -65,14 +74,18 @@ def write_baseline(
             "for independent pairs, which the pixels of an image are not",
             "gate on verify.min_agreement and verify.min_accuracy instead",
         )
+    origins = check_lineage(run, manifest)
+    if samples.recorded(STUDENT_SHA256) is None:  # the frozen answers may be another student's
+        samples = with_answers_of_today(run, samples, factories=factories)
     labelled, _ = read_inputs(samples.contract, teacher_sha256, data=data, baseline=None)
     questions = Questions(samples, labelled)
-    answers, left_out = {STUDENT: ask_student(run, questions, factories=factories)}, {}
+    answers = {STUDENT: ask_student(run, questions, factories=factories)}
+    left_out = {path.name: NOT_LISTED for path in manifest.unlisted(run.artifacts)}
     for known in manifest.artifacts:
         name = Path(known.file).name
         try:
             answers[name] = ask_artifact(run.path / known.file, questions)
-        except RequirementMissing as exc:
+        except (RequirementMissing, RuntimeRefused, RuntimeCrashed) as exc:
             left_out[name] = exc.message
     precisions = {Path(known.file).name: known.requested_precision for known in manifest.artifacts}
     correct = {name: given.correct for name, given in answers.items() if isinstance(given.correct, np.ndarray)}
@@ -84,7 +97,7 @@ def write_baseline(
         labelled=None if labelled is None else LabelledResults(labelled.sha256, correct),
     )
     thresholds = gate_thresholds(load_recipe(run.recipe))
-    notes = [*_failed_gates(answers, precisions, samples, thresholds), *_blind_spots(baseline, thresholds)]
+    notes = [*origins, *_failed_gates(answers, precisions, samples, thresholds), *_blind_spots(baseline, thresholds)]
     baseline.save(path)
     return FrozenBaseline(baseline, left_out, notes)
 

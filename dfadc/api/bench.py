@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dfadc.api.lineage import check_lineage
 from dfadc.contract import ImageContract
-from dfadc.errors import DfadcError, RequirementMissing, RuntimeCrashed, memory_errors
+from dfadc.errors import DfadcError, RequirementMissing, RuntimeCrashed, RuntimeRefused, memory_errors
 from dfadc.run_lock import holding_run
 from dfadc.storage import write_json
 from exporters.benchmark import Timing, benchmark
@@ -130,11 +131,12 @@ def bench_run(run: RunFolder, settings: BenchSettings | None = None) -> Bench:
     The speeds are written into the run folder too, as ``bench.json``, for its report.
 
     Raises:
-        DfadcError: an artifact's bytes are not those that were exported.
+        DfadcError: an artifact's bytes are not those that were exported, or it is of another student than the samples.
         StorageFailed: the speeds cannot be written.
     """
     settings = settings or BenchSettings()
     manifest = check_unchanged(run.path)
+    check_lineage(run, manifest)
     images = _images(run.contract(), settings)
     teachers = _bench_teacher(run, images, settings)
     rows = list(teachers)
@@ -144,7 +146,7 @@ def bench_run(run: RunFolder, settings: BenchSettings | None = None) -> Bench:
         reference = teachers[-1 if path.suffix == ".engine" else 0].timing
         try:
             timing = _bench_file(path, images, settings)
-        except (RequirementMissing, RuntimeCrashed) as exc:
+        except (RequirementMissing, RuntimeRefused, RuntimeCrashed) as exc:
             rows.append(BenchRow(path.name, record.size_bytes, not_run=exc.message, sha256=record.sha256))
         else:
             rows.append(BenchRow(path.name, record.size_bytes, timing, reference=reference, sha256=record.sha256))
@@ -159,7 +161,7 @@ def bench_file(artifact: Path, settings: BenchSettings | None = None) -> Bench:
 
     Raises:
         DfadcError: the artifact is damaged, or does not say what images it takes.
-        RequirementMissing: it cannot run here.
+        RequirementMissing, RuntimeRefused: it cannot run here.
         RuntimeCrashed: its runtime ended the process that ran it.
     """
     settings = settings or BenchSettings()

@@ -7,7 +7,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from dfadc.errors import DfadcError, RequirementMissing, RuntimeCrashed
+from dfadc.errors import DfadcError, RequirementMissing, RuntimeCrashed, RuntimeRefused
 from dfadc.storage import sha256_file
 from dfadc.verification.answers import ask, level
 from dfadc.verification.dense_samples import Samples, batch_size, load_samples
@@ -17,7 +17,7 @@ from dfadc.verification.report_text import COLUMNS, headline, reason_lines, summ
 from dfadc.verification.results import (
     ArtifactFile,
     ArtifactResult,
-    artifact_crashed,
+    artifact_failed,
     artifact_not_run,
     verify_artifact,
     verify_student,
@@ -75,10 +75,10 @@ def check_kit(folder: Path, names: Sequence[str] = (), *, runtime: str = "", thr
         artifact = ArtifactFile(name, known[name]["precision"], _size(folder / name))
         try:
             results.append(_check(folder / name, artifact, known[name], samples, thresholds, (runtime, threads)))
-        except RequirementMissing as exc:
+        except (RequirementMissing, RuntimeRefused) as exc:
             results.append(artifact_not_run(artifact, exc.message))
         except RuntimeCrashed as exc:
-            results.append(artifact_crashed(artifact, exc.message))
+            results.append(artifact_failed(artifact, exc.message))
     ran = any(result.judgement.checks for result in results)
     return build_report(
         samples=samples,

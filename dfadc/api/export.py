@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from dfadc.api.kit import write_device_kit
+from dfadc.api.lineage import check_student
 from dfadc.calibration import load_images
 from dfadc.errors import DfadcError, ExportFailed, RequirementMissing, memory_errors
 from dfadc.models.network_file import load_network
@@ -28,7 +29,14 @@ from exporters.base import (
 from exporters.describe import artifact_metadata
 from exporters.engine_sessions import check_runs
 from exporters.headroom import measure_headroom
-from exporters.manifest import FILE_NAME, ArtifactRecord, Manifest, check_record, restored_on_failure
+from exporters.manifest import (
+    FILE_NAME,
+    ArtifactRecord,
+    DamagedManifest,
+    Manifest,
+    check_record,
+    restored_on_failure,
+)
 from exporters.onnx_exporter import export_onnx
 from exporters.registry import get_exporter
 
@@ -129,8 +137,8 @@ def export_student(
         observer: told about every artifact.
 
     Raises:
-        DfadcError: unknown export or setting that concerns none of them (2), missing backend (4), failed export (5),
-            storage (7).
+        DfadcError: unknown export or setting that concerns none of them, another student than the samples record (2),
+            missing backend (4), failed export (5), storage (7).
     """
     run.require_finished()
     observer = observer or ExportObserver()
@@ -138,7 +146,8 @@ def export_student(
     settings = settings or BuildSettings()
     _check_settings_matter(settings, plan)
     form = _Form(embed_normalisation, embed_softmax, dynamic_size)
-    manifest = Manifest.read(run.path) if (run.path / FILE_NAME).exists() else Manifest()
+    check_student(run)
+    manifest = _usable_manifest(run)
     kept = () if exports is None or any(form) else _sources_to_keep(run, manifest, settings, exports)
     if kept:
         form = _form_of(run.artifacts / kept[0].file_name)
@@ -158,7 +167,7 @@ def export_student(
             with restored_on_failure(run.path, earlier):
                 result = _annotated(_make(request, run, settings, form, load_student), earlier, headroom)
                 _check_runs(result, run)
-                manifest = manifest.add(ArtifactRecord.from_result(result, run.path))
+                manifest = _usable_manifest(run).add(ArtifactRecord.from_result(result, run.path))
                 manifest.write(run.path)
         except PoolUnusable as exc:
             if exports is not None:
@@ -191,6 +200,14 @@ def plan_exports(exports: Sequence[str] | None = None) -> ExportPlan:
     found = [_what_is_missing(request) for request in wanted]
     possible = [request for request, missing in zip(wanted, found, strict=True) if missing is None]
     return ExportPlan(with_sources(possible), tuple(missing for missing in found if missing is not None))
+
+
+def _usable_manifest(run: RunFolder) -> Manifest:
+    """The run's manifest as it is now; an empty one where there is none or a damaged one, which is then replaced."""
+    try:
+        return Manifest.read(run.path) if (run.path / FILE_NAME).exists() else Manifest()
+    except DamagedManifest:
+        return Manifest()
 
 
 def _what_is_missing(request: ExportRequest) -> Skipped | None:
@@ -350,7 +367,8 @@ def _export_fp32(run: RunFolder, target: Path, form: _Form, load_student: LoadSt
             "architecture": metadata.architecture,
             "stem": metadata.stem,
             "teacher_sha256": run.record()["teacher"]["sha256"],
-            "parent_sha256": sha256_file(run.student),
+            "parent_sha256": (student_sha256 := sha256_file(run.student)),
+            "student_sha256": student_sha256,  # what is derived of this file has another parent, and keeps this
         },
         embed_normalisation=form.normalises,
         embed_softmax=form.softmax,

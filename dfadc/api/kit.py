@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from dfadc.api.gates import gate_thresholds
+from dfadc.api.lineage import check_lineage
 from dfadc.recipe import load_recipe
 from exporters.device_kit import FOLDER, write_kit
 from exporters.manifest import Manifest, check_record
@@ -21,12 +22,13 @@ def write_device_kit(run: RunFolder, manifest: Manifest, batch: BatchProfile) ->
     """Writes ``artifacts/kit`` with every ONNX of the manifest that TensorRT parses.
 
     Raises:
-        DfadcError: an ONNX is not the one that was exported.
+        DfadcError: an ONNX is not the one that was exported, or is of another student than the samples.
         StorageFailed: the folder cannot be written.
     """
     records = [known for known in manifest.artifacts if known.exporter == "onnx" and known.preset in ("", "portable")]
     for record in records:
         check_record(record, run.path)
+    check_lineage(run, Manifest(tuple(records)))
     return write_kit(
         run.artifacts / FOLDER,
         [run.path / record.file for record in records],

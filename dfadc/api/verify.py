@@ -5,7 +5,7 @@ Imports no torch; only teacher and fp32 student on labelled data, or the student
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +20,21 @@ from dfadc.api.answering import (
     read_questions,
 )
 from dfadc.api.gates import gate_thresholds, recipe_to_judge_by
+from dfadc.api.lineage import check_lineage, check_samples
 from dfadc.api.report import describe_run, write_report
-from dfadc.errors import DfadcError, RequirementMissing, RuntimeCrashed, memory_errors
+from dfadc.errors import (
+    DfadcError,
+    OutOfMemory,
+    RequirementMissing,
+    RuntimeCrashed,
+    RuntimeRefused,
+    memory_errors,
+)
 from dfadc.run_lock import holding_writable_run
 from dfadc.sample_size import check_accuracy_can_pass, check_gates_can_pass
 from dfadc.verification.agreement import Accuracy
 from dfadc.verification.dense_samples import load_samples
-from dfadc.verification.gate import STUDENT, Failure
+from dfadc.verification.gate import STUDENT, ExportLimits, Failure
 from dfadc.verification.pixel_scores import PixelCounts, PixelScores
 from dfadc.verification.regression import (
     BaselineComparison,
@@ -40,13 +48,15 @@ from dfadc.verification.results import (
     ArtifactFile,
     ArtifactResult,
     StudentResult,
-    artifact_crashed,
+    artifact_failed,
     artifact_not_run,
+    student_not_run,
     verify_artifact,
+    verify_beside_teacher,
     verify_student,
 )
 from exporters.describe import artifact_metadata
-from exporters.manifest import FILE_NAME, ArtifactRecord, Manifest, check_unchanged
+from exporters.manifest import FILE_NAME, NOT_LISTED, ArtifactRecord, Manifest, changed_artifacts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -110,7 +120,8 @@ def check_inputs(
         check_accuracy_can_pass(thresholds.min_accuracy, len(data), contract)
 
 
-_NEED_LESS_MEMORY = memory_errors("free some; a run with a lower verify.num_samples needs less here")
+_LESS_MEMORY = "free some; a run with a lower verify.num_samples needs less here"
+_NEED_LESS_MEMORY = memory_errors(_LESS_MEMORY)
 
 
 @_NEED_LESS_MEMORY
@@ -119,6 +130,9 @@ def verify_run(
     run: RunFolder, settings: VerifySettings | None = None, *, export_error: DfadcError | None = None
 ) -> Report:
     """Judges the fp32 student and every artifact of a run; writes the report in all its forms.
+
+    An artifact whose bytes are not those that were exported fails; one that cannot run here is NOT RUN, and so is one
+    that the manifest does not list. The others are judged all the same.
 
     Args:
         run: a finished run.
@@ -130,26 +144,37 @@ def verify_run(
 
     Raises:
         RequirementMissing: there is no such baseline, or a gate needs labelled images and there are none.
-        DfadcError: an artifact's bytes are not those that were exported, or data or baseline cannot be used.
+        DfadcError: student, samples and artifacts are not of one student, or data or baseline cannot be used.
     """
     settings = settings or VerifySettings()
     run.require_finished()
     recipe = recipe_to_judge_by(run.recipe, settings.gates)
-    manifest = check_unchanged(run.path) if (run.path / FILE_NAME).exists() else Manifest()
+    manifest = Manifest.read(run.path) if (run.path / FILE_NAME).exists() else Manifest()
+    changed = changed_artifacts(manifest, run.path)
+    origins = check_lineage(run, manifest, changed=changed)
     samples, teacher_sha256 = load_samples(run.samples), run.record()["teacher"]["sha256"]
     thresholds = gate_thresholds(recipe)
     questions = read_questions(samples, data=settings.data, baseline=settings.baseline, teacher_sha256=teacher_sha256)
     questions = questions.without_borders(thresholds.boundary_width)
     expected = () if questions.baseline is None else questions.baseline.predictions
     judge = _Judge(questions, thresholds, expected)
-    judge.notes.extend(_sample_notes(samples, recipe))
+    unlisted = manifest.unlisted(run.artifacts)
+    judge.notes.extend([*origins, *_sample_notes(samples, recipe), *_unlisted_notes(unlisted)])
     answers = ask_student(run, questions, factories=settings.factories)
     accuracy = None
     if questions.data is not None and answers.correct is not None:
         teacher = ask_teacher(run, questions.data, trust=settings.trust_teacher, factories=settings.factories)
         accuracy = LabelledAccuracy(_measured(teacher), _measured(answers.correct))
     student = judge.student(answers)
-    artifacts = [judge.artifact(_artifact_file(known), run.path / known.file) for known in manifest.artifacts]
+    artifacts = [
+        artifact_failed(_artifact_file(known), changed[known.file])
+        if known.file in changed
+        else judge.artifact(_artifact_file(known), run.path / known.file, is_intact=True)
+        for known in manifest.artifacts
+    ]
+    artifacts += [
+        artifact_not_run(ArtifactFile(path.name, "unknown", path.stat().st_size), NOT_LISTED) for path in unlisted
+    ]
     report = build_report(
         samples=samples,
         thresholds=judge.thresholds,
@@ -185,31 +210,37 @@ def verify_file(
 
     Raises:
         RequirementMissing: there is no such baseline, it does not know the artifact, or a gate needs labelled images.
-        DfadcError: a file is missing or damaged, or the artifact does not take these samples.
+        DfadcError: a file is missing or damaged, or the artifact does not take these samples; they are another
+            teacher's, or another student's and comparison A has limits.
     """
     settings = settings or VerifySettings()
     if not artifact.is_file():
         raise DfadcError(f"there is no artifact {artifact}", "check the path")
     form = artifact_metadata(artifact)
     samples, teacher_sha256 = load_samples(samples_path), form.get("dfadc.teacher_sha256")
+    precision = precision or form.get("dfadc.precision", "fp32")
     beside = samples_path.parent / "recipe.toml"
     source = recipe or (beside if beside.is_file() else "auto")
     thresholds = gate_thresholds(recipe_to_judge_by(source, settings.gates))
     questions = read_questions(samples, data=settings.data, baseline=settings.baseline, teacher_sha256=teacher_sha256)
     questions = questions.without_borders(thresholds.boundary_width)
     _check_known(artifact.name, questions.baseline)
-    judge = _Judge(questions, thresholds, [artifact.name])
+    limits = thresholds.export.get(precision, ExportLimits())
+    origin = check_samples(samples, samples_path, artifact, form, asdict(limits))
+    judge = _Judge(questions, thresholds, [artifact.name], of_other_student=origin.is_other)
+    judge.notes.extend(origin.notes)
     if recipe is None and source == "auto":
         judge.notes.append(f"gates of recipe auto: no recipe.toml lies beside {samples_path}, and none was named")
     if questions.baseline is not None and teacher_sha256 is None:
         judge.notes.append(f"{artifact.name} does not say who taught it: the baseline's teacher may be another")
-    file = ArtifactFile(artifact.name, precision or form.get("dfadc.precision", "fp32"), artifact.stat().st_size)
-    result = judge.artifact(file, artifact)
+    result = judge.artifact(ArtifactFile(artifact.name, precision, artifact.stat().st_size), artifact)
     return build_report(
         samples=samples,
         thresholds=thresholds,
         # Of the student there are the frozen answers only: no accuracy, and none to a baseline's samples.
-        student=verify_student(samples, replace(thresholds, min_accuracy=None)),
+        student=student_not_run(samples, f"not that of {artifact.name}")
+        if origin.is_other
+        else verify_student(samples, replace(thresholds, min_accuracy=None)),
         artifacts=[result],
         required={artifact.name, *settings.required},
         additions=judge.additions(),
@@ -223,13 +254,22 @@ class _Judge:
         questions: what is asked.
         thresholds: the gates' limits.
         expected: networks of the baseline that must run.
+        of_other_student: the samples hold the answers of another student than that of the artifacts.
     """
 
-    def __init__(self, questions: Questions, thresholds: Thresholds, expected: Iterable[str]) -> None:
+    def __init__(
+        self,
+        questions: Questions,
+        thresholds: Thresholds,
+        expected: Iterable[str],
+        *,
+        of_other_student: bool = False,
+    ) -> None:
         _check_judgeable(thresholds, has_data=questions.data is not None)
         self.questions = questions
         self.thresholds = thresholds
         self.expected = tuple(expected)
+        self._verify = verify_beside_teacher if of_other_student else verify_artifact
         self.notes = [] if questions.data is None else list(questions.data.notes)
         self._compared: dict[str, BaselineComparison | None] = {}
 
@@ -239,15 +279,26 @@ class _Judge:
         extras = self._held_against_baseline(STUDENT, answers)
         return verify_student(self.questions.samples, self.thresholds, accuracy=accuracy, extras=extras)
 
-    def artifact(self, file: ArtifactFile, path: Path) -> ArtifactResult:
-        """Runs and judges an artifact; one that cannot run here is NOT RUN, one that crashes its runtime fails."""
+    def artifact(self, file: ArtifactFile, path: Path, *, is_intact: bool = False) -> ArtifactResult:
+        """Runs and judges an artifact; one that cannot run here is NOT RUN, one that crashes its runtime fails.
+
+        Args:
+            file: as it is shown.
+            path: of it.
+            is_intact: its bytes are those that were exported, so that any other error is its failure to run.
+        """
         try:
-            answers = ask_artifact(path, self.questions)
-        except RequirementMissing as exc:
+            with memory_errors(_LESS_MEMORY):
+                answers = ask_artifact(path, self.questions)
+        except OutOfMemory:
+            raise
+        except (RequirementMissing, RuntimeRefused) as exc:
             return artifact_not_run(file, exc.message)
-        except RuntimeCrashed as exc:
-            return artifact_crashed(file, exc.message)
-        return verify_artifact(
+        except DfadcError as exc:
+            if not (is_intact or isinstance(exc, RuntimeCrashed)):
+                raise
+            return artifact_failed(file, exc.message)
+        return self._verify(
             file,
             answers.given,
             samples=self.questions.samples,
@@ -300,6 +351,15 @@ def _sample_notes(samples: Samples, recipe: Recipe) -> list[str]:
         return []
     who = f"the prior generator had {made} updates, in a longer run it has {wanted}"
     return [f"{who}: students of runs of other lengths are judged on other samples, so their agreements do not compare"]
+
+
+def _unlisted_notes(unlisted: Sequence[Path]) -> list[str]:
+    """A remark on artifacts that nobody knows."""
+    if not unlisted:
+        return []
+    names = ", ".join(path.name for path in unlisted)
+    who = f"{len(unlisted)} files are" if len(unlisted) > 1 else "1 file is"
+    return [f"{who} in no manifest: {names}; export again what is to be verified"]
 
 
 def _check_judgeable(thresholds: Thresholds, *, has_data: bool) -> None:

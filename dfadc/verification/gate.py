@@ -149,8 +149,8 @@ def not_run(reason: str) -> Judgement:
     return Judgement(Verdict.NOT_RUN, (reason,))
 
 
-def crashed(reason: str) -> Judgement:
-    """The judgement of an artifact that ended its runtime's process: a crash on the device, so no NOT RUN."""
+def failed_to_run(reason: str) -> Judgement:
+    """The judgement of an artifact that crashed its runtime or is not the exported one, so no NOT RUN."""
     return _judgement([checked("A", "runs", reason, held=False)])
 
 
@@ -202,6 +202,22 @@ def judge_artifact(
             *extras,
         ]
     )
+
+
+def judge_beside_teacher(
+    *, against_teacher: Measured, coverage: Coverage, thresholds: Thresholds, extras: Sequence[Check] = ()
+) -> Judgement:
+    """Judges an artifact on samples that another student answered: there is no comparison A and no drop.
+
+    Args:
+        against_teacher: comparison B on the gate's source.
+        coverage: comparison C on the gate's source.
+        thresholds: the limits.
+        extras: outcomes of the gates that were asked for besides.
+    """
+    left_out = ungated("A", "export", "left out: the samples hold the answers of another student")
+    agreement = _absolute_check(against_teacher, coverage, thresholds, who="the artifact")
+    return _judgement([left_out, agreement, _coverage_check(coverage, thresholds), *extras])
 
 
 def conclude(
@@ -313,14 +329,16 @@ def _student_checks(student: Measured, coverage: Coverage, thresholds: Threshold
     return [_absolute_check(student, coverage, thresholds), _coverage_check(coverage, thresholds)]
 
 
-def _absolute_check(student: Measured, coverage: Coverage, thresholds: Thresholds) -> Check:
+def _absolute_check(
+    student: Measured, coverage: Coverage, thresholds: Thresholds, *, who: str = "the fp32 student"
+) -> Check:
     """The student agrees often enough, and more often than one that answers the teacher's commonest class alone."""
-    unusable = _unusable("B", student, "the fp32 student or the teacher", thresholds.source)
+    unusable = _unusable("B", student, f"{who} or the teacher", thresholds.source)
     if unusable is not None:
         return unusable
     if thresholds.min_agreement is None:
         return ungated("B", "agreement", "the gate on agreement is switched off")
-    claim = f"the fp32 student agrees with the teacher (source {thresholds.source})"
+    claim = f"{who} agrees with the teacher (source {thresholds.source})"
     if coverage.largest_share > thresholds.min_agreement:
         why = ", what one class for all of them would reach"
         return _bound_check("B", student, coverage.largest_share, claim, why=why)

@@ -19,7 +19,16 @@ from dfadc.verification.agreement import (
 )
 from dfadc.verification.dense import DenseAnswers, Measured, MeasuredAccuracy, compare_dense, cover_dense, pair_dense
 from dfadc.verification.extra_gates import extra_checks
-from dfadc.verification.gate import Check, Judgement, Thresholds, crashed, judge_artifact, judge_student, not_run
+from dfadc.verification.gate import (
+    Check,
+    Judgement,
+    Thresholds,
+    failed_to_run,
+    judge_artifact,
+    judge_beside_teacher,
+    judge_student,
+    not_run,
+)
 from dfadc.verification.paired import Pairs, pair
 
 if TYPE_CHECKING:
@@ -40,7 +49,7 @@ class ArtifactFile:
 
 @dataclass(frozen=True, slots=True)
 class ArtifactResult:
-    """One artifact's comparisons and verdict; the comparisons are empty where it is NOT RUN or crashed.
+    """One artifact's comparisons and verdict; the comparisons are empty where it is NOT RUN or could not be judged.
 
     Args:
         artifact: which file.
@@ -128,6 +137,32 @@ def verify_artifact(
     return ArtifactResult(artifact, judgement, export, distillation, accuracy)
 
 
+def verify_beside_teacher(
+    artifact: ArtifactFile,
+    answers: Floats | DenseAnswers,
+    *,
+    samples: Samples,
+    thresholds: Thresholds,
+    accuracy: MeasuredAccuracy | None = None,
+    extras: Sequence[Check] = (),
+) -> ArtifactResult:
+    """Judges an artifact of another student than the one that answered the samples, as :func:`verify_artifact`."""
+    distillation = _compare(answers, samples.teacher_answers, samples, thresholds.boundary_width)
+    against_teacher = _gated_agreement(distillation, samples, thresholds.source)
+    judgement = judge_beside_teacher(
+        against_teacher=against_teacher,
+        coverage=_gated_coverage(_cover(samples), samples, thresholds.source),
+        thresholds=thresholds,
+        extras=[*extra_checks("the artifact", against_teacher, accuracy, thresholds), *extras],
+    )
+    return ArtifactResult(artifact, judgement, {}, distillation, accuracy)
+
+
+def student_not_run(samples: Samples, reason: str) -> StudentResult:
+    """The result of a student whose answers the samples do not hold, with comparison C."""
+    return StudentResult(not_run(reason), {}, _cover(samples))
+
+
 def samples_of(samples: Samples, source: str) -> npt.NDArray[np.bool_]:
     """(N,) which samples are of a source; none where the set does not have it."""
     if source not in samples.sources:
@@ -140,9 +175,9 @@ def artifact_not_run(artifact: ArtifactFile, reason: str) -> ArtifactResult:
     return ArtifactResult(artifact, not_run(reason))
 
 
-def artifact_crashed(artifact: ArtifactFile, reason: str) -> ArtifactResult:
-    """The result of an artifact that crashed its runtime: FAIL."""
-    return ArtifactResult(artifact, crashed(reason))
+def artifact_failed(artifact: ArtifactFile, reason: str) -> ArtifactResult:
+    """The result of an artifact that crashed its runtime or is not the exported one: FAIL."""
+    return ArtifactResult(artifact, failed_to_run(reason))
 
 
 def _compare(

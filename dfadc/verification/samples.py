@@ -31,6 +31,8 @@ MAX_UNPACKED_BYTES = 2 * 2**30
 
 SourceName = Literal["generator", "snapshots", "prior", "adversary"]
 ARRAYS = ("images", "source", "teacher_logits", "student_logits")
+#: In the provenance: the files of the networks whose answers are frozen. Sets of earlier versions lack them.
+TEACHER_SHA256, STUDENT_SHA256 = "teacher_sha256", "student_sha256"
 
 
 class FrozenImages:
@@ -121,6 +123,11 @@ class FrozenImages:
             "provenance": dict(self.provenance),
             "sha256": self.sha256,
         }
+
+    def recorded(self, key: str) -> str | None:
+        """The hash of one of the networks that answered; None where an earlier version did not record it."""
+        value = self.provenance.get(key)
+        return None if value is None else str(value)
 
     def check_unchanged(self, expected: object, path: Path) -> None:
         """Compares the images with the hash that they were frozen with.

@@ -13,7 +13,7 @@ import pytest
 from command_line import files_of, run_command
 from onnx import TensorProto, helper, numpy_helper
 
-from dfadc.errors import DfadcError, ExportFailed
+from dfadc.errors import DfadcError, ExportFailed, RuntimeRefused
 from dfadc.run import RunFolder
 from exporters.base import BuildSettings, ExportRequest
 from exporters.device_kit import write_kit
@@ -133,11 +133,12 @@ def test_an_operator_that_a_backend_lacks_is_named(export: str, tmp_path: Path) 
 
 def test_an_operator_that_onnx_runtime_lacks_is_named(finished_run: RunFolder, tmp_path: Path) -> None:
     source = foreign_onnx(tmp_path / "odd.onnx", operator="Unheard", domain="of.somebody")
-    with pytest.raises(DfadcError, match="Unheard"):
+    with pytest.raises(RuntimeRefused, match="Unheard"):
         OnnxRuntimeSession(source)
     outcome = run_command("verify", source, "--samples", finished_run.samples)
-    assert outcome.code == 2
-    assert "Unheard" in outcome.errors[0]
+    assert outcome.code == 4
+    assert "odd.onnx NOT RUN: ONNX Runtime cannot load" in outcome.out
+    assert "Unheard" in outcome.out
 
 
 def test_a_backend_that_is_missing_is_exit_4_with_its_install_line(
@@ -163,11 +164,11 @@ def test_a_backend_that_is_missing_is_exit_4_with_its_install_line(
 @pytest.mark.parametrize(
     ("file", "command"),
     [
-        *(("student.onnx", command) for command in (("verify",), ("bench",), ("export", "-e", "kit"))),
-        *(("student.fp16.openvino.bin", command) for command in (("verify",), ("bench",))),
+        *(("student.onnx", command) for command in (("baseline", "-o", "b.npz"), ("bench",), ("export", "-e", "kit"))),
+        *(("student.fp16.openvino.bin", command) for command in (("baseline", "-o", "b.npz"), ("bench",))),
     ],
 )
-def test_an_edited_artifact_is_refused_by_every_command(
+def test_an_edited_artifact_is_refused_by_every_command_but_verify_which_fails_it(
     file: str, command: tuple[str, ...], run_copy: RunFolder
 ) -> None:
     if file.endswith(".bin"):
@@ -181,6 +182,9 @@ def test_an_edited_artifact_is_refused_by_every_command(
     assert f"{file} is not the file that was exported" in outcome.errors[0]
     assert "again" in outcome.hints[0]
     assert files_of(run_copy.path) == before
+    judged = run_command("verify", run_copy.path)
+    assert judged.code == 3
+    assert f"{file} is not the file that was exported" in judged.out
 
 
 def test_an_engine_of_another_release_is_not_run_and_says_so(run_copy: RunFolder) -> None:

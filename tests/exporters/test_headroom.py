@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import files_of, run_command
+from judged_runs import record_student
 from torch import Tensor, nn
 
 from dfadc.errors import DfadcError
@@ -64,6 +65,7 @@ def make_loud(run: RunFolder, peak: float) -> float:
     save_network(
         run.student, student, architecture=metadata.architecture, stem=metadata.stem, contract=metadata.contract
     )
+    record_student(run)
     return headroom_of(run).factor
 
 
