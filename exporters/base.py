@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 
-from dfadc.errors import DfadcError
+from dfadc.errors import DfadcError, ExportFailed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class PoolUnusable(DfadcError):
+class PoolUnusable(ExportFailed):
     """The calibration images cannot calibrate anything: there are none, too few, or all of one class."""
 
 

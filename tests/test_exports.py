@@ -94,8 +94,46 @@ def test_a_pool_that_calibrates_nothing_is_said_by_default_and_an_error_when_ask
     assert "student.fp16.onnx" in {result.path.name for result in results}
     assert not (run_copy.artifacts / "student.int8.onnx").exists()
     asked = run_command("export", run_copy.path, "--export", "onnx:int8")
-    assert asked.code == 2
+    assert asked.code == 5
     assert "calibration images" in asked.errors[0]
+
+
+ONE_CLASS = "onnx:int8: the network puts all 20 calibration images into class"
+#: An engine for Turing takes no matrix product in fp32.
+NO_TURING = "tensorrt-rtx:fp32: cannot build the engine for sm75"
+MADE_OF_IT = "it is made of onnx:int8, which failed"
+
+
+def test_what_does_not_depend_on_a_failed_export_is_made_all_the_same(run_copy: RunFolder) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx")
+    with np.load(run_copy.calibration) as archive:
+        replace_pool(run_copy, np.repeat(archive["images"][:1], 20, axis=0))
+    wanted = ("onnx:int8", "openvino:int8", "tensorrt-rtx:fp32", "onnx:fp16", "kit")
+    outcome = run_command(
+        *("export", run_copy.path, "--gpu", "sm75", "--json"), *(word for name in wanted for word in ("-e", name))
+    )
+    assert outcome.code == 5
+    (error,) = outcome.errors
+    assert error.startswith(f"error: {ONE_CLASS}")
+    assert f"; openvino:int8: {MADE_OF_IT}; {NO_TURING}" in error
+    assert "onnx:fp16" not in error
+    told = [line for line in outcome.err.splitlines() if line.startswith("not exported: ")]
+    assert [line.split(": ")[1] for line in told] == ["onnx:int8", "openvino:int8", "tensorrt-rtx:fp32"]
+    assert set(json.loads(outcome.out)) == {"student.fp16.onnx"}
+    made = {record.file for record in check_unchanged(run_copy.path).artifacts}
+    assert made == {"artifacts/student.onnx", "artifacts/student.fp16.onnx"}
+    assert (run_copy.artifacts / "kit" / "student.fp16.onnx").exists()
+
+
+def test_failures_of_one_kind_keep_their_exit_code_and_a_full_disk_ends_it(run_copy: RunFolder) -> None:
+    unknown = run_command("export", run_copy.path, "-e", "onnx:fp16", "-e", "onnx:int8", "--keep-fp32", "nowhere")
+    assert unknown.code == 2
+    assert all(f"{name}: no node 'nowhere'" in unknown.errors[0] for name in ("onnx:fp16", "onnx:int8"))
+    (run_copy.artifacts / "student.fp16.onnx").mkdir()
+    full = run_command("export", run_copy.path, "-e", "onnx:fp16", "-e", "onnx:int8")
+    assert full.code == 7
+    assert "onnx:fp16: cannot write" in full.errors[0]
+    assert not (run_copy.artifacts / "student.int8.onnx").exists()
 
 
 def test_a_damaged_pool_is_an_error(run_copy: RunFolder) -> None:

@@ -289,10 +289,5 @@ def _finish(
     """The report on the student and on what could be exported, and what kept the rest from it."""
     from dfadc.api.verify import verify_run  # noqa: PLC0415
 
-    export_error = None
-    try:
-        run_exports(run, exports, factories=wanted.factories, quiet=quiet)
-    except DfadcError as exc:
-        export_error = exc
-        say(f"not exported: {exc.message}", quiet=quiet)
+    _, export_error = run_exports(run, exports, factories=wanted.factories, quiet=quiet)
     return verify_run(run, wanted, export_error=export_error), export_error
