@@ -17,7 +17,6 @@ from dfadc.storage import sha256_file
 from dfadc.verification.dense_samples import batch_size, load_samples
 from dfadc.verification.stored_images import dequantise, to_pixels
 from exporters.base import (
-    KEEP_FP32_AUTO,
     BatchProfile,
     BuildSettings,
     ExportRequest,
@@ -141,17 +140,13 @@ def export_student(
     """
     run.require_finished()
     observer = observer or ExportObserver()
-    plan = plan_exports(exports)
     settings = settings or BuildSettings()
-    _check_settings_matter(settings, plan)
+    plan = plan_exports(exports, settings)
     form = _Form(embed_normalisation, embed_softmax, dynamic_size)
     manifest = Manifest.read(run.path) if (run.path / FILE_NAME).exists() else Manifest()
     kept = () if exports is None or any(form) else _sources_to_keep(run, manifest, settings, exports)
     if kept:
         form = _form_of(run.artifacts / kept[0].file_name)
-    if exports is None and not settings.keep_fp32:
-        # Nobody chose INT8 here: it must not fail its gate for a layer or two.
-        settings = replace(settings, keep_fp32=(KEEP_FP32_AUTO,))
     requests = [request for request in plan.requests if request not in kept]
     settings = _with_calibration(settings, run, requests, pixels=form.normalises)
     load_student = partial(_load_student, run, factories)
@@ -242,13 +237,19 @@ def _joined(failures: Mapping[str, DfadcError]) -> DfadcError:
     return (kinds.pop() if len(kinds) == 1 else kind)(message, "; ".join(hints))
 
 
-def plan_exports(exports: Sequence[str] | None = None) -> ExportPlan:
+def plan_exports(exports: Sequence[str] | None = None, settings: BuildSettings | None = None) -> ExportPlan:
     """What will be exported, in order. What a person names must be possible here; of the defaults, what is possible.
 
     Raises:
-        DfadcError: an export is unknown.
+        DfadcError: an export is unknown, or a setting concerns none of them.
         RequirementMissing: the backend of a named export cannot build here.
     """
+    plan = _plan(exports)
+    _check_settings_matter(settings or BuildSettings(), plan)
+    return plan
+
+
+def _plan(exports: Sequence[str] | None) -> ExportPlan:
     if exports is not None:
         named = [export for export in exports if export != KIT]
         # A kit alone takes the typed files that are there; where there are none, it needs the fp32 one at least.
@@ -279,7 +280,7 @@ def _check_settings_matter(settings: BuildSettings, plan: ExportPlan) -> None:
         ("target GPUs", settings.gpus, engines, "a tensorrt or tensorrt-rtx export"),
         ("a workspace limit", settings.workspace_bytes is not None, engines, "a tensorrt or tensorrt-rtx export"),
         ("a batch profile", settings.batch != BatchProfile(), engines or plan.kit, "a tensorrt or tensorrt-rtx export"),
-        ("nodes to keep in fp32", settings.keep_fp32, derived, "an fp16 or int8 export"),
+        ("nodes to keep in fp32", settings.keep_fp32 is not None, derived, "an fp16 or int8 export"),
     ):
         if given and not concerned:
             raise DfadcError(f"{name} given, and no export that they concern", f"add {needs}, or leave it out")
@@ -348,7 +349,10 @@ def _sources_to_keep(
         DfadcError: the bytes of one are not those that were exported.
     """
     asked = [ExportRequest.parse(export) for export in exports if export != KIT]
-    chosen = settings.keep_fp32 or settings.calibration is not None or settings.calibrator != BuildSettings().calibrator
+    unchosen = BuildSettings()
+    chosen = (
+        settings.keep_fp32 is not None or settings.calibration is not None or settings.calibrator != unchosen.calibrator
+    )
     kept: list[ExportRequest] = []
     for request in with_sources(asked or [ExportRequest("onnx")]):
         path = run.artifacts / request.file_name

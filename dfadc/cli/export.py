@@ -31,10 +31,7 @@ def export(  # noqa: PLR0913, PLR0917 -- the signature is the command line
     dynamic_size: Annotated[
         bool, typer.Option("--dynamic-size", help="Artifacts of a segmentation student take images of any size.")
     ] = False,
-    keep_fp32: Annotated[
-        list[str] | None,
-        typer.Option(help="ONNX node that stays in fp32 (repeatable); auto: the fewest that restore INT8's agreement."),
-    ] = None,
+    keep_fp32: options.KeepFp32 = None,
     gpu: Annotated[
         str | None, typer.Option(help="Target GPUs of tensorrt-rtx, e.g. sm86,sm89.", rich_help_panel=_ENGINES)
     ] = None,
@@ -57,7 +54,7 @@ def export(  # noqa: PLR0913, PLR0917 -- the signature is the command line
         batch=BatchProfile() if batch is None else BatchProfile(*options.parse_batch(batch)),
         gpus=() if gpu is None else tuple(dict.fromkeys(name.strip().lower() for name in gpu.split(","))),
         workspace_bytes=None if workspace is None else workspace * 2**20,
-        keep_fp32=tuple(keep_fp32 or ()),
+        keep_fp32=options.nodes_in_fp32(keep_fp32),
     )
     form = {
         "embed_normalisation": embed_normalisation,
