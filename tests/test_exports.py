@@ -231,8 +231,8 @@ def test_what_keep_fp32_takes(run_copy: RunFolder) -> None:
 
 
 def test_distill_takes_it_too_and_refuses_it_before_the_first_step(digits_teacher: Path, tmp_path: Path) -> None:
-    few = ("--student", QUICK_STUDENT, "--out", tmp_path / "run")
-    few += (*settings_flags({**QUICK_RECIPE, "steps": 2, "verify.min_fp16_agreement": 0.9}),)
+    recipe = settings_flags({**QUICK_RECIPE, "steps": 2, "verify.min_fp16_agreement": 0.9})
+    few = ("--student", QUICK_STUDENT, *recipe, "--out", tmp_path / "run")
     useless = run_command("distill", digits_teacher, *few, "-e", "onnx", "--keep-fp32", "auto")
     assert useless.code == 2
     assert "nodes to keep in fp32 given" in useless.errors[0]
