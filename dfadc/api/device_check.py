@@ -22,7 +22,7 @@ from dfadc.verification.results import (
     verify_artifact,
     verify_student,
 )
-from exporters.device_sessions import open_on_device
+from exporters.device_sessions import fitting_runtimes, open_on_device
 from exporters.isolated import IsolatedSession
 
 if TYPE_CHECKING:
@@ -73,6 +73,9 @@ def check_kit(folder: Path, names: Sequence[str] = (), *, runtime: str = "", thr
     results = []
     for name in chosen:
         artifact = ArtifactFile(name, known[name]["precision"], _size(folder / name))
+        if not names and not fitting_runtimes(folder / name, runtime):  # nobody asked for this one
+            results.append(artifact_not_run(artifact, f"{runtime} does not run {name}"))
+            continue
         try:
             results.append(_check(folder / name, artifact, known[name], samples, thresholds, (runtime, threads)))
         except RequirementMissing as exc:
