@@ -30,7 +30,7 @@ CARRIED = (
     *(f"dfadc/verification/{name}.py" for name in ("__init__", "agreement", "answers", "dense", "dense_samples")),
     *(f"dfadc/verification/{name}.py" for name in ("extra_gates", "gate", "paired", "pixel_scores", "reasons")),
     *(f"dfadc/verification/{name}.py" for name in ("report", "report_text", "results", "samples", "stored_images")),
-    *(f"exporters/{name}.py" for name in ("__init__", "device_sessions", "isolated", "sessions")),
+    *(f"exporters/{name}.py" for name in ("__init__", "device_sessions", "isolated", "openvino_int8", "sessions")),
 )
 
 _CHECK = '''\

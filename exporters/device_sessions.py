@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dfadc.errors import DfadcError, RequirementMissing
+from exporters.openvino_int8 import REMARK, exact_settings
 from exporters.sessions import DEFAULT_BATCH_SIZE, ChunkedSession, OnnxRuntimeSession
 
 if TYPE_CHECKING:
@@ -70,9 +71,13 @@ class OpenVinoOnnxSession(ChunkedSession):
         if threads:
             settings["INFERENCE_NUM_THREADS"] = threads
         try:
-            self._model: Any = import_module("openvino").Core().compile_model(path, "CPU", settings)
+            core = import_module("openvino").Core()
+            model = core.read_model(path)
+            exact = exact_settings(model)
+            self._compiled: Any = core.compile_model(model, "CPU", {**settings, **exact})
         except RuntimeError as exc:
             raise DfadcError(f"OpenVINO cannot load {path}: {exc}") from exc
+        self.remark = REMARK if exact else ""
 
     @property
     def device(self) -> str:
@@ -80,7 +85,7 @@ class OpenVinoOnnxSession(ChunkedSession):
         return "OpenVINO CPU"
 
     def _run_batch(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        return np.array(self._model(images)[0], np.float32)
+        return np.array(self._compiled(images)[0], np.float32)
 
 
 class TensorRtEngineSession(ChunkedSession):

@@ -11,7 +11,7 @@ from dfadc.errors import DfadcError, RequirementMissing, RuntimeCrashed
 from dfadc.storage import sha256_file
 from dfadc.verification.answers import ask, level
 from dfadc.verification.dense_samples import Samples, batch_size, load_samples
-from dfadc.verification.gate import ExportLimits, Thresholds
+from dfadc.verification.gate import ExportLimits, Thresholds, remark_checks
 from dfadc.verification.report import Report, build_report
 from dfadc.verification.report_text import COLUMNS, headline, reason_lines, summary_rows
 from dfadc.verification.results import (
@@ -127,8 +127,9 @@ def _check(
         batches = samples.batches(batch_size(samples.contract, session.batch_size))
         answers = (ask(session.run, images, form=form, contract=samples.contract) for images in batches)
         given = samples.collect(answers, path.name)
+        extras = remark_checks(session.remark)
     given = level(given, samples.student_answers, form=form)
-    return verify_artifact(artifact, given, samples=samples, thresholds=thresholds)
+    return verify_artifact(artifact, given, samples=samples, thresholds=thresholds, extras=extras)
 
 
 def _size(path: Path) -> int | None:
