@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 
-from dfadc.errors import DfadcError
+from dfadc.errors import DfadcError, ExportFailed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class PoolUnusable(DfadcError):
+class PoolUnusable(ExportFailed):
     """The calibration images cannot calibrate anything: there are none, too few, or all of one class."""
 
 
@@ -176,7 +176,8 @@ class BuildSettings:
         verification: further images of the same form that select nothing: fp16 is refused where it overflows on them;
             None leaves it unchecked.
         calibrator: how INT8 ranges are read off the images: minmax, percentile, entropy, or auto (the best of them).
-        keep_fp32: names of ONNX nodes that stay in fp32.
+        keep_fp32: names of ONNX nodes that stay in fp32; ``KEEP_FP32_AUTO`` among them lets INT8 add layers where it
+            would miss its gate, which is also what None does; empty keeps none.
         threads: CPU threads the build may use; 0 lets the backend choose.
         on_progress: told about progress; may raise to cancel.
     """
@@ -187,7 +188,7 @@ class BuildSettings:
     calibration: NDArray[np.float32] | None = None
     verification: NDArray[np.float32] | None = None
     calibrator: str = "auto"
-    keep_fp32: tuple[str, ...] = ()
+    keep_fp32: tuple[str, ...] | None = None
     threads: int = 0
     on_progress: ProgressCallback | None = None
 

@@ -21,6 +21,7 @@ from exporters.base import (
 from exporters.onnx_file import load_onnx, package_versions, to_checked_bytes, with_metadata
 from exporters.precision import check_no_overflow, convert_to_fp16
 from exporters.quantise import Quantised, quantise
+from exporters.sensitivity import has_recovered
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,7 +79,7 @@ def _derive(
     """The typed graph, what precision it really has, and what to say about it."""
     if request.precision is Precision.FP16:
         converted = convert_to_fp16(
-            source, images=settings.calibration, keep_fp32=set(settings.keep_fp32) - {KEEP_FP32_AUTO}
+            source, images=settings.calibration, keep_fp32=set(settings.keep_fp32 or ()) - {KEEP_FP32_AUTO}
         )
         kept = converted.fp32_nodes
         if settings.verification is not None:
@@ -87,12 +88,14 @@ def _derive(
         return converted.model, effective, (f"kept in fp32: {', '.join(kept)}",) if kept else ()
     if settings.calibration is None:
         raise PoolUnusable(f"{request} needs calibration images", "a finished run has them in calibration.npz")
+    keep_fp32 = (KEEP_FP32_AUTO,) if settings.keep_fp32 is None else settings.keep_fp32
     quantised = quantise(
         source,
         settings.calibration,
         preset=request.preset,
         calibrator=settings.calibrator,
-        keep_fp32=settings.keep_fp32,
+        keep_fp32=keep_fp32,
+        on_progress=settings.on_progress,
     )
     effective = f"int8, {len(quantised.kept)} nodes in fp32" if quantised.kept else "int8"
     return quantised.model, effective, _int8_notes(quantised, len(settings.calibration))
@@ -116,6 +119,7 @@ def _int8_notes(quantised: Quantised, num_images: int) -> tuple[str, ...]:
             f"{layer.name} ({layer.alone_in_fp32.agreement:.3f}, {layer.alone_in_fp32.sqnr_db:.1f} dB without it)"
             for layer in quantised.worst
         )
-        advice = "" if quantised.kept else "; --keep-fp32 auto keeps the fewest in fp32"
-        notes.append(f"agreement fell; the layers that INT8 hurts most: {layers}{advice}")
+        notes.append(f"agreement fell; the layers that INT8 hurts most: {layers}")
+    elif not has_recovered(found):
+        notes.append("agreement fell; --keep-fp32 auto keeps the fewest layers in fp32 that bring it back")
     return tuple(notes)

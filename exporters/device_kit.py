@@ -30,7 +30,7 @@ CARRIED = (
     *(f"dfadc/verification/{name}.py" for name in ("__init__", "agreement", "answers", "dense", "dense_samples")),
     *(f"dfadc/verification/{name}.py" for name in ("extra_gates", "gate", "paired", "pixel_scores", "reasons")),
     *(f"dfadc/verification/{name}.py" for name in ("report", "report_text", "results", "samples", "stored_images")),
-    *(f"exporters/{name}.py" for name in ("__init__", "device_sessions", "isolated", "sessions")),
+    *(f"exporters/{name}.py" for name in ("__init__", "device_sessions", "isolated", "openvino_int8", "sessions")),
 )
 
 _CHECK = '''\
@@ -57,10 +57,25 @@ if [ ! -x "$trtexec" ]; then
     echo "no trtexec at $trtexec: install TensorRT, or set TRTEXEC" >&2
     exit 4
 fi
+help=$("$trtexec" --help 2>&1 || true)
+# The first line ends in [TensorRT v8601] for 8.6.1 and in [TensorRT v100300] for 10.3.0.
+version=$(printf '%s\\n' "$help" | sed -n 's/.*\\[TensorRT v\\([0-9][0-9]*\\).*/\\1/p' | head -n 1)
+major=${{version:-0}}
+if [ "$major" -ge 10000 ]; then
+    major=$((major / 10000))
+elif [ "$major" -ge 1000 ]; then
+    major=$((major / 1000))
+fi
+if [ "$major" -lt 10 ]; then
+    found="does not say which TensorRT it is of"
+    [ "$major" -eq 0 ] || found="is of TensorRT $major"
+    echo "$trtexec $found, and this kit needs TensorRT 10 or newer: older ones choose the precision themselves" >&2
+    exit 4
+fi
 # Precision lives in the ONNX. 10 must be told so; 11 knows nothing else and may lack the flag.
 flags=""
 for flag in --stronglyTyped --noTF32 --skipInference; do
-    if "$trtexec" --help 2>&1 | grep -q -- "$flag"; then
+    if printf '%s\\n' "$help" | grep -q -- "$flag"; then
         flags="$flags $flag"
     fi
 done

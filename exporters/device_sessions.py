@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dfadc.errors import DfadcError, RequirementMissing, RuntimeRefused
+from exporters.openvino_int8 import REMARK, exact_settings
 from exporters.sessions import DEFAULT_BATCH_SIZE, ChunkedSession, OnnxRuntimeSession
 
 if TYPE_CHECKING:
@@ -22,6 +23,19 @@ ONNX_RUNTIMES = ("onnxruntime", "openvino")
 ENGINE_RUNTIMES = ("tensorrt",)
 
 
+def fitting_runtimes(path: Path, runtime: str = "") -> Sequence[str]:
+    """The runtimes that take such a file; of them only the named one, where one is named.
+
+    Raises:
+        DfadcError: no file is run by a runtime of that name.
+    """
+    known = (*ONNX_RUNTIMES, *ENGINE_RUNTIMES)
+    if runtime and runtime not in known:
+        raise DfadcError(f"unknown runtime {runtime!r}", f"one of {', '.join(known)}")
+    fitting = ENGINE_RUNTIMES if path.suffix == ".engine" else ONNX_RUNTIMES
+    return tuple(name for name in fitting if runtime in ("", name))
+
+
 def open_on_device(path: Path, runtime: str = "", *, threads: int = 0) -> ChunkedSession:
     """A session for ``path`` with the first runtime that is here, or with the named one.
 
@@ -29,12 +43,12 @@ def open_on_device(path: Path, runtime: str = "", *, threads: int = 0) -> Chunke
         DfadcError: the runtime is unknown or does not take such a file, or the file is damaged.
         RequirementMissing: no runtime for it is here.
     """
-    fitting: Sequence[str] = ENGINE_RUNTIMES if path.suffix == ".engine" else ONNX_RUNTIMES
-    if runtime and runtime not in fitting:
-        raise DfadcError(f"{runtime} does not run {path.name}", f"one of {', '.join(fitting)} does")
-    present = [name for name in ([runtime] if runtime else fitting) if find_spec(name) is not None]
+    fitting = fitting_runtimes(path, runtime)
+    if not fitting:
+        raise DfadcError(f"{runtime} does not run {path.name}", f"one of {', '.join(fitting_runtimes(path))} does")
+    present = [name for name in fitting if find_spec(name) is not None]
     if not present:
-        raise RequirementMissing(f"{path.name} needs {' or '.join([runtime] if runtime else fitting)}, not installed")
+        raise RequirementMissing(f"{path.name} needs {' or '.join(fitting)}, not installed")
     match present[0]:
         case "onnxruntime":
             return OnnxRuntimeSession(path, threads=threads)
@@ -57,9 +71,13 @@ class OpenVinoOnnxSession(ChunkedSession):
         if threads:
             settings["INFERENCE_NUM_THREADS"] = threads
         try:
-            self._model: Any = import_module("openvino").Core().compile_model(path, "CPU", settings)
+            core = import_module("openvino").Core()
+            model = core.read_model(path)
+            exact = exact_settings(model)
+            self._compiled: Any = core.compile_model(model, "CPU", {**settings, **exact})
         except RuntimeError as exc:
             raise RuntimeRefused(f"OpenVINO cannot load {path}: {exc}") from exc
+        self.remark = REMARK if exact else ""
 
     @property
     def device(self) -> str:
@@ -67,7 +85,7 @@ class OpenVinoOnnxSession(ChunkedSession):
         return "OpenVINO CPU"
 
     def _run_batch(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        return np.array(self._model(images)[0], np.float32)
+        return np.array(self._compiled(images)[0], np.float32)
 
 
 class TensorRtEngineSession(ChunkedSession):

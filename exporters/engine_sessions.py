@@ -12,6 +12,7 @@ from dfadc.storage import sha256_file
 from exporters.isolated import IsolatedSession
 from exporters.onnx_file import INPUT_NAME
 from exporters.openvino_exporter import import_openvino
+from exporters.openvino_int8 import REMARK, exact_settings
 from exporters.sessions import DEFAULT_BATCH_SIZE, ChunkedSession, OnnxRuntimeSession
 from exporters.tensorrt_exporter import SIDECAR_SCHEMA, cuda_gpu, sidecar_path
 from exporters.trt_api import TENSORRT, TENSORRT_RTX, TensorRtApi
@@ -84,6 +85,8 @@ class OpenVinoSession(ChunkedSession):
             settings["INFERENCE_NUM_THREADS"] = threads
         try:
             model = core.read_model(path)
+            exact = exact_settings(model, device_name)
+            settings.update(exact)
             self._compiled: Any = core.compile_model(model, device_name, settings)
         except RuntimeError as exc:
             raise RuntimeRefused(f"OpenVINO cannot load {path}: {exc}", "export it again") from exc
@@ -100,6 +103,7 @@ class OpenVinoSession(ChunkedSession):
             input_size=sides if len(sides) == 3 else None,
         )
         self._device_name = device_name
+        self.remark = REMARK if exact else ""
 
     @property
     def device(self) -> str:

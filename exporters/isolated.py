@@ -67,6 +67,7 @@ class IsolatedSession:
             raise
         self.device: str = opened["device"]
         self.batch_size: int = opened["batch_size"]
+        self.remark: str = opened["remark"]
 
     def __enter__(self) -> Self:
         return self
@@ -146,7 +147,7 @@ def serve() -> None:
         wanted, _ = _receive(requests)
         module, name = wanted["opener"]
         with getattr(import_module(module), name)(Path(wanted["path"]), **wanted["settings"]) as session:
-            _send(replies, {"device": session.device, "batch_size": session.batch_size})
+            _send(replies, {"device": session.device, "batch_size": session.batch_size, "remark": session.remark})
             with contextlib.suppress(EOFError):
                 while True:
                     _answer(session, *_receive(requests), replies)

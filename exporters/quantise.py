@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dfadc.verification.agreement import Agreement
+    from exporters.base import ProgressCallback
 
 CALIBRATORS = {
     "minmax": CalibrationMethod.MinMax,
@@ -78,7 +79,7 @@ class Quantised:
         num_held_out: how many images; of dense answers ``held_out`` counts a few pixels of each.
         kept: layers that stayed in fp32.
         all_int8: the agreement with every layer in INT8, where layers were kept by themselves; else None.
-        worst: where the agreement has fallen, the layers that INT8 hurts most, the worst first.
+        worst: where layers were kept by themselves, those that INT8 hurts most, the worst first.
     """
 
     model: onnx.ModelProto
@@ -97,6 +98,7 @@ def quantise(
     preset: str = "portable",
     calibrator: str = AUTO,
     keep_fp32: Iterable[str] = (),
+    on_progress: ProgressCallback | None = None,
 ) -> Quantised:
     """Quantises an fp32 graph to INT8, weights per channel.
 
@@ -106,6 +108,7 @@ def quantise(
         preset: a key of :data:`PRESETS`.
         calibrator: a key of :data:`CALIBRATORS`, or "auto".
         keep_fp32: names of nodes that stay in fp32; "auto" among them keeps the fewest that bring agreement back.
+        on_progress: told about calibrators and, where layers go back to fp32, about the layers that are tried.
 
     Raises:
         DfadcError: preset or calibrator is unknown, or the source is not an fp32 graph.
@@ -124,20 +127,22 @@ def quantise(
     source = _with_constants_of_their_own(source)
     held_out = np.arange(len(images)) % _HOLD_OUT_EVERY == _HOLD_OUT_EVERY - 1
     candidates: list[Quantised] = []
-    for name in CALIBRATORS if calibrator == AUTO else (calibrator,):
+    calibrators = tuple(CALIBRATORS) if calibrator == AUTO else (calibrator,)
+    for name in calibrators:
         model = _quantise_static(source, images[~held_out], PRESETS[preset], CALIBRATORS[name])
         model = in_fp32(model, source, named)
         if not candidates:  # the calibrators' graphs differ in numbers alone
             _check_loads(model)
         agreement = agreement_of(logits_of(model, images[held_out]), reference[held_out])
         candidates.append(Quantised(model, name, agreement, int(held_out.sum()), tuple(named)))
+        if on_progress is not None:
+            on_progress("calibrating INT8", len(candidates), len(calibrators))
     # Not by agreement: a few hundred images tell calibrators apart by chance. Entropy, which had cut the ranges so
     # short that a tenth of the logits went, won 252 to 250 of 256 images and lost half a point of real accuracy.
     best = min(candidates, key=lambda candidate: distance(candidate.held_out))
-    if not has_recovered(best.held_out):
-        best = _examine(
-            best, source, images[held_out], reference[held_out], recovering=KEEP_FP32_AUTO in set(keep_fp32)
-        )
+    # The ranking takes up to minutes: only where layers may go back.
+    if KEEP_FP32_AUTO in set(keep_fp32) and not has_recovered(best.held_out):
+        best = _recover(best, source, images[held_out], reference[held_out], on_progress)
     check_census(best.model, preset)
     return best
 
@@ -157,20 +162,19 @@ def _check_loads(model: onnx.ModelProto) -> None:
             raise ExportFailed(f"the quantised graph does not load: {exc.message}", exc.hint) from exc
 
 
-def _examine(
+def _recover(
     found: Quantised,
     source: onnx.ModelProto,
     images: NDArray[np.float32],
     reference: NDArray[np.float32],
-    *,
-    recovering: bool,
+    on_progress: ProgressCallback | None,
 ) -> Quantised:
-    """Names the layers behind a fallen agreement and, ``recovering``, returns the fewest of them to fp32."""
-    ranking = rank_layers(found.model, source, images, reference)
+    """Returns the fewest layers to fp32 that bring a fallen agreement back, and names the worst."""
+    ranking = rank_layers(found.model, source, images, reference, on_progress=on_progress)
+    if not ranking:
+        return found
     worst = tuple(ranking[:_NUM_NAMED])
-    if not recovering or not ranking:
-        return replace(found, worst=worst)
-    best = recover(found.model, source, images, reference, ranking=ranking)
+    best = recover(found.model, source, images, reference, ranking=ranking, on_progress=on_progress)
     kept = (*found.kept, *best.kept)
     return replace(found, model=best.model, held_out=best.agreement, kept=kept, all_int8=found.held_out, worst=worst)
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
+    from exporters.base import ProgressCallback
+
 #: Agreement with fp32 on the held-out images below which INT8 has lost something. The gate asks for a lower bound of
 #: 0.97 on 2,048 samples, so for 0.978; 512 held-out images tell agreement to half a point only.
 LEAST_AGREEMENT = 0.985
@@ -30,6 +32,8 @@ _PIXELS, _BATCH_SIZE = 64, 16
 #: MobileNetV2 of 63 layers the first one back halves the KL divergence, the next seven halve it again.
 _LARGEST_SHARE = 1 / 8
 _LEAST_NUMBER = 2
+#: Of the progress.
+RANKING_PHASE = "INT8 misses its gate: ranking layers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +64,12 @@ def has_recovered(found: Agreement) -> bool:
 
 
 def rank_layers(
-    quantised: onnx.ModelProto, source: onnx.ModelProto, images: NDArray[np.float32], reference: NDArray[np.float32]
+    quantised: onnx.ModelProto,
+    source: onnx.ModelProto,
+    images: NDArray[np.float32],
+    reference: NDArray[np.float32],
+    *,
+    on_progress: ProgressCallback | None = None,
 ) -> list[Layer]:
     """Every quantised layer, the worst first: the one whose return to fp32 brings the answers back the furthest.
 
@@ -69,12 +78,14 @@ def rank_layers(
         source: the fp32 graph that it was made of.
         images: (N, C, H, W); the first few are used.
         reference: (N, K) or (N, P, K), the fp32 graph's answers.
+        on_progress: told about every layer.
     """
     images, reference = images[:_RANKING_IMAGES], reference[:_RANKING_IMAGES]
-    layers = [
-        Layer(name, agreement_of(logits_of(in_fp32(quantised, source, [name]), images), reference))
-        for name in layer_names(quantised)
-    ]
+    names, layers = layer_names(quantised), []
+    for name in names:
+        layers.append(Layer(name, agreement_of(logits_of(in_fp32(quantised, source, [name]), images), reference)))
+        if on_progress is not None:
+            on_progress(RANKING_PHASE, len(layers), len(names))
     return sorted(layers, key=lambda layer: distance(layer.alone_in_fp32))
 
 
@@ -85,6 +96,7 @@ def recover(
     reference: NDArray[np.float32],
     *,
     ranking: Iterable[Layer],
+    on_progress: ProgressCallback | None = None,
 ) -> Recovered:
     """Returns layers to fp32, the worst first, until agreement recovers; then takes back what was not needed.
 
@@ -95,17 +107,25 @@ def recover(
         model = in_fp32(quantised, source, names)
         return Recovered(model, tuple(names), agreement_of(logits_of(model, images), reference))
 
+    def tell(phase: str, done: int, steps: int) -> None:
+        if on_progress is not None:
+            on_progress(phase, done, steps)
+
     order = [layer.name for layer in ranking]
+    most = max(_LEAST_NUMBER, int(_LARGEST_SHARE * len(order)))
     tried = []
-    for count in range(1, max(_LEAST_NUMBER, int(_LARGEST_SHARE * len(order))) + 1):
+    for count in range(1, most + 1):
         tried.append(attempt(order[:count]))
+        tell("INT8: returning layers to fp32", count, most)
         if has_recovered(tried[-1].agreement):
             break
     else:
         return min(tried, key=lambda found: distance(found.agreement))
     best = tried[-1]
-    for name in order[: len(best.kept) - 1]:
+    needed = order[: len(best.kept) - 1]
+    for number, name in enumerate(needed, 1):
         without = attempt([kept for kept in best.kept if kept != name])
+        tell("INT8: which of them are needed", number, len(needed))
         if without.kept and has_recovered(without.agreement):
             best = without
     return best

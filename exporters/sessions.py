@@ -34,6 +34,9 @@ class ChunkedSession(ABC):
         input_size: (C, H, W) the network takes; None where only the backend knows.
     """
 
+    #: Why answers to the same images may be others elsewhere; empty where there is no such reason.
+    remark = ""
+
     def __init__(
         self, *, batch_size: int, fixed_batch: bool = False, input_size: tuple[int, ...] | None = None
     ) -> None:

@@ -214,6 +214,30 @@ def test_a_backend_that_is_gone_is_missing_too(
         assert report["reasons"] == [f"required but NOT RUN: {name}"]
 
 
+def test_a_cpu_whose_int8_saturates_fails_nothing_and_passes_nothing(
+    finished_run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The baseline of another CPU holds there, too: the graph is computed as it is quantised."""
+    pytest.importorskip("openvino")
+    candidate, name = copy_of(finished_run, tmp_path / "candidate"), "student.int8.openvino.xml"
+    assert run_command("export", candidate.path, "-e", "openvino:int8", "--quiet").code == 0
+    file = tmp_path / "baseline.npz"
+    gates = ("--set", "verify.min_int8_agreement=0.8", "--set", "verify.min_int8_sqnr_db=10")
+    assert run_command("baseline", candidate.path, "-o", file, "--quiet").code == 0
+    assert verified(candidate.path, "--baseline", file, *gates)["artifacts"][name]["verdict"] == "PASS"
+    monkeypatch.setattr("exporters.openvino_int8.saturates", lambda: True)
+    monkeypatch.setattr("dfadc.api.answering.IsolatedSession", lambda opener, path, **how: opener(path, **how))
+    junit = tmp_path / "junit.xml"
+    report = verified(candidate.path, "--baseline", file, "--junit", junit, *gates)
+    entry = report["artifacts"][name]
+    assert (report["verdict"], entry["verdict"]) == ("NOT GATED", "NOT GATED")
+    assert checks_of(entry, "D") == {"drop": "PASS"}
+    assert ["lacks VNNI" in reason for reason in entry["reasons"]] == [True]
+    assert "lacks VNNI" in junit.read_text()
+    assert "lacks VNNI" in candidate.report_md.read_text()
+    assert report["artifacts"]["student.int8.onnx"]["verdict"] == "PASS"
+
+
 def test_an_artifact_that_is_new_is_not_gated(judged_run: RunFolder, finished_run: RunFolder, tmp_path: Path) -> None:
     file = tmp_path / "baseline.npz"
     assert run_command("baseline", finished_run.path, "-o", file, "--quiet").code == 0

@@ -56,6 +56,14 @@ def test_json_is_what_the_table_shows(diagnosis: Diagnosis) -> None:
     assert len(rows) == len(diagnosis.backends) + len(diagnosis.training)
 
 
+def test_kernels_that_saturate_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino", reason="pip install openvino")
+    monkeypatch.setattr("exporters.openvino_int8.saturates", lambda: True)
+    found = diagnose().backends["openvino"]
+    assert "lacks VNNI" in found.reason
+    assert found.can_run
+
+
 def test_a_requirement_that_is_missing_exits_4_after_the_table(diagnosis: Diagnosis) -> None:
     assert run_command("doctor", "--require", "onnx", "--require", "onnx:run").code == 0
     absent = next((name for name, found in diagnosis.backends.items() if not found.can_run), None)

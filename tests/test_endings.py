@@ -206,28 +206,42 @@ def assert_no_report(told: Told, code: int, says: str) -> None:
         (f"{GATES_OFF} -e onnx", "NOT GATED", 0, ["a gate is off"]),
         ("--min-agreement 1 -e onnx", "FAIL", 3, ["failed: student, student.onnx"]),
         (f"{GATES_OFF} -e onnx --require gone.onnx", "NOT RUN", 4, ["required but NOT RUN: gone.onnx"]),
-        (f"{GATES_OFF} -e onnx --student bessel:Bessel", "FAIL", 5, ["not exported: torch cannot export Bessel"]),
+        (
+            f"{GATES_OFF} -e onnx --student bessel:Bessel",
+            "FAIL",
+            5,
+            ["not exported: onnx:fp32: torch cannot export Bessel"],
+        ),
         (
             "--min-agreement 1 -e onnx --student bessel:Bessel --require student.onnx",
             "FAIL",
             3,
             [
                 "failed: student",
-                "not exported: torch cannot export Bessel",
+                "not exported: onnx:fp32: torch cannot export Bessel",
                 "required but NOT RUN: student.onnx",
             ],
         ),
         (
             f"{GATES_OFF} {ARTIFACT_GATES_OFF} {COLLAPSE} -e onnx:int8",
             "FAIL",
-            2,
-            ["not exported: the network puts all", "calibration images into class"],
+            5,
+            ["not exported: onnx:int8: the network puts all", "calibration images into class"],
         ),
         (
             f"{COLLAPSE} -e onnx:int8",
             "FAIL",
             3,
-            ["failed: student, student.onnx", "not exported: the network puts all"],
+            ["failed: student, student.onnx", "not exported: onnx:int8: the network puts all"],
+        ),
+        (
+            f"{GATES_OFF} {ARTIFACT_GATES_OFF} {COLLAPSE} -e openvino:int8 -e onnx:int8:ort-cpu -e onnx:fp16",
+            "FAIL",
+            5,
+            [
+                "not exported: onnx:int8: the network puts all",
+                "; openvino:int8: it is made of onnx:int8, which failed; onnx:int8:ort-cpu: the network puts all",
+            ],
         ),
     ],
 )

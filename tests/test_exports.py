@@ -11,6 +11,8 @@ import numpy as np
 import onnx
 import pytest
 from command_line import run_command
+from command_line import settings as settings_flags
+from conftest import QUICK_RECIPE, QUICK_STUDENT
 from onnx import numpy_helper
 
 from dfadc.api.export import DEFAULT_EXPORTS, ExportObserver, export_student, plan_exports
@@ -94,8 +96,46 @@ def test_a_pool_that_calibrates_nothing_is_said_by_default_and_an_error_when_ask
     assert "student.fp16.onnx" in {result.path.name for result in results}
     assert not (run_copy.artifacts / "student.int8.onnx").exists()
     asked = run_command("export", run_copy.path, "--export", "onnx:int8")
-    assert asked.code == 2
+    assert asked.code == 5
     assert "calibration images" in asked.errors[0]
+
+
+ONE_CLASS = "onnx:int8: the network puts all 20 calibration images into class"
+#: An engine for Turing takes no matrix product in fp32.
+NO_TURING = "tensorrt-rtx:fp32: tensorrt-rtx cannot build the engine for sm75"
+MADE_OF_IT = "it is made of onnx:int8, which failed"
+
+
+def test_what_does_not_depend_on_a_failed_export_is_made_all_the_same(run_copy: RunFolder) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx")
+    with np.load(run_copy.calibration) as archive:
+        replace_pool(run_copy, np.repeat(archive["images"][:1], 20, axis=0))
+    wanted = ("onnx:int8", "openvino:int8", "tensorrt-rtx:fp32", "onnx:fp16", "kit")
+    outcome = run_command(
+        *("export", run_copy.path, "--gpu", "sm75", "--json"), *(word for name in wanted for word in ("-e", name))
+    )
+    assert outcome.code == 5
+    (error,) = outcome.errors
+    assert error.startswith(f"error: {ONE_CLASS}")
+    assert f"; openvino:int8: {MADE_OF_IT}; {NO_TURING}" in error
+    assert "onnx:fp16" not in error
+    told = [line for line in outcome.err.splitlines() if line.startswith("not exported: ")]
+    assert [line.split(": ")[1] for line in told] == ["onnx:int8", "openvino:int8", "tensorrt-rtx:fp32"]
+    assert set(json.loads(outcome.out)) == {"student.fp16.onnx"}
+    made = {record.file for record in check_unchanged(run_copy.path).artifacts}
+    assert made == {"artifacts/student.onnx", "artifacts/student.fp16.onnx"}
+    assert (run_copy.artifacts / "kit" / "student.fp16.onnx").exists()
+
+
+def test_failures_of_one_kind_keep_their_exit_code_and_a_full_disk_ends_it(run_copy: RunFolder) -> None:
+    unknown = run_command("export", run_copy.path, "-e", "onnx:fp16", "-e", "onnx:int8", "--keep-fp32", "nowhere")
+    assert unknown.code == 2
+    assert all(f"{name}: no node 'nowhere'" in unknown.errors[0] for name in ("onnx:fp16", "onnx:int8"))
+    (run_copy.artifacts / "student.fp16.onnx").mkdir()
+    full = run_command("export", run_copy.path, "-e", "onnx:fp16", "-e", "onnx:int8")
+    assert full.code == 7
+    assert "onnx:fp16: cannot write" in full.errors[0]
+    assert not (run_copy.artifacts / "student.int8.onnx").exists()
 
 
 def test_a_damaged_pool_is_an_error(run_copy: RunFolder) -> None:
@@ -161,6 +201,47 @@ def test_a_node_is_kept_in_fp32_by_name(run_copy: RunFolder) -> None:
     outcome = run_command("export", run_copy.path, "-e", "onnx:int8", "--keep-fp32", name, "--json")
     assert outcome.code == 0, outcome.err
     assert json.loads(outcome.out)["student.int8.onnx"]["precision"] == "int8, 1 nodes in fp32"
+
+
+def test_int8_that_is_asked_for_keeps_layers_as_the_default_one_does(run_copy: RunFolder) -> None:
+    """A pixel that is far too bright stretches every range: with all layers in INT8 the gate is missed."""
+    images = np.random.default_rng(0).normal(size=(64, *run_copy.contract().input_size)).astype(np.float32)
+    images[::2, :, 0, 0] = 3000
+    for exports in (["onnx:int8"], ["onnx:int8", "onnx:fp16"]):
+        settings = BuildSettings(calibration=images, calibrator="minmax")
+        results = {result.path.name: result for result in export_student(run_copy, exports, settings=settings)}
+        assert results["student.int8.onnx"].effective_precision != "int8"
+    settings = BuildSettings(calibration=images, calibrator="minmax", keep_fp32=())
+    (result,) = [r for r in export_student(run_copy, ["onnx:int8"], settings=settings) if "int8" in r.path.name]
+    assert result.effective_precision == "int8"
+
+
+def test_a_long_build_says_on_a_pipe_how_far_it_is(run_copy: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dfadc.cli.console.PLAIN_INTERVAL", 0.0)
+    outcome = run_command("export", run_copy.path, "-e", "onnx:int8")
+    assert "building: calibrating INT8 1/3\n" in outcome.err
+    assert "building" not in run_command("export", run_copy.path, "-e", "onnx:int8", "--quiet").err
+
+
+def test_what_keep_fp32_takes(run_copy: RunFolder) -> None:
+    assert run_command("export", run_copy.path, "-e", "onnx:int8", "--keep-fp32", "none").code == 0
+    both = run_command("export", run_copy.path, "-e", "onnx:int8", "--keep-fp32", "none", "--keep-fp32", "auto")
+    assert both.code == 2
+    assert "none and auto contradict each other" in both.errors[0]
+
+
+def test_distill_takes_it_too_and_refuses_it_before_the_first_step(digits_teacher: Path, tmp_path: Path) -> None:
+    recipe = settings_flags({**QUICK_RECIPE, "steps": 2, "verify.min_fp16_agreement": 0.9})
+    few = ("--student", QUICK_STUDENT, *recipe, "--out", tmp_path / "run")
+    useless = run_command("distill", digits_teacher, *few, "-e", "onnx", "--keep-fp32", "auto")
+    assert useless.code == 2
+    assert "nodes to keep in fp32 given" in useless.errors[0]
+    assert not (tmp_path / "run").exists()
+    made = run_command("distill", digits_teacher, *few, "-e", "onnx:fp16", "--keep-fp32", "classifier/Gemm", "--quiet")
+    assert made.code in (0, 3), made.err
+    record = Manifest.read(tmp_path / "run").find("artifacts/student.fp16.onnx")
+    assert record is not None
+    assert record.effective_precision == "fp16, 1 nodes in fp32"
 
 
 def test_progress_of_a_build_is_told_and_cancels_it(run_copy: RunFolder) -> None:

@@ -81,11 +81,13 @@ class Answers:
         given: its logits (N, K) to the samples, or its dense answers.
         correct: (L,) whether it gave each labelled image its label, or the counts of its pixels; None without labels.
         on_baseline: (B,) its classes for the baseline's samples, -1 where a logit is not finite; None without one.
+        remark: why its runtime would answer otherwise by default; empty where it would not.
     """
 
     given: Logits | DenseAnswers
     correct: Rights | None
     on_baseline: npt.NDArray[np.int32] | None
+    remark: str = ""
 
 
 def read_questions(
@@ -154,7 +156,8 @@ def ask_artifact(path: Path, questions: Questions) -> Answers:
 
         given = samples.collect(map(answer, samples.batches(size)), str(path))
         correct, on_baseline = _further_answers(answer, given, questions)
-    return Answers(level(given, samples.student_answers, form=form), correct, on_baseline)
+        remark = session.remark
+    return Answers(level(given, samples.student_answers, form=form), correct, on_baseline, remark)
 
 
 def ask_student(run: RunFolder, questions: Questions, *, factories: Collection[str] = ()) -> Answers:

@@ -11,7 +11,7 @@ from dfadc.errors import DfadcError, RequirementMissing, RuntimeCrashed, Runtime
 from dfadc.storage import sha256_file
 from dfadc.verification.answers import ask, level
 from dfadc.verification.dense_samples import Samples, batch_size, load_samples
-from dfadc.verification.gate import ExportLimits, Thresholds
+from dfadc.verification.gate import ExportLimits, Thresholds, remark_checks
 from dfadc.verification.report import Report, build_report
 from dfadc.verification.report_text import COLUMNS, headline, reason_lines, summary_rows
 from dfadc.verification.results import (
@@ -22,7 +22,7 @@ from dfadc.verification.results import (
     verify_artifact,
     verify_student,
 )
-from exporters.device_sessions import open_on_device
+from exporters.device_sessions import fitting_runtimes, open_on_device
 from exporters.isolated import IsolatedSession
 
 if TYPE_CHECKING:
@@ -73,6 +73,9 @@ def check_kit(folder: Path, names: Sequence[str] = (), *, runtime: str = "", thr
     results = []
     for name in chosen:
         artifact = ArtifactFile(name, known[name]["precision"], _size(folder / name))
+        if not names and not fitting_runtimes(folder / name, runtime):  # nobody asked for this one
+            results.append(artifact_not_run(artifact, f"{runtime} does not run {name}"))
+            continue
         try:
             results.append(_check(folder / name, artifact, known[name], samples, thresholds, (runtime, threads)))
         except (RequirementMissing, RuntimeRefused) as exc:
@@ -124,8 +127,9 @@ def _check(
         batches = samples.batches(batch_size(samples.contract, session.batch_size))
         answers = (ask(session.run, images, form=form, contract=samples.contract) for images in batches)
         given = samples.collect(answers, path.name)
+        extras = remark_checks(session.remark)
     given = level(given, samples.student_answers, form=form)
-    return verify_artifact(artifact, given, samples=samples, thresholds=thresholds)
+    return verify_artifact(artifact, given, samples=samples, thresholds=thresholds, extras=extras)
 
 
 def _size(path: Path) -> int | None:

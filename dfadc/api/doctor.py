@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from dfadc import __version__
 from dfadc.errors import RequirementMissing
+from exporters import openvino_int8
 from exporters.base import Capability, unknown_value
 from exporters.registry import exporter_names, get_exporter
 
@@ -92,7 +93,9 @@ def diagnose() -> Diagnosis:
 
 def _capability(name: str) -> Capability:
     try:
-        return get_exporter(name).capability()
+        found = get_exporter(name).capability()
+        is_wrong = name == "openvino" and found.can_run and openvino_int8.saturates()
+        return replace(found, reason=openvino_int8.CAUSE) if is_wrong else found
     except Exception as exc:  # a doctor must outlive every illness
         return Capability(can_build=False, can_run=False, reason=f"broken: {type(exc).__name__}: {exc}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from dfadc.api.kit import write_device_kit
 from dfadc.api.lineage import check_student
 from dfadc.calibration import load_images
-from dfadc.errors import DfadcError, ExportFailed, RequirementMissing, memory_errors
+from dfadc.errors import DfadcError, ExportFailed, OutOfMemory, RequirementMissing, StorageFailed, memory_errors
 from dfadc.models.network_file import load_network
 from dfadc.models.outputs import answering_pixels
 from dfadc.run_lock import holding_run
@@ -17,7 +18,6 @@ from dfadc.storage import sha256_file
 from dfadc.verification.dense_samples import batch_size, load_samples
 from dfadc.verification.stored_images import dequantise, to_pixels
 from exporters.base import (
-    KEEP_FP32_AUTO,
     BatchProfile,
     BuildSettings,
     ExportRequest,
@@ -41,7 +41,7 @@ from exporters.onnx_exporter import export_onnx
 from exporters.registry import get_exporter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -66,7 +66,7 @@ _HEADROOM_BATCH = 64
 
 
 class Skipped(NamedTuple):
-    """A default export that is not made, the reason, and what would change that (empty where nothing can)."""
+    """An export that is not made, the reason, and what would change that (empty where nothing can)."""
 
     export: str
     reason: str
@@ -99,7 +99,7 @@ class ExportObserver:
 
     Args:
         on_result: called after each artifact.
-        on_skipped: called for each default export that is not made.
+        on_skipped: called for each export that is not made: what of the defaults cannot be, and what failed.
         on_kit: called with the folder of the device kit.
     """
 
@@ -108,7 +108,10 @@ class ExportObserver:
     on_kit: Callable[[Path], None] = _ignore
 
 
-@memory_errors("free some; runs with lower verify.num_samples and calibration.num_images need less here")
+_LESS_MEMORY = "free some; runs with lower verify.num_samples and calibration.num_images need less here"
+
+
+@memory_errors(_LESS_MEMORY)
 @holding_run
 def export_student(
     run: RunFolder,
@@ -122,6 +125,8 @@ def export_student(
     observer: ExportObserver | None = None,
 ) -> list[ExportResult]:
     """Exports the finished student into the run's ``artifacts`` folder and records each artifact in the manifest.
+
+    An export that fails does not keep those from being made that are not made of it.
 
     Args:
         run: a finished run.
@@ -138,56 +143,124 @@ def export_student(
 
     Raises:
         DfadcError: unknown export or setting that concerns none of them, another student than the samples record (2),
-            missing backend (4), failed export (5), storage (7).
+            missing backend (4), storage (7).
+        ExportFailed: exports failed (5); the message names each of them with its reason. Where all of them failed for
+            one kind of reason, the error is of that kind.
     """
     run.require_finished()
     observer = observer or ExportObserver()
-    plan = plan_exports(exports)
     settings = settings or BuildSettings()
-    _check_settings_matter(settings, plan)
+    plan = plan_exports(exports, settings)
     form = _Form(embed_normalisation, embed_softmax, dynamic_size)
     check_student(run)
     manifest = _usable_manifest(run)
     kept = () if exports is None or any(form) else _sources_to_keep(run, manifest, settings, exports)
     if kept:
         form = _form_of(run.artifacts / kept[0].file_name)
-    if exports is None and not settings.keep_fp32:
-        # Nobody chose INT8 here: it must not fail its gate for a layer or two.
-        settings = replace(settings, keep_fp32=(KEEP_FP32_AUTO,))
     requests = [request for request in plan.requests if request not in kept]
     settings = _with_calibration(settings, run, requests, pixels=form.normalises)
     load_student = partial(_load_student, run, factories)
     settings, headroom = _with_verification(settings, run, requests, load_student, pixels=form.normalises)
     for skipped in plan.skipped:
         observer.on_skipped(skipped)
-    results = []
+
+    def make(request: ExportRequest, earlier: ArtifactRecord | None) -> ExportResult:
+        return _annotated(_make(request, run, settings, form, load_student), earlier, headroom)
+
+    making = _Making(run, manifest, observer)
     for request in requests:
-        earlier = manifest.find((run.artifacts / request.file_name).relative_to(run.path).as_posix())
-        try:
+        making.add(request, make)
+    if plan.kit:
+        making.add_kit(settings.batch)
+    # Of the defaults, INT8 may stay away where it cannot be calibrated: nobody asked for it by name.
+    making.raise_failures(tolerated=PoolUnusable if exports is None else None)
+    return making.results
+
+
+class _Making:
+    """Artifacts that are made one after the other: results, the manifest, and what failed.
+
+    Args:
+        run: the run.
+        manifest: of the run, so far.
+        observer: told about every artifact and every failure.
+    """
+
+    def __init__(self, run: RunFolder, manifest: Manifest, observer: ExportObserver) -> None:
+        self.results: list[ExportResult] = []
+        self._run = run
+        self._manifest = manifest
+        self._observer = observer
+        self._failures: dict[str, DfadcError] = {}
+
+    def add(self, request: ExportRequest, make: Callable[[ExportRequest, ArtifactRecord | None], ExportResult]) -> None:
+        """Makes an artifact and records it; where that fails, what was there before is there again."""
+        run = self._run
+        earlier = self._manifest.find((run.artifacts / request.file_name).relative_to(run.path).as_posix())
+        with self._collecting(str(request)):
+            if (cause := self._failures.get(str(request.source))) is not None:
+                raise type(cause)(f"it is made of {request.source}, which failed")
             with restored_on_failure(run.path, earlier):
-                result = _annotated(_make(request, run, settings, form, load_student), earlier, headroom)
+                result = make(request, earlier)
                 _check_runs(result, run)
+                # Another export of the run may have written it meanwhile.
                 manifest = _usable_manifest(run).add(ArtifactRecord.from_result(result, run.path))
                 manifest.write(run.path)
-        except PoolUnusable as exc:
-            if exports is not None:
-                raise
-            observer.on_skipped(Skipped(str(request), exc.message, exc.hint))
-            continue
-        results.append(result)
-        observer.on_result(result)
-    if plan.kit:
-        observer.on_kit(write_device_kit(run, manifest, settings.batch))
-    return results
+            self._manifest = manifest
+            self.results.append(result)
+            self._observer.on_result(result)
+
+    def add_kit(self, batch: BatchProfile) -> None:
+        """Writes the device kit of the typed ONNX files that are there."""
+        with self._collecting(KIT):
+            self._observer.on_kit(write_device_kit(self._run, self._manifest, batch))
+
+    def raise_failures(self, tolerated: type[DfadcError] | None = None) -> None:
+        """Raises one error that names every failure, unless all are tolerated."""
+        failures = {
+            name: error
+            for name, error in self._failures.items()
+            if tolerated is None or not isinstance(error, tolerated)
+        }
+        if failures:
+            raise _joined(failures)
+
+    @contextmanager
+    def _collecting(self, name: str) -> Iterator[None]:
+        """Keeps an error of the block for the end. A full disk ends everything at once: the next file would meet it."""
+        try:
+            with memory_errors(_LESS_MEMORY):
+                yield
+        except DfadcError as exc:
+            self._failures[name] = exc
+            if isinstance(exc, StorageFailed):
+                raise _joined(self._failures) from exc
+            self._observer.on_skipped(Skipped(name, exc.message, exc.hint))
 
 
-def plan_exports(exports: Sequence[str] | None = None) -> ExportPlan:
+def _joined(failures: Mapping[str, DfadcError]) -> DfadcError:
+    """One error for all exports that failed: of their kind, or ExportFailed where they are of several."""
+    errors = list(failures.values())
+    kinds = {type(error) for error in errors}
+    kind = next((grave for grave in (StorageFailed, OutOfMemory) if grave in kinds), ExportFailed)
+    hints = dict.fromkeys(error.hint for error in errors if error.hint)
+    message = "; ".join(f"{name}: {error.message}" for name, error in failures.items())
+    return (kinds.pop() if len(kinds) == 1 else kind)(message, "; ".join(hints))
+
+
+def plan_exports(exports: Sequence[str] | None = None, settings: BuildSettings | None = None) -> ExportPlan:
     """What will be exported, in order. What a person names must be possible here; of the defaults, what is possible.
 
     Raises:
-        DfadcError: an export is unknown.
+        DfadcError: an export is unknown, or a setting concerns none of them.
         RequirementMissing: the backend of a named export cannot build here.
     """
+    plan = _plan(exports)
+    _check_settings_matter(settings or BuildSettings(), plan)
+    return plan
+
+
+def _plan(exports: Sequence[str] | None) -> ExportPlan:
     if exports is not None:
         named = [export for export in exports if export != KIT]
         # A kit alone takes the typed files that are there; where there are none, it needs the fp32 one at least.
@@ -226,7 +299,7 @@ def _check_settings_matter(settings: BuildSettings, plan: ExportPlan) -> None:
         ("target GPUs", settings.gpus, engines, "a tensorrt or tensorrt-rtx export"),
         ("a workspace limit", settings.workspace_bytes is not None, engines, "a tensorrt or tensorrt-rtx export"),
         ("a batch profile", settings.batch != BatchProfile(), engines or plan.kit, "a tensorrt or tensorrt-rtx export"),
-        ("nodes to keep in fp32", settings.keep_fp32, derived, "an fp16 or int8 export"),
+        ("nodes to keep in fp32", settings.keep_fp32 is not None, derived, "an fp16 or int8 export"),
     ):
         if given and not concerned:
             raise DfadcError(f"{name} given, and no export that they concern", f"add {needs}, or leave it out")
@@ -295,7 +368,10 @@ def _sources_to_keep(
         DfadcError: the bytes of one are not those that were exported.
     """
     asked = [ExportRequest.parse(export) for export in exports if export != KIT]
-    chosen = settings.keep_fp32 or settings.calibration is not None or settings.calibrator != BuildSettings().calibrator
+    unchosen = BuildSettings()
+    chosen = (
+        settings.keep_fp32 is not None or settings.calibration is not None or settings.calibrator != unchosen.calibrator
+    )
     kept: list[ExportRequest] = []
     for request in with_sources(asked or [ExportRequest("onnx")]):
         path = run.artifacts / request.file_name

@@ -34,7 +34,7 @@ from dfadc.run_lock import holding_writable_run
 from dfadc.sample_size import check_accuracy_can_pass, check_gates_can_pass
 from dfadc.verification.agreement import Accuracy
 from dfadc.verification.dense_samples import load_samples
-from dfadc.verification.gate import STUDENT, ExportLimits, Failure
+from dfadc.verification.gate import STUDENT, ExportLimits, Failure, remark_checks
 from dfadc.verification.pixel_scores import PixelCounts, PixelScores
 from dfadc.verification.regression import (
     BaselineComparison,
@@ -304,7 +304,7 @@ class _Judge:
             samples=self.questions.samples,
             thresholds=self.thresholds,
             accuracy=None if answers.correct is None else _measured(answers.correct),
-            extras=self._held_against_baseline(file.name, answers),
+            extras=(*remark_checks(answers.remark), *self._held_against_baseline(file.name, answers)),
         )
 
     def missing(self) -> list[str]:

@@ -159,9 +159,15 @@ def reading_line(reading: Reading) -> str:
 
 @contextmanager
 def build_progress(*, quiet: bool = False) -> Iterator[ProgressCallback | None]:
-    """A bar on a terminal's stderr for the phases of an engine's builder; None elsewhere. Ctrl-C cancels the build."""
-    if quiet or not sys.stderr.isatty():
+    """A bar on a terminal's stderr for the phases of a build, elsewhere a line every few seconds; None where quiet.
+
+    Ctrl-C cancels the build.
+    """
+    if quiet:
         yield None
+        return
+    if not sys.stderr.isatty():
+        yield _PlainBuildProgress()
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn  # noqa: PLC0415
 
@@ -173,6 +179,18 @@ def build_progress(*, quiet: bool = False) -> Iterator[ProgressCallback | None]:
             progress.update(task, description=escape(phase), completed=done, total=steps or None, visible=True)
 
         yield show
+
+
+class _PlainBuildProgress:
+    """A line every few seconds, none for a build that is shorter."""
+
+    def __init__(self) -> None:
+        self._next = time.monotonic() + PLAIN_INTERVAL
+
+    def __call__(self, phase: str, done: int, steps: int) -> None:
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + PLAIN_INTERVAL
+            say(f"building: {phase} {done}/{steps}" if steps else f"building: {phase}")
 
 
 class _PlainProgress:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dfadc.run import RunFolder
     from dfadc.settings import Recipe
     from dfadc.verification.report import Report
+    from exporters.base import BuildSettings
 
 _RUN = "Run"
 #: Of a list in the teacher's contract, such as class names.
@@ -32,6 +33,7 @@ _GOES_WITH_RESUME = {
     "teacher",
     "resume",
     "export",
+    "keep_fp32",
     "trust_teacher",
     "factory",
     "data",
@@ -71,6 +73,7 @@ def distill(  # noqa: PLR0913, PLR0917 -- the signature is the command line
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.", rich_help_panel=_RUN)] = "auto",
     seed: Annotated[int | None, typer.Option(help="Seed of every random draw.", rich_help_panel=_RUN)] = None,
     export: options.Exports = None,
+    keep_fp32: options.KeepFp32 = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; by default runs/TEACHER-STUDENT.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with an interrupted run.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a run that is there.")] = False,
@@ -108,13 +111,14 @@ def distill(  # noqa: PLR0913, PLR0917 -- the signature is the command line
         # Only what is named on this command line may be imported.
         factories = factory or [name for name in (student, teacher_arch) if name]
         wanted = _verification(data, baseline, gates, require or [], trust_teacher, factories)
+        exports = _Exports(export, options.nodes_in_fp32(keep_fp32))
         if resume is not None:
             from dfadc.run import open_run  # noqa: PLC0415 -- keeps `--help` light
             from dfadc.run_lock import locked  # noqa: PLC0415
 
             _refuse_beside_resume(context)
             held.enter_context(locked(open_run(resume).path))
-            run = _resume(resume, teacher, export, wanted, quiet=quiet)
+            run = _resume(resume, teacher, exports, wanted, quiet=quiet)
         elif teacher is None:
             raise DfadcError("no teacher given", "dfadc distill teacher.pt --student mobilenetv2")
         else:
@@ -133,7 +137,7 @@ def distill(  # noqa: PLR0913, PLR0917 -- the signature is the command line
 
             resolved = load_recipe(recipe, [*(assign or []), *given, *gates])
             loaded = _load(teacher, teacher_arch, fields, trust=trust_teacher, quiet=quiet)
-            _check_what_follows(export, wanted, resolved, loaded.contract, loaded.sha256)
+            _check_what_follows(exports, wanted, resolved, loaded.contract, loaded.sha256)
             job = _Job(loaded, student, resolved, device, minutes)
             if dry_run:
                 _show_plan(job, as_json=as_json)
@@ -149,13 +153,24 @@ def distill(  # noqa: PLR0913, PLR0917 -- the signature is the command line
             inputs = {flag: path for flag, path in files.items() if path is not None}
             held.enter_context(reserved_folder(out, force=force, inputs=inputs))
             run = _start(job, out, force=force, quiet=quiet)
-        report, export_error = _finish(run, export, wanted, quiet=quiet)
+        report, export_error = _finish(run, exports, wanted, quiet=quiet)
         publish(report)
         print_report(report, as_json=as_json, verbose=verbose)
     say(f"run folder: {run.path}", quiet=quiet)
     if export_error is not None:
         print_error(export_error)
     raise typer.Exit(report["exit_code"])
+
+
+class _Exports(NamedTuple):
+    names: list[str] | None
+    keep_fp32: tuple[str, ...] | None
+
+    @property
+    def settings(self) -> BuildSettings:
+        from exporters.base import BuildSettings  # noqa: PLC0415 -- keeps `--help` light
+
+        return BuildSettings(keep_fp32=self.keep_fp32)
 
 
 class _Job(NamedTuple):
@@ -241,9 +256,7 @@ def _refuse_beside_resume(context: typer.Context) -> None:
         )
 
 
-def _resume(
-    path: Path, teacher: Path | None, exports: list[str] | None, wanted: VerifySettings, *, quiet: bool
-) -> RunFolder:
+def _resume(path: Path, teacher: Path | None, exports: _Exports, wanted: VerifySettings, *, quiet: bool) -> RunFolder:
     from dfadc.api.distil import resume_distillation  # noqa: PLC0415
     from dfadc.api.gates import recipe_to_judge_by  # noqa: PLC0415
     from dfadc.run import open_run  # noqa: PLC0415
@@ -258,13 +271,13 @@ def _resume(
 
 
 def _check_what_follows(
-    exports: list[str] | None, wanted: VerifySettings, recipe: Recipe, contract: ImageContract, teacher_sha256: str
+    exports: _Exports, wanted: VerifySettings, recipe: Recipe, contract: ImageContract, teacher_sha256: str
 ) -> None:
     """What would fail after the training fails before it."""
     from dfadc.api.export import plan_exports  # noqa: PLC0415
     from dfadc.api.verify import check_inputs  # noqa: PLC0415
 
-    precisions = {str(request.precision) for request in plan_exports(exports).requests}
+    precisions = {str(request.precision) for request in plan_exports(exports.names, exports.settings).requests}
     check_inputs(wanted, recipe, contract=contract, teacher_sha256=teacher_sha256, precisions=precisions)
 
 
@@ -284,15 +297,12 @@ def _default_out(teacher: Path, student: str) -> Path:
 
 
 def _finish(
-    run: RunFolder, exports: list[str] | None, wanted: VerifySettings, *, quiet: bool
+    run: RunFolder, exports: _Exports, wanted: VerifySettings, *, quiet: bool
 ) -> tuple[Report, DfadcError | None]:
     """The report on the student and on what could be exported, and what kept the rest from it."""
     from dfadc.api.verify import verify_run  # noqa: PLC0415
 
-    export_error = None
-    try:
-        run_exports(run, exports, factories=wanted.factories, quiet=quiet)
-    except DfadcError as exc:
-        export_error = exc
-        say(f"not exported: {exc.message}", quiet=quiet)
+    _, export_error = run_exports(
+        run, exports.names, settings=exports.settings, factories=wanted.factories, quiet=quiet
+    )
     return verify_run(run, wanted, export_error=export_error), export_error

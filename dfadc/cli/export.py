@@ -11,6 +11,7 @@ import typer
 
 from dfadc.cli import options
 from dfadc.cli.console import build_progress, print_json, print_table, say
+from dfadc.errors import DfadcError
 
 if TYPE_CHECKING:
     from dfadc.api.export import Skipped
@@ -30,10 +31,7 @@ def export(  # noqa: PLR0913, PLR0917 -- the signature is the command line
     dynamic_size: Annotated[
         bool, typer.Option("--dynamic-size", help="Artifacts of a segmentation student take images of any size.")
     ] = False,
-    keep_fp32: Annotated[
-        list[str] | None,
-        typer.Option(help="ONNX node that stays in fp32 (repeatable); auto: the fewest that restore INT8's agreement."),
-    ] = None,
+    keep_fp32: options.KeepFp32 = None,
     gpu: Annotated[
         str | None, typer.Option(help="Target GPUs of tensorrt-rtx, e.g. sm86,sm89.", rich_help_panel=_ENGINES)
     ] = None,
@@ -56,20 +54,23 @@ def export(  # noqa: PLR0913, PLR0917 -- the signature is the command line
         batch=BatchProfile() if batch is None else BatchProfile(*options.parse_batch(batch)),
         gpus=() if gpu is None else tuple(dict.fromkeys(name.strip().lower() for name in gpu.split(","))),
         workspace_bytes=None if workspace is None else workspace * 2**20,
-        keep_fp32=tuple(keep_fp32 or ()),
+        keep_fp32=options.nodes_in_fp32(keep_fp32),
     )
     form = {
         "embed_normalisation": embed_normalisation,
         "embed_softmax": embed_softmax,
         "dynamic_size": dynamic_size,
     }
-    results = run_exports(open_run(run), exports, settings=settings, form=form, factories=factory or (), quiet=quiet)
-    if as_json:
-        print_json({result.path.name: _facts(result) for result in results})
-        return
+    results, error = run_exports(
+        open_run(run), exports, settings=settings, form=form, factories=factory or (), quiet=quiet
+    )
     rows = [(r.path.name, r.effective_precision, f"{r.size_bytes / 1e6:.2f} MB", r.sha256[:12]) for r in results]
-    if rows:  # a kit may be all that was asked for
+    if as_json and (rows or error is None):
+        print_json({result.path.name: _facts(result) for result in results})
+    elif rows:  # a kit may be all that was asked for
         print_table(("artifact", "precision", "size", "sha256"), rows)
+    if error is not None:
+        raise error
 
 
 def run_exports(
@@ -80,14 +81,20 @@ def run_exports(
     form: Mapping[str, bool] | None = None,
     factories: Collection[str] = (),
     quiet: bool = False,
-) -> list[ExportResult]:
-    """Exports and says on stderr what was made and what was not; ``form``: what artifacts take and answer."""
+) -> tuple[list[ExportResult], DfadcError | None]:
+    """Exports and says on stderr what was made and what was not; ``form``: what artifacts take and answer.
+
+    Returns:
+        The artifacts that were made, and the error that names those that failed.
+    """
     from dfadc.api.export import ExportObserver, export_student  # noqa: PLC0415 -- keeps `--help` light
     from exporters.base import BuildSettings  # noqa: PLC0415
 
     said: set[str] = set()
+    results: list[ExportResult] = []
 
     def say_result(result: ExportResult) -> None:
+        results.append(result)
         targets = f", for {', '.join(result.targets)}" if result.targets else ""
         facts = f"{result.size_bytes / 1e6:.2f} MB, {result.effective_precision}{targets}"
         say(f"exported {result.path} ({facts})", quiet=quiet)
@@ -103,15 +110,19 @@ def run_exports(
     def say_kit(folder: Path) -> None:
         say(f"device kit {folder}: carry it to the device and run ./build.sh and check.py there", quiet=quiet)
 
-    with build_progress(quiet=quiet) as on_progress:
-        return export_student(
-            run,
-            exports,
-            **(form or {}),
-            factories=factories,
-            settings=replace(settings or BuildSettings(), on_progress=on_progress),
-            observer=ExportObserver(on_result=say_result, on_skipped=say_skipped, on_kit=say_kit),
-        )
+    try:
+        with build_progress(quiet=quiet) as on_progress:
+            export_student(
+                run,
+                exports,
+                **(form or {}),
+                factories=factories,
+                settings=replace(settings or BuildSettings(), on_progress=on_progress),
+                observer=ExportObserver(on_result=say_result, on_skipped=say_skipped, on_kit=say_kit),
+            )
+    except DfadcError as exc:
+        return results, exc
+    return results, None
 
 
 def _facts(result: ExportResult) -> dict[str, object]:

@@ -95,6 +95,14 @@ Verbose = Annotated[
 ]
 
 
+KeepFp32 = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--keep-fp32",
+        help="ONNX node that stays in fp32 (repeatable); auto, the default, keeps the fewest layers without which INT8 "
+        "misses its gate; none keeps none.",
+    ),
+]
 Exports = Annotated[
     list[str] | None,
     typer.Option(
@@ -125,6 +133,19 @@ def gates(
         raise DfadcError(f"--max-drop {max_drop:g} needs something to drop from", "pass --baseline")
     fields = {"min_agreement": min_agreement, "min_accuracy": min_accuracy, "max_baseline_drop": max_drop}
     return [f"verify.{name}={value}" for name, value in fields.items() if value is not None]
+
+
+def nodes_in_fp32(names: list[str] | None) -> tuple[str, ...] | None:
+    """``--keep-fp32`` as ``BuildSettings.keep_fp32``; None where it was not given.
+
+    Raises:
+        DfadcError: "none" stands beside other names.
+    """
+    if names is None or "none" not in names:
+        return None if not names else tuple(names)
+    if set(names) != {"none"}:
+        raise DfadcError(f"--keep-fp32 none and {', '.join(set(names) - {'none'})} contradict each other", "leave one")
+    return ()
 
 
 def contract_fields(

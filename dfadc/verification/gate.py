@@ -144,6 +144,11 @@ class Conclusion:
     headline: str = ""
 
 
+def remark_checks(remark: str) -> tuple[Check, ...]:
+    """A finding where a runtime did not compute as it does by default: the artifact is then NOT GATED at best."""
+    return (ungated("A", "runtime", remark),) if remark else ()
+
+
 def not_run(reason: str) -> Judgement:
     """The judgement of an artifact that could not run here."""
     return Judgement(Verdict.NOT_RUN, (reason,))

@@ -116,7 +116,7 @@ def test_a_damaged_model_fails_as_verify_says(kit: Path) -> None:
     done = check(kit, "student.onnx")
     assert done.returncode == 3
     assert "verdict: FAIL" in done.stdout
-    assert "answers differ from the fp32 student's" in done.stdout
+    assert "are answered otherwise than by the fp32 student" in done.stdout
     assert "warning: student.onnx is not the file that was exported" in done.stderr
     verified = run_command("verify", kit / "student.onnx", "--samples", kit / "samples.npz")
     assert verified.code == 3
@@ -159,15 +159,63 @@ def test_an_unknown_model_is_wrong_usage(kit: Path) -> None:
     assert "student.int8.onnx is no model of this kit" in done.stderr
 
 
-@pytest.mark.parametrize("flags", [("--stronglyTyped", "--noTF32", "--skipInference"), ("--skipInference",)])
-def test_the_build_script_asks_trtexec_for_what_it_knows(flags: tuple[str, ...], kit: Path) -> None:
-    """A trtexec that writes down what it was told: 10 has --stronglyTyped, 11 may have it no more."""
+@pytest.mark.parametrize("arguments", [(), ("student.onnx", "student.fp16.onnx")])
+def test_a_named_runtime_checks_what_it_runs(arguments: tuple[str, ...], kit: Path) -> None:
+    (kit / "student.engine").write_bytes(b"an engine that build.sh left here")
+    done = check(kit, *arguments, "--runtime", "onnxruntime", "--json")
+    report = json.loads(done.stdout)
+    assert done.returncode == report["exit_code"] != 2, done.stderr
+    assert report["artifacts"]["student.onnx"]["verdict"] == "PASS"
+    if not arguments:
+        assert report["artifacts"]["student.engine"]["verdict"] == "NOT RUN"
+        assert report["artifacts"]["student.engine"]["reasons"] == ["onnxruntime does not run student.engine"]
+    asked = check(kit, "student.engine", "--runtime", "onnxruntime")
+    assert asked.returncode == 2
+    assert "onnxruntime does not run student.engine" in asked.stderr
+    unknown = check(kit, "--runtime", "onxruntime")
+    assert unknown.returncode == 2
+    assert "unknown runtime 'onxruntime'" in unknown.stderr
+
+
+def build_with(kit: Path, help_text: str) -> subprocess.CompletedProcess[str]:
+    """Runs build.sh with a shell program that prints a trtexec's help and writes down what it was told."""
+    (kit / "help").write_text(help_text)
     trtexec = kit / "trtexec"
-    trtexec.write_text(f'#!/bin/sh\n[ "$1" = --help ] && echo "{" ".join(flags)}" && exit\necho "$@" >> said\n')
+    trtexec.write_text('#!/bin/sh\n[ "$1" = --help ] && cat help && exit\necho "$@" >> said\n')
     trtexec.chmod(0o755)
-    done = subprocess.run(  # noqa: S603 -- the script that is tested
-        [kit / "build.sh", "--verbose"], env={**os.environ, "TRTEXEC": str(trtexec)}, capture_output=True, check=False
+    environment = {**os.environ, "TRTEXEC": str(trtexec)}
+    return subprocess.run(  # noqa: S603 -- the script that is tested
+        [kit / "build.sh", "--verbose"], env=environment, capture_output=True, text=True, check=False
     )
+
+
+@pytest.mark.parametrize(
+    ("banner", "found"),
+    [
+        ("&&&& RUNNING TensorRT.trtexec [TensorRT v8602] # trtexec --help\n", "is of TensorRT 8,"),
+        ("&&&& RUNNING TensorRT.trtexec [TensorRT v9200] # trtexec --help\n", "is of TensorRT 9,"),
+        ("", "does not say which TensorRT it is of,"),
+    ],
+)
+def test_a_trtexec_that_chooses_the_precision_itself_is_refused(banner: str, found: str, kit: Path) -> None:
+    done = build_with(kit, f"{banner}=== Model Options ===\n  --onnx=<file>  ONNX model\n  --noTF32\n")
+    assert done.returncode == 4
+    assert f"{found} and this kit needs TensorRT 10" in done.stderr
+    assert not (kit / "said").exists()
+
+
+@pytest.mark.parametrize(
+    ("version", "flags"),
+    [
+        ("v100300] [b14", ("--stronglyTyped", "--noTF32", "--skipInference")),
+        ("v110000] [b1", ("--skipInference",)),
+        ("v11.1.0.106] [b48", ("--skipInference",)),
+    ],
+)
+def test_the_build_script_asks_trtexec_for_what_it_knows(version: str, flags: tuple[str, ...], kit: Path) -> None:
+    """10 has --stronglyTyped, 11 may have it no more."""
+    banner = f"&&&& RUNNING TensorRT.trtexec [TensorRT {version}] # trtexec --help"
+    done = build_with(kit, "\n".join((banner, "=== Model Options ===", *flags, "")))
     assert done.returncode == 0, done.stderr
     first, second = (kit / "said").read_text().splitlines()
     assert "--onnx=student.onnx --saveEngine=student.engine" in first

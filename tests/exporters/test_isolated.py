@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dfadc.errors import DfadcError, RequirementMissing, RuntimeCrashed
+from dfadc.errors import DfadcError, ExportFailed, RequirementMissing, RuntimeCrashed
 from exporters.base import PoolUnusable
 from exporters.engine_sessions import open_session
 from exporters.isolated import IsolatedSession
@@ -100,7 +100,7 @@ def test_errors_arrive_as_what_they_are(noise: np.ndarray) -> None:
     assert (caught.value.message, caught.value.hint) == ("no GPU for some.onnx", "buy one")
     with pytest.raises(DfadcError, match="a child class") as other:
         session(does="pool")
-    assert type(other.value) is DfadcError
+    assert type(other.value) is ExportFailed
     wrongs: list[Any] = [noise[:0], noise.astype(np.float64), noise[0]]
     for wrong in wrongs:
         with session() as isolated, pytest.raises(DfadcError, match="images"):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +10,17 @@ import pytest
 from command_line import files_of
 
 from dfadc.errors import DfadcError, ExportFailed, RequirementMissing, StorageFailed
+from dfadc.verification.agreement import compare
+from exporters import openvino_int8
 from exporters.base import BuildSettings, ExportRequest, ExportResult, Session
 from exporters.derived_onnx import DerivedOnnxExporter
+from exporters.device_sessions import OpenVinoOnnxSession
 from exporters.engine_sessions import OpenVinoSession, open_session
 from exporters.openvino_exporter import OpenVinoExporter
 
 pytest.importorskip("openvino", reason="pip install openvino")
+
+CPU_INFO = Path("/proc/cpuinfo")
 
 
 def convert(source: Path, folder: Path, text: str) -> ExportResult:
@@ -54,6 +60,39 @@ def test_another_precision_is_refused(student_onnx: Path, tmp_path: Path) -> Non
     DerivedOnnxExporter().export(student_onnx, half, ExportRequest.parse("onnx:fp16"), BuildSettings())
     with pytest.raises(DfadcError, match="fp16 weights, and fp32 was requested"):
         convert(half, tmp_path, "openvino")
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64" or not CPU_INFO.is_file(), reason="asks Linux about an x86 CPU")
+def test_int8_saturates_where_there_is_no_vnni() -> None:
+    flags = next(line for line in CPU_INFO.read_text().splitlines() if line.startswith("flags")).split()
+    assert openvino_int8.saturates() == (not {"avx512_vnni", "avx_vnni"}.intersection(flags))
+
+
+@pytest.mark.parametrize("text", ["openvino", "openvino:int8"])
+def test_a_cpu_that_saturates_computes_int8_in_fp32(
+    text: str, student_onnx: Path, images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what is quantised. That the property keeps such a CPU from saturating is not shown on one that has VNNI."""
+    source = student_onnx
+    if text == "openvino:int8":
+        source = tmp_path / "student.int8.onnx"
+        settings = BuildSettings(calibration=images, calibrator="minmax", keep_fp32=())
+        DerivedOnnxExporter().export(student_onnx, source, ExportRequest.parse("onnx:int8"), settings)
+    path = convert(source, tmp_path, text).path
+    with open_session(source, threads=1) as onnx_runtime:
+        reference = onnx_runtime.run(images)
+    for wrong in (False, True):
+        monkeypatch.setattr(openvino_int8, "saturates", lambda wrong=wrong: wrong)
+        for session in (OpenVinoSession(path, threads=1), OpenVinoOnnxSession(source, threads=1)):
+            with session:
+                assert session.remark == (openvino_int8.REMARK if wrong and "int8" in text else "")
+                facts = [n.get_rt_info() for n in session._compiled.get_runtime_model().get_ops()]  # noqa: SLF001
+                types = {
+                    str(f["runtimePrecision"].astype(str)) for f in facts if f["layerType"].astype(str) == "Convolution"
+                }
+                assert types
+                assert types <= ({"u8", "i8"} if "int8" in text and not wrong else {"f32"})
+                assert compare(session.run(images), reference).sqnr_db > 10  # 53 layers of random weights
 
 
 def test_damaged_ir_is_a_clear_error(student_onnx: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

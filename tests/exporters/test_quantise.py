@@ -216,7 +216,7 @@ def test_pools_that_calibrate_nothing_are_refused(shallow_onnx: Path, images: np
     for message, pool in pools.items():
         with pytest.raises(DfadcError, match=message) as caught:
             build(shallow_onnx, target, PORTABLE, pool)
-        assert caught.value.exit_code == 2
+        assert caught.value.exit_code == 5
     with pytest.raises(DfadcError, match="needs calibration images"):
         DerivedOnnxExporter().export(shallow_onnx, target, PORTABLE, BuildSettings())
     with pytest.raises(DfadcError, match="unknown calibrator 'minmx'") as caught:

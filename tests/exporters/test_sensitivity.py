@@ -12,14 +12,14 @@ from onnx import TensorProto
 from torch import nn
 
 from dfadc.verification.agreement import compare
-from exporters.base import BuildSettings, ExportRequest
+from exporters.base import BuildSettings, ExportRequest, ExportResult
 from exporters.derived_onnx import DerivedOnnxExporter
 from exporters.engine_sessions import open_session
 from exporters.kept_layers import in_fp32
 from exporters.onnx_exporter import export_onnx
 from exporters.onnx_file import load_onnx
 from exporters.quantise import check_census, quantise
-from exporters.sensitivity import logits_of, rank_layers, recover
+from exporters.sensitivity import RANKING_PHASE, logits_of, rank_layers, recover
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -80,12 +80,28 @@ def build(source: Path, target: Path, pool: np.ndarray, *keep_fp32: str) -> tupl
     return result.effective_precision, *result.notes
 
 
-def test_the_layer_that_reads_the_outlier_is_named(outlier_onnx: Path, pool: np.ndarray, tmp_path: Path) -> None:
-    precision, *notes = build(outlier_onnx, tmp_path / INT8.file_name, pool)
-    assert precision == "int8"
-    (fell,) = [note for note in notes if note.startswith("agreement fell")]
+def test_layers_are_ranked_only_where_they_may_go_back(outlier_onnx: Path, pool: np.ndarray, tmp_path: Path) -> None:
+    """The ranking takes up to minutes. It tells how far it is."""
+    told: list[tuple[str, int, int]] = []
+
+    def tell(phase: str, done: int, steps: int) -> None:
+        told.append((phase, done, steps))
+
+    def export_with(keep_fp32: tuple[str, ...] | None) -> ExportResult:
+        told.clear()
+        settings = BuildSettings(calibration=pool, calibrator="minmax", keep_fp32=keep_fp32, on_progress=tell)
+        return DerivedOnnxExporter().export(outlier_onnx, tmp_path / INT8.file_name, INT8, settings)
+
+    kept = export_with(())
+    assert kept.effective_precision == "int8"
+    assert told == [("calibrating INT8", 1, 1)]
+    assert any("agreement fell; --keep-fp32 auto" in note for note in kept.notes)
+    unsaid = export_with(None)
+    assert unsaid.effective_precision == "int8, 1 nodes in fp32"
+    assert [entry[1:] for entry in told if entry[0] == RANKING_PHASE] == [(count, 4) for count in range(1, 5)]
+    (fell,) = [note for note in unsaid.notes if note.startswith("agreement fell")]
     assert f"hurts most: {VICTIM} (" in fell
-    assert "--keep-fp32 auto" in fell
+    assert "--keep-fp32" not in fell
 
 
 def test_auto_keeps_it_and_nothing_else(outlier_onnx: Path, pool: np.ndarray, tmp_path: Path) -> None:
