@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+
+from dfadc.cli.streams import result_stream
+from dfadc.cli.tables import print_table
 
 if TYPE_CHECKING:
     from dfadc.api.distil import Observer
@@ -28,21 +30,17 @@ PLAIN_INTERVAL = 10.0
 def say(message: str, *, quiet: bool = False) -> None:
     """One line on stderr."""
     if not quiet:
-        typer.echo(message, err=True)
+        typer.echo(message, file=sys.stderr)
+
+
+def print_line(text: str) -> None:
+    """One line on stdout."""
+    typer.echo(text, file=result_stream())
 
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout."""
-    typer.echo(json.dumps(value, indent=2, allow_nan=False))
-
-
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on stdout; on a pipe it is as wide as it needs to be."""
-    table = Table(*columns)
-    for row in rows:
-        table.add_row(*map(escape, row))
-    width = None if sys.stdout.isatty() else Console(width=1000).measure(table).maximum
-    Console(file=sys.stdout, highlight=False, width=width).print(table)
+    print_line(json.dumps(value, indent=2, allow_nan=False))
 
 
 def print_report(report: Mapping[str, Any], *, as_json: bool, verbose: bool) -> None:
@@ -72,10 +70,10 @@ def print_report(report: Mapping[str, Any], *, as_json: bool, verbose: bool) -> 
     if compared := [row for row in baseline_rows(report) if verbose or row[1] in JUDGED]:
         print_table(BASELINE_COLUMNS, compared)
     for line in reason_lines(report):
-        typer.echo(line)
+        print_line(line)
     for note in report.get("notes", ()):
         say(f"note: {note}")
-    typer.echo(f"verdict: {headline(report)}")
+    print_line(f"verdict: {headline(report)}")
 
 
 def plan_lines(plan: Plan) -> Iterator[str]:
