@@ -21,6 +21,29 @@ from dfadc.run import LOCK, RunFolder
 if TYPE_CHECKING:
     from pathlib import Path
 
+#: Code that talks on every way to stdout that there is.
+NOISE = """
+import atexit, ctypes, logging, os, subprocess, sys, warnings
+def talk():
+    print("NOISE of Python")
+    print("NOISE of Python's own stdout", file=sys.__stdout__, flush=True)
+    os.write(1, b"NOISE of a library" + b"\\n")
+    ctypes.CDLL(None).puts(b"NOISE of C")
+    ctypes.CDLL(None).fflush(None)
+    subprocess.run(["echo", "NOISE of a program"])
+    warnings.warn("NOISE of a warning")
+    logging.basicConfig(stream=sys.stdout)
+    logging.error("NOISE of a logger")
+"""
+#: Talks whenever a command calls a function.
+TALKING = """
+import {module}
+def talking(*arguments, before={module}.{name}, **settings):
+    talk()
+    return before(*arguments, **settings)
+{module}.{name} = talking
+"""
+
 
 @pytest.fixture
 def run_copy(finished_run: RunFolder, tmp_path: Path) -> RunFolder:
@@ -156,3 +179,30 @@ def test_a_terminal_that_closes_stops_a_training_and_nohup_keeps_it(
         assert outcome.code == 130, outcome.err
         assert "the state is saved" in outcome.errors[0]
         assert (run.checkpoints / "last.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "command"),
+    [
+        ("dfadc.models.students.list_students", ("students", "lenet5", "--input-size", "1x28x28")),
+        ("dfadc.api.doctor.diagnose", ("doctor",)),
+        ("dfadc.run.open_run", ("verify", "{run}")),
+        ("dfadc.run.open_run", ("export", "{run}", "-e", "onnx:fp16")),
+        ("dfadc.run.open_run", ("bench", "{run}", "--seconds", 0.01, "--batch", 2)),
+        ("dfadc.run.open_run", ("baseline", "{run}", "-o", "{run}.npz")),
+        ("dfadc.api.distil.load_teacher", ("distill", "{teacher}", "--student", QUICK_STUDENT, "--dry-run")),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_json_is_the_only_thing_on_stdout(
+    place: str, command: tuple[object, ...], run_copy: RunFolder, digits_teacher: Path
+) -> None:
+    module, _, name = place.rpartition(".")
+    words = [str(word).format(run=run_copy.path, teacher=digits_teacher) for word in command]
+    preamble = NOISE + TALKING.format(module=module, name=name)
+    with command_process(*words, "--json", preamble=preamble) as process:
+        outcome = finish_command(process)
+    assert outcome.code == 0, outcome.err
+    json.loads(outcome.out)
+    assert "NOISE" not in outcome.out
+    assert outcome.err.count("NOISE") >= 7

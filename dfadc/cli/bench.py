@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dfadc.cli import options  # noqa: TC001 -- typer reads annotations at run time
-from dfadc.cli.console import print_json, print_line, print_table, say
+from dfadc.cli.console import print_json, print_line, say
+from dfadc.cli.tables import print_table
 
 if TYPE_CHECKING:
     from dfadc.api.bench import Bench, BenchRow

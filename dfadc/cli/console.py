@@ -18,6 +18,8 @@ from dfadc.cli.streams import result_stream
 from dfadc.cli.tables import print_table
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from dfadc.api.distil import Observer
     from dfadc.training import Plan
     from dfadc.watch import Reading
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 #: Seconds between progress lines where stderr is not a terminal.
 PLAIN_INTERVAL = 10.0
+#: Columns of a terminal that hold a progress bar beside a reading.
+_WIDE = 130
 
 
 def say(message: str, *, quiet: bool = False) -> None:
@@ -161,10 +165,7 @@ def build_progress(*, quiet: bool = False) -> Iterator[ProgressCallback | None]:
     if quiet or not sys.stderr.isatty():
         yield None
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn  # noqa: PLC0415
-
-    columns = (TextColumn("building"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with _progress("building", "{task.description}", transient=True) as progress:
         task = progress.add_task("", total=None, visible=False)
 
         def show(phase: str, done: int, steps: int) -> None:
@@ -189,20 +190,23 @@ class _PlainProgress:
 
 @contextmanager
 def _progress_bar() -> Iterator[Any]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn  # noqa: PLC0415
-
-    columns = (
-        TextColumn("distilling"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[line]}"),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with _progress("distilling", "{task.fields[line]}") as progress:
         task = progress.add_task("distilling", total=None, line="")
 
         def show(reading: Reading) -> None:
             if reading.note:
-                progress.console.print(f"step {reading.step}: {reading.note}")
+                progress.console.print(f"step {reading.step}: {reading.note}", markup=False)
             progress.update(task, total=reading.steps, completed=reading.step, line=reading_line(reading))
 
         yield show
+
+
+def _progress(doing: str, line: str, *, transient: bool = False) -> Progress:
+    """A bar, a count and a line of text; on a narrow terminal no bar, for the numbers go first, and the line wraps."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn  # noqa: PLC0415
+    from rich.table import Column  # noqa: PLC0415
+
+    console = Console(stderr=True)
+    wide: list[ProgressColumn] = [TextColumn(doing), BarColumn(bar_width=24)] if console.width >= _WIDE else []
+    text = TextColumn(line, table_column=Column(overflow="fold"))
+    return Progress(*wide, MofNCompleteColumn(), text, console=console, transient=transient)

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from dfadc.cli.console import print_table
 from dfadc.cli.streams import keeping_stdout_for_results
+from dfadc.cli.tables import print_table
 
 recipe_app = typer.Typer(help="List and show recipes.", no_args_is_help=True)
 

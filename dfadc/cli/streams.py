@@ -12,12 +12,9 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, ParamSpec, TextIO, TypeVar
+from typing import ParamSpec, TextIO, TypeVar
 
 from dfadc.errors import ReaderGone, StorageFailed
-
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -122,7 +119,7 @@ def _fill_closed_descriptors() -> None:
                 os.close(opened)
 
 
-def _spell(error: UnicodeError) -> tuple[str | Buffer, int]:
+def _spell(error: UnicodeError) -> tuple[str | bytes, int]:
     """Spells characters in ASCII: dashes as dashes, letters without accents, half of a broken character escaped."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
