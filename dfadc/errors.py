@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, ClassVar
 
@@ -76,10 +77,23 @@ class StorageFailed(DfadcError):
     exit_code = 7
 
 
+class ReaderGone(DfadcError):
+    """The reader of a pipe has closed it, as ``| head`` does: no fault, and nothing is said; the code of SIGPIPE."""
+
+    exit_code = 141
+
+
 class Interrupted(DfadcError):
-    """Ctrl-C or SIGTERM; the state was saved first."""
+    """Ctrl-C, SIGTERM or SIGHUP; the state was saved first."""
 
     exit_code = 130
+
+
+def ending_signals() -> list[signal.Signals]:
+    """Signals besides Ctrl-C that end work cleanly; not SIGHUP where it is ignored, as under nohup."""
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    known = [signal.Signals[name] for name in names]
+    return [signum for signum in known if signum == signal.SIGTERM or signal.getsignal(signum) is not signal.SIG_IGN]
 
 
 @contextmanager

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 #: ``.NAME.`` and eight random characters, then the suffix of NAME again: how :func:`atomic_write` names temporaries.
 _TEMPORARY = re.compile(r"\..+(\.[A-Za-z0-9]+)\.[a-z0-9_]{8}\1")
 
+#: How the system says that a disk takes no more, and that it may not be written.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
+
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
@@ -42,13 +46,19 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.replace(path)
         _sync(path.parent)
     except OSError as exc:
-        raise StorageFailed(
-            f"cannot write {path}: {exc.strerror or exc}",
-            "free some space or choose a writable --out; what was there before is unchanged",
-        ) from exc
+        raise StorageFailed(f"cannot write {path}: {exc.strerror or exc}", _remedy(exc, path.parent)) from exc
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _remedy(error: OSError, folder: Path) -> str:
+    """How to make room for a file, which is the same for every command that writes it."""
+    if error.errno in FULL:
+        return f"free some space for {folder}; what was there before is unchanged"
+    if error.errno in _FORBIDDEN:
+        return f"make {folder} writable; what was there before is unchanged"
+    return "what was there before is unchanged"
 
 
 def replace_together(drafts: dict[Path, Path], aside: Path) -> None:

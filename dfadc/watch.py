@@ -14,7 +14,7 @@ import torch
 from dfadc.distillation.checkpoint import save_checkpoint
 from dfadc.distillation.monitor import Monitor
 from dfadc.distillation.replay import STORED_DTYPE
-from dfadc.errors import Interrupted
+from dfadc.errors import Interrupted, ending_signals
 from dfadc.sample_size import choose_num_samples
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class Watch:
 
     @contextmanager
     def stopping_on_signals(self) -> Iterator[None]:
-        """Lets Ctrl-C and SIGTERM end the run after the step in progress; a second Ctrl-C ends it at once."""
+        """Lets Ctrl-C, SIGTERM and SIGHUP end the run after the step in progress; a second Ctrl-C ends it at once."""
 
         def request(signum: int, frame: Any) -> None:
             if self.stop_requested and signum == signal.SIGINT:
@@ -113,7 +113,7 @@ class Watch:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {signum: signal.signal(signum, request) for signum in (signal.SIGINT, signal.SIGTERM)}
+        before = {signum: signal.signal(signum, request) for signum in (signal.SIGINT, *ending_signals())}
         try:
             yield
         finally:

@@ -165,7 +165,7 @@ class OnnxRuntimeSession(ChunkedSession):
         # Without VNNI, integer kernels add pairs of products in 16 bits and saturate; with this they do not.
         options.add_session_config_entry("session.x64quantprecision", "1")
         options.intra_op_num_threads = threads
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # the reason of a failure is in its exception
         with _onnxruntime_errors(f"ONNX Runtime cannot load {name}", refuses=True):
             source = path if isinstance(path, bytes) else str(path)
             self._session: Any = onnxruntime.InferenceSession(source, options, providers=[provider])

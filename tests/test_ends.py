@@ -52,7 +52,7 @@ def run_copy(finished_run: RunFolder, tmp_path: Path) -> RunFolder:
 @pytest.mark.parametrize(
     "command", [("export", "{run}", "-e", "onnx", "-e", "onnx:int8"), ("verify", "{run}"), ("report", "{run}")]
 )
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_a_command_and_leaves_the_run_usable(
     number: signal.Signals, command: Sequence[str], run_copy: RunFolder
 ) -> None:

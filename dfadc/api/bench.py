@@ -6,15 +6,15 @@ import json
 import os
 import platform
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dfadc.api.lineage import check_lineage
 from dfadc.contract import ImageContract
-from dfadc.errors import DfadcError, RequirementMissing, RuntimeCrashed, RuntimeRefused, memory_errors
-from dfadc.run_lock import holding_run
+from dfadc.errors import DfadcError, RequirementMissing, RuntimeCrashed, RuntimeRefused, StorageFailed, memory_errors
+from dfadc.run_lock import holding_writable_run, is_writable
 from dfadc.storage import write_json
 from exporters.benchmark import Timing, benchmark
 from exporters.describe import artifact_metadata
@@ -103,10 +103,17 @@ class BenchRow:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """Every network, measured one after the other: the teacher in this process, each artifact in one of its own."""
+    """Every network, measured one after the other: the teacher in this process, each artifact in one of its own.
+
+    Args:
+        settings: how it was measured.
+        rows: one a network.
+        notes: remarks on what was measured.
+    """
 
     settings: BenchSettings
     rows: tuple[BenchRow, ...]
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -117,6 +124,7 @@ class Bench:
             "batch": self.settings.batch,
             "seconds": self.settings.seconds,
             "networks": {row.name: row.to_dict() for row in self.rows},
+            "notes": list(self.notes),
         }
 
 
@@ -124,15 +132,14 @@ _NEED_LESS_MEMORY = memory_errors("lower --batch")
 
 
 @_NEED_LESS_MEMORY
-@holding_run
+@holding_writable_run
 def bench_run(run: RunFolder, settings: BenchSettings | None = None) -> Bench:
     """Measures the teacher (torch) and every artifact of a run; what cannot run here is NOT RUN with its reason.
 
-    The speeds are written into the run folder too, as ``bench.json``, for its report.
+    The speeds are written into the run folder too, as ``bench.json``, for its report; a note says where they could not.
 
     Raises:
         DfadcError: an artifact's bytes are not those that were exported, or it is of another student than the samples.
-        StorageFailed: the speeds cannot be written.
     """
     settings = settings or BenchSettings()
     manifest = check_unchanged(run.path)
@@ -151,7 +158,12 @@ def bench_run(run: RunFolder, settings: BenchSettings | None = None) -> Bench:
         else:
             rows.append(BenchRow(path.name, record.size_bytes, timing, reference=reference, sha256=record.sha256))
     measured = Bench(settings, tuple(rows))
-    write_json(run.bench, measured.to_dict())
+    try:
+        if not is_writable(run.path):
+            raise StorageFailed(f"{run.path} is not writable here")
+        write_json(run.bench, measured.to_dict())
+    except StorageFailed as exc:
+        return replace(measured, notes=(*measured.notes, f"{run.bench.name} not written: {exc.message}"))
     return measured
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,8 @@ def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 lets the runtime choose")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     given = parser.parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a device's console may be plain ASCII
+        sys.stdout.reconfigure(errors="replace")
     try:
         report = check_kit(folder, given.files, runtime=given.runtime, threads=given.threads)
     except DfadcError as exc:

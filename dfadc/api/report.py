@@ -10,7 +10,7 @@ import json
 import math
 from typing import TYPE_CHECKING, Any
 
-from dfadc.errors import DfadcError
+from dfadc.errors import DfadcError, StorageFailed
 from dfadc.recipe import load_recipe
 from dfadc.run_lock import holding_writable_run, is_writable
 from dfadc.storage import atomic_write_text, write_json
@@ -34,6 +34,8 @@ _RECORDED = (
 )
 #: Notes of the training that a report repeats, the first ones.
 MAX_NOTES = 20
+#: Beginning of a report's note on a folder that could not take it.
+NOT_WRITTEN = "report not written"
 
 
 def write_report(run: RunFolder, report: Report, samples: Samples | None) -> Report:
@@ -45,11 +47,11 @@ def write_report(run: RunFolder, report: Report, samples: Samples | None) -> Rep
         samples: those of the report; None where they are no longer there, and nothing can be shown of them.
 
     Returns:
-        The report with ``disagreements``, ``curves`` and ``bench``.
+        The report with ``disagreements``, ``curves`` and ``bench``, and a note where a file could not be written: the
+        verdict does not depend on it.
 
     Raises:
         DfadcError: ``bench.json`` cannot be read.
-        StorageFailed: a file cannot be written.
     """
     readings = [line for line in run.read_metrics() if isinstance(line, dict)]
     report = dict(report)
@@ -57,12 +59,11 @@ def write_report(run: RunFolder, report: Report, samples: Samples | None) -> Rep
         report["disagreements"] = describe_disagreements(samples, report["gate"]["source"])
     report["curves"] = _describe_training(readings)
     report["bench"] = _speeds(run, report)
-    if not is_writable(run.path):
-        note = f"{run.path} is not writable here: the report lies in no file"
+    try:
+        _write_files(run, report, samples, readings)
+    except StorageFailed as exc:
+        note = f"{NOT_WRITTEN}: {exc.message} ({exc.hint})"
         return {**report, "notes": [*report.get("notes", ()), note]}
-    write_json(run.report_json, report)
-    atomic_write_text(run.report_md, f"{render_markdown(report)}\n{render_details(report)}")
-    _draw(run, report, samples, readings)
     return report
 
 
@@ -130,6 +131,21 @@ def _speeds(run: RunFolder, report: Report) -> dict[str, Any] | None:
     except (AttributeError, KeyError, TypeError) as exc:
         raise DfadcError(f"{run.bench} holds no speeds: {exc!r}", f"measure anew: dfadc bench {run.path}") from exc
     return {**bench, "networks": networks}
+
+
+def _write_files(
+    run: RunFolder, report: Report, samples: Samples | None, readings: Sequence[Mapping[str, Any]]
+) -> None:
+    """The report in every form.
+
+    Raises:
+        StorageFailed: the folder is not writable, or its disk is full.
+    """
+    if not is_writable(run.path):
+        raise StorageFailed(f"{run.path} is not writable here", "make it writable, or copy the run")
+    write_json(run.report_json, report)
+    atomic_write_text(run.report_md, f"{render_markdown(report)}\n{render_details(report)}")
+    _draw(run, report, samples, readings)
 
 
 def _draw(run: RunFolder, report: Report, samples: Samples | None, readings: Sequence[Mapping[str, Any]]) -> None:

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from dfadc.cli import options  # noqa: TC001 -- typer reads annotations at run time
-from dfadc.cli.console import print_json, print_table, say
+from dfadc.cli.console import print_json, say
+from dfadc.cli.tables import print_table
 
 
 def baseline(

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dfadc.cli import options  # noqa: TC001 -- typer reads annotations at run time
-from dfadc.cli.console import print_json, print_table
+from dfadc.cli.console import print_json, print_line, say
+from dfadc.cli.tables import print_table
 
 if TYPE_CHECKING:
     from dfadc.api.bench import Bench, BenchRow
@@ -35,6 +36,8 @@ def bench(
         print_json(measured.to_dict())
     else:
         _print(measured)
+    for note in measured.notes:
+        say(f"note: {note}")
 
 
 def _print(measured: Bench) -> None:
@@ -42,10 +45,10 @@ def _print(measured: Bench) -> None:
     columns = ("network", "size", "median", "p95", "speed-up", f"images/s at {facts['batch']}", "ratio", "device")
     print_table(columns, [_row(row) for row in measured.rows])
     threads = "1 thread" if facts["threads"] == 1 else f"{facts['threads']} threads"
-    typer.echo(f"{facts['machine']}; {threads} each; speed-up and ratio against the teacher")
+    print_line(f"{facts['machine']}; {threads} each; speed-up and ratio against the teacher")
     for row in measured.rows:
         if row.not_run:
-            typer.echo(f"NOT RUN: {row.name}: {row.not_run}")
+            print_line(f"NOT RUN: {row.name}: {row.not_run}")
 
 
 def _row(row: BenchRow) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,7 +52,7 @@ def annotate_error(error: DfadcError) -> None:
     if _on_github():
         from dfadc.verification.ci import annotation  # noqa: PLC0415
 
-        typer.echo(annotation("error", "dfadc", error.message), err=True)
+        typer.echo(annotation("error", "dfadc", error.message), file=sys.stderr)
 
 
 def _on_github() -> bool:
@@ -64,7 +65,7 @@ def _annotate(report: Mapping[str, Any]) -> None:
         from dfadc.verification.ci import annotation_lines  # noqa: PLC0415
 
         for line in annotation_lines(report):
-            typer.echo(line, err=True)
+            typer.echo(line, file=sys.stderr)
 
 
 def _append_summary(text: str) -> None:
@@ -76,7 +77,7 @@ def _append_summary(text: str) -> None:
         with Path(name).open("a", encoding="utf-8") as stream:
             stream.write(f"{text}\n")
     except OSError as exc:
-        typer.echo(f"warning: cannot write $GITHUB_STEP_SUMMARY {name}: {exc.strerror or exc}", err=True)
+        typer.echo(f"warning: cannot write $GITHUB_STEP_SUMMARY {name}: {exc.strerror or exc}", file=sys.stderr)
 
 
 def _write_junit(path: Path, text: str) -> None:

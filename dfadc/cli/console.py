@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -13,9 +13,13 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+
+from dfadc.cli.streams import result_stream
+from dfadc.cli.tables import print_table
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from dfadc.api.distil import Observer
     from dfadc.training import Plan
     from dfadc.watch import Reading
@@ -23,26 +27,24 @@ if TYPE_CHECKING:
 
 #: Seconds between progress lines where stderr is not a terminal.
 PLAIN_INTERVAL = 10.0
+#: Columns of a terminal that hold a progress bar beside a reading.
+_WIDE = 130
 
 
 def say(message: str, *, quiet: bool = False) -> None:
     """One line on stderr."""
     if not quiet:
-        typer.echo(message, err=True)
+        typer.echo(message, file=sys.stderr)
+
+
+def print_line(text: str) -> None:
+    """One line on stdout."""
+    typer.echo(text, file=result_stream())
 
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout."""
-    typer.echo(json.dumps(value, indent=2, allow_nan=False))
-
-
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on stdout; on a pipe it is as wide as it needs to be."""
-    table = Table(*columns)
-    for row in rows:
-        table.add_row(*map(escape, row))
-    width = None if sys.stdout.isatty() else Console(width=1000).measure(table).maximum
-    Console(file=sys.stdout, highlight=False, width=width).print(table)
+    print_line(json.dumps(value, indent=2, allow_nan=False))
 
 
 def print_report(report: Mapping[str, Any], *, as_json: bool, verbose: bool) -> None:
@@ -72,10 +74,10 @@ def print_report(report: Mapping[str, Any], *, as_json: bool, verbose: bool) -> 
     if compared := [row for row in baseline_rows(report) if verbose or row[1] in JUDGED]:
         print_table(BASELINE_COLUMNS, compared)
     for line in reason_lines(report):
-        typer.echo(line)
+        print_line(line)
     for note in report.get("notes", ()):
         say(f"note: {note}")
-    typer.echo(f"verdict: {headline(report)}")
+    print_line(f"verdict: {headline(report)}")
 
 
 def plan_lines(plan: Plan) -> Iterator[str]:
@@ -169,10 +171,7 @@ def build_progress(*, quiet: bool = False) -> Iterator[ProgressCallback | None]:
     if not sys.stderr.isatty():
         yield _PlainBuildProgress()
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn  # noqa: PLC0415
-
-    columns = (TextColumn("building"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with _progress("building", "{task.description}", transient=True) as progress:
         task = progress.add_task("", total=None, visible=False)
 
         def show(phase: str, done: int, steps: int) -> None:
@@ -209,20 +208,23 @@ class _PlainProgress:
 
 @contextmanager
 def _progress_bar() -> Iterator[Any]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn  # noqa: PLC0415
-
-    columns = (
-        TextColumn("distilling"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[line]}"),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with _progress("distilling", "{task.fields[line]}") as progress:
         task = progress.add_task("distilling", total=None, line="")
 
         def show(reading: Reading) -> None:
             if reading.note:
-                progress.console.print(f"step {reading.step}: {reading.note}")
+                progress.console.print(f"step {reading.step}: {reading.note}", markup=False)
             progress.update(task, total=reading.steps, completed=reading.step, line=reading_line(reading))
 
         yield show
+
+
+def _progress(doing: str, line: str, *, transient: bool = False) -> Progress:
+    """A bar, a count and a line of text; on a narrow terminal no bar, for the numbers go first, and the line wraps."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn  # noqa: PLC0415
+    from rich.table import Column  # noqa: PLC0415
+
+    console = Console(stderr=True)
+    wide: list[ProgressColumn] = [TextColumn(doing), BarColumn(bar_width=24)] if console.width >= _WIDE else []
+    text = TextColumn(line, table_column=Column(overflow="fold"))
+    return Progress(*wide, MofNCompleteColumn(), text, console=console, transient=transient)

@@ -11,7 +11,7 @@ import typer
 
 from dfadc.cli import options
 from dfadc.cli.ci import ci_outputs
-from dfadc.cli.console import plan_dict, plan_lines, print_json, print_report, say, terminal_observer
+from dfadc.cli.console import plan_dict, plan_lines, print_json, print_line, print_report, say, terminal_observer
 from dfadc.cli.export import run_exports
 from dfadc.cli.script import print_error
 from dfadc.errors import DfadcError
@@ -289,7 +289,7 @@ def _show_plan(job: _Job, *, as_json: bool) -> None:
         print_json(plan_dict(plan))
         return
     for line in plan_lines(plan):
-        typer.echo(line)
+        print_line(line)
 
 
 def _default_out(teacher: Path, student: str) -> Path:

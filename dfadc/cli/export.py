@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dfadc.cli import options
-from dfadc.cli.console import build_progress, print_json, print_table, say
+from dfadc.cli.console import build_progress, print_json, say
+from dfadc.cli.tables import print_table
 from dfadc.errors import DfadcError
 
 if TYPE_CHECKING:

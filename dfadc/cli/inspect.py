@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dfadc.cli import options
-from dfadc.cli.console import print_json, print_table
+from dfadc.cli.console import print_json
+from dfadc.cli.tables import print_table
 
 if TYPE_CHECKING:
     from dfadc.models.inspection import TeacherReport

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 from typing import Annotated
 
@@ -22,9 +24,14 @@ from dfadc.cli.inspect import inspect
 from dfadc.cli.recipe import recipe_app
 from dfadc.cli.report import report
 from dfadc.cli.script import print_error
+from dfadc.cli.streams import keeping_stdout_for_results, take_over_streams
 from dfadc.cli.students import students
 from dfadc.cli.verify import verify
-from dfadc.errors import DfadcError, Interrupted
+from dfadc.errors import DfadcError, Interrupted, ReaderGone, StorageFailed, ending_signals
+from dfadc.storage import FULL
+
+#: How the system says that a disk takes no more, or nothing at all.
+_STORAGE = (*FULL, errno.EROFS)
 
 app = typer.Typer(
     name="dfadc",
@@ -35,13 +42,13 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 for command in (distill, export, verify, baseline, inspect, students, report, bench, doctor):
-    app.command()(command)
+    app.command()(keeping_stdout_for_results(command))
 app.add_typer(recipe_app, name="recipe")
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"dfadc {__version__}")
+        typer.echo(f"dfadc {__version__}", file=sys.stdout)
         raise typer.Exit
 
 
@@ -57,7 +64,10 @@ def root(
 def run(arguments: Sequence[str]) -> int:
     """Runs one command and returns its exit code; errors are printed on stderr."""
     try:
-        app(args=list(arguments), prog_name="dfadc")
+        with _storage_errors():
+            app(args=list(arguments), prog_name="dfadc")
+    except ReaderGone as exc:
+        return exc.exit_code
     except DfadcError as exc:
         print_error(exc)
         annotate_error(exc)
@@ -69,9 +79,20 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
+@contextmanager
+def _storage_errors() -> Iterator[None]:
+    """Tells of a disk that is full or read-only wherever it was met, as in the folder of temporary files."""
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno not in _STORAGE:
+            raise
+        raise StorageFailed(f"cannot write {exc.filename or 'a file'}: {exc.strerror}", "free some space") from exc
+
+
 def _end_like_ctrl_c(signum: int, frame: FrameType | None) -> None:
-    """SIGTERM ends a command as Ctrl-C does, so that nothing is left in halves; a second one ends it at once."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """SIGTERM and SIGHUP end a command as Ctrl-C does: nothing is left in halves; a second one ends it at once."""
+    signal.signal(signum, signal.SIG_DFL)
     signal.default_int_handler(signum, frame)
 
 
@@ -79,5 +100,7 @@ def main() -> None:
     """Entry point of the console script."""
     # torch reads it at its first allocation: large tensors then take pages of 2 MiB, and fault once for each.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    signal.signal(signal.SIGTERM, _end_like_ctrl_c)
+    take_over_streams()
+    for signum in ending_signals():
+        signal.signal(signum, _end_like_ctrl_c)
     sys.exit(run(sys.argv[1:]))

@@ -6,12 +6,14 @@ from typing import Annotated
 
 import typer
 
-from dfadc.cli.console import print_table
+from dfadc.cli.streams import keeping_stdout_for_results
+from dfadc.cli.tables import print_table
 
 recipe_app = typer.Typer(help="List and show recipes.", no_args_is_help=True)
 
 
 @recipe_app.command("list")
+@keeping_stdout_for_results
 def list_recipes() -> None:
     """List the shipped recipes."""
     from dfadc.recipe import load_recipe, recipe_names  # noqa: PLC0415 -- keeps `--help` light
@@ -21,6 +23,7 @@ def list_recipes() -> None:
 
 
 @recipe_app.command("show")
+@keeping_stdout_for_results
 def show(name: Annotated[str, typer.Argument(help="Shipped recipe or TOML file.")]) -> None:
     """Show every field of a recipe: its value, default, bounds and meaning."""
     import json  # noqa: PLC0415

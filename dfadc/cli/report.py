@@ -17,9 +17,11 @@ def report(
     verbose: options.Verbose = False,
 ) -> None:
     """Show the last verification of RUN and write report.html, .md and .json anew from what lies in its folder."""
-    from dfadc.api.report import rebuild_report  # noqa: PLC0415 -- keeps `--help` light
+    from dfadc.api.report import NOT_WRITTEN, rebuild_report  # noqa: PLC0415 -- keeps `--help` light
     from dfadc.run import open_run  # noqa: PLC0415
 
     folder = open_run(run)
-    print_report(rebuild_report(folder), as_json=as_json, verbose=verbose)
-    say(f"report: {folder.report_html}")
+    rebuilt = rebuild_report(folder)
+    print_report(rebuilt, as_json=as_json, verbose=verbose)
+    if not any(note.startswith(NOT_WRITTEN) for note in rebuilt.get("notes", ())):
+        say(f"report: {folder.report_html}")

@@ -24,6 +24,6 @@ def run_as_script(main: Callable[..., Any]) -> None:
 
 def print_error(error: DfadcError) -> None:
     """Says on stderr what is wrong, and how to put it right."""
-    typer.echo(f"error: {error.message}", err=True)
+    typer.echo(f"error: {error.message}", file=sys.stderr)
     if error.hint:
-        typer.echo(f"hint: {error.hint}", err=True)
+        typer.echo(f"hint: {error.hint}", file=sys.stderr)

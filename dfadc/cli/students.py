@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from dfadc.cli import options
-from dfadc.cli.console import print_json, print_table
+from dfadc.cli.console import print_json
+from dfadc.cli.tables import print_table
 
 
 def students(

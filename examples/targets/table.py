@@ -22,14 +22,14 @@ from students import FAMILIES, TrainedStudent, read_digits, train_student
 
 from dfadc.api.answering import Questions, ask_artifact
 from dfadc.cli.script import run_as_script
-from dfadc.errors import DfadcError, RequirementMissing, RuntimeCrashed
+from dfadc.errors import DfadcError, RequirementMissing, RuntimeCrashed, RuntimeRefused
 from dfadc.verification.agreement import ALL_SOURCES
 from dfadc.verification.gate import Thresholds, Verdict
 from dfadc.verification.report_text import table_lines
 from dfadc.verification.results import (
     ArtifactFile,
     ArtifactResult,
-    artifact_crashed,
+    artifact_failed,
     artifact_not_run,
     verify_artifact,
 )
@@ -135,8 +135,8 @@ def _make(
         answers = ask_artifact(path, Questions(student.samples))
     except RequirementMissing as exc:
         return artifact_not_run(file, exc.message)
-    except RuntimeCrashed as exc:
-        return artifact_crashed(file, exc.message)
+    except (RuntimeCrashed, RuntimeRefused) as exc:
+        return artifact_failed(file, exc.message)
     return verify_artifact(file, answers.given, samples=student.samples, thresholds=THRESHOLDS)
 
 

@@ -8,10 +8,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper
 from torch import nn
 
 from dfadc.errors import DfadcError, RequirementMissing
 from exporters.base import Session
+from exporters.quantise import quantise
 from exporters.sessions import OnnxRuntimeSession, TorchSession, check_release
 
 if TYPE_CHECKING:
@@ -115,3 +117,22 @@ def test_an_onnx_runtime_that_is_too_old_is_named(version: str) -> None:
 @pytest.mark.parametrize("version", ["1.17.0", "1.23.2", "1.18.0.dev20240101", "2.0"])
 def test_an_onnx_runtime_that_is_new_enough_is_taken(version: str) -> None:
     check_release(version, "student.onnx")
+
+
+def test_onnx_runtime_prints_nothing_of_its_own(capfd: pytest.CaptureFixture[str]) -> None:
+    """It writes coloured text from C++ where an operator fails; our error holds the reason."""
+    shape = helper.make_tensor("shape", TensorProto.INT64, [2], [7, 13])
+    ends = [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", 1, 8, 8])]
+    outs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [None, None])]
+    nodes = [helper.make_node("Reshape", ["images", "shape"], ["logits"])]
+    graph = helper.make_graph(nodes, "reshapes", ends, outs, [shape])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    images = np.zeros((8, 1, 8, 8), np.float32)
+    with (
+        OnnxRuntimeSession(model.SerializeToString(), threads=1) as session,
+        pytest.raises(DfadcError, match="cannot be reshaped"),
+    ):
+        session.run(images)
+    with pytest.raises(DfadcError, match="cannot be reshaped"):
+        quantise(model, images)
+    assert capfd.readouterr() == ("", "")
