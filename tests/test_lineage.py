@@ -23,6 +23,7 @@ from exporters.manifest import Manifest
 
 if TYPE_CHECKING:
     from dfadc.run import RunFolder
+    from exporters.base import ExportResult
 
 QUICK_BENCH = ("--seconds", 0.02, "--threads", 1, "--batch", 2)
 #: Switches comparison A off for an fp32 artifact.
@@ -183,9 +184,9 @@ def test_a_manifest_of_a_later_version_is_not_replaced(run: RunFolder) -> None:
 def test_an_export_keeps_what_the_manifest_has_got_meanwhile(run: RunFolder) -> None:
     """Where the file system knows no locks, another export may have written it."""
 
-    def write_another(_: object) -> None:
+    def write_another(result: ExportResult) -> None:
         manifest = Manifest.read(run.path)
-        if manifest.find("artifacts/of_another.onnx") is None:
+        if result.path.name == "student.onnx":  # the first of the two
             manifest.add(replace(manifest.artifacts[0], file="artifacts/of_another.onnx")).write(run.path)
 
     export_student(run, ["onnx", "onnx:fp16"], observer=ExportObserver(on_result=write_another))
@@ -262,6 +263,9 @@ def test_samples_of_another_student_are_refused_where_comparison_a_has_limits(
     assert (outcome.code, outcome.out) == (2, "")
     assert "samples of another student" in outcome.errors[0]
     assert " ".join(WITHOUT_A) in outcome.hints[0]
+    outcome = run_command("verify", artifact, "--samples", judged_run.samples, *WITHOUT_A, "--precision", "int8")
+    assert outcome.code == 2
+    assert "--set verify.min_int8_agreement=off --set verify.min_int8_sqnr_db=off" in outcome.hints[0]
 
 
 @pytest.mark.parametrize(("min_agreement", "code"), [(0.01, 0), (0.999, 3)])

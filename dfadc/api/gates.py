@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, TypeVar
 
 from dfadc.errors import DfadcError
@@ -62,6 +63,13 @@ def gate_thresholds(recipe: Recipe) -> Thresholds:
             ),
         },
     )
+
+
+def export_gates(thresholds: Thresholds, precision: str) -> list[str]:
+    """Names of the gates of comparison A that are on for a precision, such as ``verify.min_fp16_agreement``."""
+    limits = asdict(thresholds.export.get(precision, ExportLimits()))
+    parts = [name.partition("_") for name, limit in limits.items() if limit is not None]
+    return [f"verify.{kind}_{precision}_{measure}" for kind, _, measure in parts]
 
 
 def _limit(value: Number | str) -> Number | None:

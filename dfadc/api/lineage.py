@@ -84,7 +84,7 @@ class SamplesOrigin(NamedTuple):
 
 
 def check_samples(
-    samples: Samples, path: Path, artifact: Path, form: Mapping[str, str], export_limits: Mapping[str, float | None]
+    samples: Samples, path: Path, artifact: Path, form: Mapping[str, str], export_gates: Collection[str]
 ) -> SamplesOrigin:
     """Compares the networks that answered samples with those that an artifact comes from.
 
@@ -93,10 +93,10 @@ def check_samples(
         path: their file.
         artifact: to be judged on them.
         form: its metadata.
-        export_limits: of comparison A, which is with the student that answered the samples.
+        export_gates: those of comparison A that are on, which is with the student that answered the samples.
 
     Raises:
-        DfadcError: another teacher answered them, or another student and comparison A has limits.
+        DfadcError: another teacher answered them, or another student and comparison A has gates.
     """
     taught_by, answered_by = form.get("dfadc.teacher_sha256"), samples.recorded(TEACHER_SHA256)
     if taught_by is not None and answered_by is not None and taught_by != answered_by:
@@ -115,10 +115,8 @@ def check_samples(
     found = (
         f"{path} are samples of another student: sha256 {student[:12]}…, {artifact.name} was made of {made_of[:12]}…"
     )
-    parts = [name.partition("_") for name, limit in export_limits.items() if limit is not None]
-    if parts:
-        precision = form.get("dfadc.precision", "fp32")
-        flags = " ".join(f"--set verify.{kind}_{precision}_{rest}=off" for kind, _, rest in parts)
+    if export_gates:
+        flags = " ".join(f"--set {gate}=off" for gate in export_gates)
         raise DfadcError(
             found, f"pass samples.npz of its own run; or judge its agreement with the teacher alone: {flags}"
         )

@@ -5,7 +5,7 @@ Imports no torch; only teacher and fp32 student on labelled data, or the student
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from dfadc.api.answering import (
     read_inputs,
     read_questions,
 )
-from dfadc.api.gates import gate_thresholds, recipe_to_judge_by
+from dfadc.api.gates import export_gates, gate_thresholds, recipe_to_judge_by
 from dfadc.api.lineage import check_lineage, check_samples
 from dfadc.api.report import describe_run, write_report
 from dfadc.errors import (
@@ -34,7 +34,7 @@ from dfadc.run_lock import holding_writable_run
 from dfadc.sample_size import check_accuracy_can_pass, check_gates_can_pass
 from dfadc.verification.agreement import Accuracy
 from dfadc.verification.dense_samples import load_samples
-from dfadc.verification.gate import STUDENT, ExportLimits, Failure, remark_checks
+from dfadc.verification.gate import STUDENT, Failure, remark_checks
 from dfadc.verification.pixel_scores import PixelCounts, PixelScores
 from dfadc.verification.regression import (
     BaselineComparison,
@@ -225,8 +225,7 @@ def verify_file(
     questions = read_questions(samples, data=settings.data, baseline=settings.baseline, teacher_sha256=teacher_sha256)
     questions = questions.without_borders(thresholds.boundary_width)
     _check_known(artifact.name, questions.baseline)
-    limits = thresholds.export.get(precision, ExportLimits())
-    origin = check_samples(samples, samples_path, artifact, form, asdict(limits))
+    origin = check_samples(samples, samples_path, artifact, form, export_gates(thresholds, precision))
     judge = _Judge(questions, thresholds, [artifact.name], of_other_student=origin.is_other)
     judge.notes.extend(origin.notes)
     if recipe is None and source == "auto":
