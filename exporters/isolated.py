@@ -25,7 +25,7 @@ from dfadc.errors import DfadcError, RuntimeCrashed
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import TracebackType
-    from typing import Self
+    from typing_extensions import Self
 
     from numpy.typing import NDArray
 
