@@ -25,9 +25,9 @@ from dfadc.errors import DfadcError, RuntimeCrashed
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import TracebackType
-    from typing import Self
 
     from numpy.typing import NDArray
+    from typing_extensions import Self
 
     from exporters.benchmark import Timing
     from exporters.sessions import ChunkedSession
