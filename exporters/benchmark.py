@@ -14,7 +14,7 @@ import numpy as np
 from dfadc.errors import DfadcError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -25,6 +25,8 @@ _WARM_UP_CALLS = 3
 _WARM_UP_SHARE = 0.2
 #: However short the time: fewer calls say nothing about a median.
 _MIN_CALLS = 5
+#: Parts of a measurement that are compared; at most the fewest calls.
+_PARTS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,7 @@ class Timing:
         throughput: images a second at ``batch``, from the median call.
         batch: images a call of the throughput.
         device: what computed, as the backend says.
+        spread: share by which the medians of equal parts of a measurement differ, of latency or throughput: the larger.
     """
 
     latency_ms: float
@@ -46,6 +49,7 @@ class Timing:
     throughput: float
     batch: int
     device: str
+    spread: float
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -76,7 +80,14 @@ def benchmark(session: Session, images: NDArray[np.float32], *, seconds: float) 
         throughput=len(images) / float(np.median(whole)),
         batch=len(images),
         device=session.device,
+        spread=max(spread_of(single), spread_of(whole)),
     )
+
+
+def spread_of(durations: Sequence[float]) -> float:
+    """Largest over smallest median of equal parts of consecutive calls, less 1; on a steady machine about 0."""
+    medians = [float(np.median(part)) for part in np.array_split(durations, _PARTS)]
+    return max(medians) / min(medians) - 1
 
 
 def time_calls(call: Callable[[], object], seconds: float) -> list[float]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,11 +15,12 @@ import torch
 from command_line import command_process, finish_command, run_command
 
 from dfadc.api.bench import BenchSettings, bench_run
+from dfadc.api.bench_notes import doubts, slower_in_int8
 from dfadc.api.export import export_student
 from dfadc.errors import DfadcError
 from dfadc.run import RunFolder
 from exporters.base import BatchProfile, BuildSettings, ExportRequest
-from exporters.benchmark import Timing, benchmark, time_calls
+from exporters.benchmark import Timing, benchmark, spread_of, time_calls
 from exporters.isolated import IsolatedSession
 from exporters.manifest import Manifest
 from exporters.registry import get_exporter
@@ -169,6 +172,86 @@ def test_the_table_shows_what_was_measured(run_with_engines: RunFolder) -> None:
         assert (speedup, ratio) == (f"{found['speedup']:.2f}x", f"{found['throughput_ratio']:.2f}x")
         assert throughput == f"{found['throughput']:,.0f}"
         assert device == found["device"]
+
+
+@pytest.mark.parametrize(
+    ("threads", "told", "used", "source"),
+    [
+        (0, "3", 3, "OMP_NUM_THREADS"),
+        (0, "4,2", 4, "OMP_NUM_THREADS"),
+        (2, "3", 2, "--threads"),
+        *((0, told, len(os.sched_getaffinity(0)), "CPU cores of this process") for told in ("", "0", "many", "-1")),
+    ],
+)
+def test_the_number_of_threads_is_the_users(
+    threads: int, told: str, used: int, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", told)
+    settings = BenchSettings(threads=threads)
+    assert (settings.num_threads, settings.threads_source) == (used, source)
+
+
+def test_the_threads_are_stated(run_with_engines: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    target = run_with_engines.artifacts / "student.onnx"
+    outcome = run_command("bench", target, "--seconds", 0.01, "--batch", 2)
+    assert "3 threads each (by OMP_NUM_THREADS)" in outcome.out
+    assert json.loads(run_command("bench", target, *QUICK, "--json").out)["threads_source"] == "--threads"
+
+
+def timing(latency_ms: float = 1.0, *, throughput: float = 1000.0, calls: int = 100, spread: float = 0.0) -> Timing:
+    return Timing(latency_ms, latency_ms, calls, throughput, 32, "CPU", spread)
+
+
+def test_parts_of_a_measurement_are_compared() -> None:
+    assert spread_of([1.0] * 50) == 0.0
+    assert spread_of([1.0, 9.0, 1.0, 1.0] * 10) == 0.0  # bursts leave the medians alone
+    assert spread_of([1.0] * 40 + [3.0] * 10) == 2.0
+    assert spread_of([2.0, 2.0, 2.0, 2.0, 1.0]) == 1.0
+
+
+def test_a_ratio_that_means_little_is_doubted() -> None:
+    cores = os.cpu_count() or 1
+    good = {"teacher": timing(), "student.onnx": timing()}
+    assert list(doubts(good, threads=cores, load=0.3)) == []
+    assert list(doubts(good, threads=cores, load=None)) == []
+    assert list(doubts(good, threads=1, load=3.0 * cores)) == []  # one thread waits for no other
+    (busy,) = doubts(good, threads=cores + 1, load=3.0 * cores)
+    assert busy.startswith(f"the machine is busy: load average {3.0 * cores:.1f} on {cores} cores")
+    (short,) = doubts({**good, "slow.onnx": timing(calls=5)}, threads=1, load=0.0)
+    assert short == "too short for a ratio: slow.onnx (5 calls); measure longer: --seconds"
+    (unsteady,) = doubts({**good, "jumps.onnx": timing(spread=0.5)}, threads=1, load=0.0)
+    assert "jumps.onnx (1.5x)" in unsteady
+
+
+def test_what_is_doubted_is_said_and_kept(run_with_engines: RunFolder) -> None:
+    outcome = run_command("bench", run_with_engines.path, "--seconds", 0.001, "--threads", 1, "--batch", 512)
+    notes = json.loads(run_with_engines.bench.read_text())["notes"]
+    few = [name for name, found in networks_of(run_with_engines).items() if found.get("calls", 99) < 20]
+    assert few
+    assert any(note.startswith(f"too short for a ratio: {few[0]} (") for note in notes)
+    assert all(f"note: {note}" in outcome.err for note in notes)
+
+
+def networks_of(run: RunFolder) -> dict[str, dict[str, Any]]:
+    networks: dict[str, dict[str, Any]] = json.loads(run.bench.read_text())["networks"]
+    return networks
+
+
+def test_int8_that_is_slower_is_said_in_words(run_with_engines: RunFolder) -> None:
+    records = Manifest.read(run_with_engines.path).artifacts
+    fp32 = next(record for record in records if record.file.endswith("/student.onnx"))
+    int8 = replace(fp32, file="artifacts/student.int8.onnx", requested_precision="int8", effective_precision="int8")
+    other = replace(int8, file="artifacts/student.int8.openvino.xml", exporter="openvino")
+    both = (*records, int8, other)
+    speeds = {"student.onnx": timing(2.0), "student.int8.openvino.xml": timing(9.0)}
+    (slow,) = slower_in_int8(both, {**speeds, "student.int8.onnx": timing(5.0, throughput=400.0)})
+    assert "student.int8.onnx takes 2.5 times as long for one image and 2.5 times as long for 32 images" in slow
+    assert "as student.onnx" in slow
+    (mixed,) = slower_in_int8(both, {**speeds, "student.int8.onnx": timing(3.0, throughput=4000.0)})
+    assert "1.5 times as long for one image as student.onnx" in mixed
+    assert list(slower_in_int8(both, {**speeds, "student.int8.onnx": timing(1.0, throughput=4000.0)})) == []
+    assert list(slower_in_int8(both, {"student.int8.onnx": timing(5.0)})) == []
 
 
 def test_an_engine_that_cannot_run_is_named_with_its_reason(

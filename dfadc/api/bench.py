@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dfadc.api.bench_notes import doubts, load_average, slower_in_int8
 from dfadc.api.lineage import check_lineage
 from dfadc.contract import ImageContract
 from dfadc.errors import DfadcError, RequirementMissing, RuntimeCrashed, RuntimeRefused, StorageFailed, memory_errors
@@ -40,7 +41,7 @@ class BenchSettings:
 
     Args:
         batch: images a call of the throughput.
-        threads: CPU threads of every network; 0 takes all that this process may use.
+        threads: CPU threads of every network; 0 takes OMP_NUM_THREADS, else all that this process may use.
         seconds: for each latency and each throughput.
         trust_teacher: whether code in the teacher file may run.
         factories: the teacher's ``module:factory``, where one has to be imported.
@@ -55,8 +56,23 @@ class BenchSettings:
     @property
     def num_threads(self) -> int:
         """The threads that are used, never 0."""
+        return self._resolved[0]
+
+    @property
+    def threads_source(self) -> str:
+        """What said so: "--threads", "OMP_NUM_THREADS" or "CPU cores of this process"."""
+        return self._resolved[1]
+
+    @property
+    def _resolved(self) -> tuple[int, str]:
+        if self.threads:
+            return self.threads, "--threads"
+        # A list is for nested regions of OpenMP: the first number is that of the outermost.
+        told = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+        if told.isdecimal() and int(told):
+            return int(told), "OMP_NUM_THREADS"
         allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        return self.threads or allowed or 1
+        return allowed or 1, "CPU cores of this process"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +137,7 @@ class Bench:
             "schema": SCHEMA,
             "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, {platform.system()}",
             "threads": self.settings.num_threads,
+            "threads_source": self.settings.threads_source,
             "batch": self.settings.batch,
             "seconds": self.settings.seconds,
             "networks": {row.name: row.to_dict() for row in self.rows},
@@ -141,7 +158,7 @@ def bench_run(run: RunFolder, settings: BenchSettings | None = None) -> Bench:
     Raises:
         DfadcError: an artifact's bytes are not those that were exported, or it is of another student than the samples.
     """
-    settings = settings or BenchSettings()
+    settings, load = settings or BenchSettings(), load_average()
     manifest = check_unchanged(run.path)
     check_lineage(run, manifest)
     images = _images(run.contract(), settings)
@@ -157,7 +174,9 @@ def bench_run(run: RunFolder, settings: BenchSettings | None = None) -> Bench:
             rows.append(BenchRow(path.name, record.size_bytes, not_run=exc.message, sha256=record.sha256))
         else:
             rows.append(BenchRow(path.name, record.size_bytes, timing, reference=reference, sha256=record.sha256))
-    measured = Bench(settings, tuple(rows))
+    timings = {row.name: row.timing for row in rows if row.timing is not None}
+    notes = doubts(timings, threads=settings.num_threads, load=load)
+    measured = Bench(settings, tuple(rows), (*notes, *slower_in_int8(manifest.artifacts, timings)))
     try:
         if not is_writable(run.path):
             raise StorageFailed(f"{run.path} is not writable here")
@@ -176,13 +195,14 @@ def bench_file(artifact: Path, settings: BenchSettings | None = None) -> Bench:
         RequirementMissing, RuntimeRefused: it cannot run here.
         RuntimeCrashed: its runtime ended the process that ran it.
     """
-    settings = settings or BenchSettings()
+    settings, load = settings or BenchSettings(), load_average()
     contract = artifact_metadata(artifact).get("dfadc.contract")
     if contract is None:
         raise DfadcError(f"{artifact} does not say what images it takes", "is it an artifact of `dfadc export`?")
     images = _images(ImageContract.from_dict(json.loads(contract)), settings)
     timing = _bench_file(artifact, images, settings)
-    return Bench(settings, (BenchRow(artifact.name, artifact.stat().st_size, timing),))
+    notes = doubts({artifact.name: timing}, threads=settings.num_threads, load=load)
+    return Bench(settings, (BenchRow(artifact.name, artifact.stat().st_size, timing),), tuple(notes))
 
 
 def _images(contract: ImageContract, settings: BenchSettings) -> NDArray[np.float32]:
