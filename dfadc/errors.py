@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 #: How torch, ONNX Runtime, OpenVINO, TensorRT and C++ say in a general error that memory ran out.
 _NO_MEMORY = ("allocate memory", "out of memory", "not enough memory", "bad_alloc", "bad allocation", "ALLOC_FAILED")
+#: All that oneDNN says where it finds no memory for its code; what it does not know it words in another way.
+_NO_PRIMITIVE = "could not create a primitive"
 
 
 class DfadcError(Exception):
@@ -120,7 +122,7 @@ def _no_memory(error: BaseException | None) -> str | None:
     """The first line of the error, among this one and its causes, that says that memory ran out."""
     while error is not None:
         text = str(error)
-        if isinstance(error, MemoryError) or any(sign in text for sign in _NO_MEMORY):
+        if isinstance(error, MemoryError) or text == _NO_PRIMITIVE or any(sign in text for sign in _NO_MEMORY):
             return (text.splitlines() or [type(error).__name__])[0]
         error = error.__cause__
     return None

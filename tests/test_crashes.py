@@ -49,7 +49,7 @@ def test_verify_fails_the_artifact_and_judges_the_others(run_with_crash: RunFold
     assert report["artifacts"]["student.fp16.onnx"]["verdict"] == "FAIL"
     assert report["artifacts"]["student.fp16.onnx"]["reasons"] == [f"A export: {CRASH}"]
     failures = {suite.attrib["name"]: suite.attrib["failures"] for suite in ET.parse(junit).iter("testsuite")}  # noqa: S314
-    assert failures == {"fp32 student": "0", "student.onnx": "0", "student.fp16.onnx": "1"}
+    assert failures == {"verdict": "1", "fp32 student": "0", "student.onnx": "0", "student.fp16.onnx": "1"}
     assert CRASH in run_with_crash.report_html.read_text()
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-TINY = ("--steps", 1, "--batch-size", 2, "--set", "verify.num_samples=8", "--no-compile", "--export", "onnx")
+TINY = ("--steps", 1, "--batch-size", 2, "--set", "verify.num_samples=24", "--no-compile", "--export", "onnx")
 #: Kills the process when it is about to move a file to its place: which one, and the which time.
 KILL_AT = """
 import os, signal
@@ -87,7 +87,7 @@ def test_a_run_killed_while_it_is_described_is_begun_again(
 @pytest.mark.parametrize(
     ("command", "mebibytes", "hint"),
     [
-        (("distill", "{teacher}", "--student", QUICK_STUDENT, "--batch-size", 60_000), 100, "compute.micro_batch"),
+        (("distill", "{teacher}", "--student", QUICK_STUDENT, "--batch-size", 60_000), 400, "compute.micro_batch"),
         (("bench", "{run}", "--batch", 200_000, "--seconds", 0.01), 300, "lower --batch"),
     ],
     ids=["distill", "bench"],

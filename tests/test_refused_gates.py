@@ -150,3 +150,14 @@ def test_flags_that_concern_no_artifact(judged_run: RunFolder, digits_teacher: P
     refused(*artifact, "--recipe", "nowhere.toml", says="nowhere.toml")
     refused("distill", digits_teacher, "--dry-run", "--junit", "junit.xml", says="--dry-run verifies nothing")
     assert files_of(workplace) == {}
+
+
+def test_gates_that_no_artifact_could_pass_are_refused_before_the_first_step(
+    digits_teacher: Path, workplace: Path
+) -> None:
+    start = ("distill", digits_teacher, "--student", QUICK_STUDENT, "--steps", 1, "--set", "verify.num_samples=256")
+    says = "verify.min_fp16_agreement = 0.995 cannot be reached with verify.num_samples = 256"
+    for exports in ((), ("-e", "onnx:fp16"), ("-e", "openvino:fp16"), ("-e", "onnx:fp16", "--dry-run")):
+        refused(*start, *exports, says=says, hint="set verify.num_samples to 957 or more")
+    assert files_of(workplace) == {}
+    assert run_command(*start, "-e", "onnx", "-e", "onnx:int8", "--dry-run").code == 0

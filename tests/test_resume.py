@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -39,6 +40,8 @@ SHORT_RECIPE = {
     "replay.echoes": 2,
     "verify.num_samples": 64,
     "verify.min_agreement": 0.0,
+    "verify.min_fp16_agreement": "off",
+    "verify.min_int8_agreement": "off",
 }
 
 
@@ -141,12 +144,14 @@ def test_ctrl_c_saves_and_resume_finishes(
 
 def test_sigterm_saves_too(whole_run: RunFolder, digits_teacher: Path, tmp_path: Path) -> None:
     """By the command in this process, which another thread asks to end."""
-    run = RunFolder(tmp_path / "run")
+    run, ended = RunFolder(tmp_path / "run"), threading.Event()
 
     def ask_to_end() -> None:
-        while not (run.checkpoints / "last.pt").exists():
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)
+        # Nobody is asked where the command ends before.
+        while not ended.wait(0.01):
+            if (run.checkpoints / "last.pt").exists():
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
 
     arguments = ("distill", digits_teacher, "--student", QUICK_STUDENT, "--recipe", whole_run.recipe)
     often = ("--set", f"log.checkpoint_minutes={ALWAYS}")
@@ -154,7 +159,10 @@ def test_sigterm_saves_too(whole_run: RunFolder, digits_teacher: Path, tmp_path:
     try:
         with ThreadPoolExecutor() as pool:
             asked = pool.submit(ask_to_end)
-            outcome = run_command(*arguments, *often, "--out", run.path)
+            try:
+                outcome = run_command(*arguments, *often, "--out", run.path)
+            finally:
+                ended.set()
             asked.result()
     finally:
         signal.signal(signal.SIGTERM, before)

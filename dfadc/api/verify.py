@@ -31,7 +31,7 @@ from dfadc.errors import (
     memory_errors,
 )
 from dfadc.run_lock import holding_writable_run
-from dfadc.sample_size import check_accuracy_can_pass, check_gates_can_pass
+from dfadc.sample_size import check_accuracy_can_pass
 from dfadc.verification.agreement import Accuracy
 from dfadc.verification.dense_samples import load_samples
 from dfadc.verification.gate import STUDENT, Failure, remark_checks
@@ -98,7 +98,6 @@ def check_inputs(
     *,
     contract: ImageContract,
     teacher_sha256: str,
-    precisions: Iterable[str] = (),
 ) -> None:
     """Reads data and baseline as a verification will, so that a long run does not end with what does not fit.
 
@@ -107,14 +106,13 @@ def check_inputs(
         recipe: of the run, with its gates.
         contract: of teacher and student.
         teacher_sha256: of the teacher's file.
-        precisions: of the artifacts that will be judged.
 
     Raises:
-        DfadcError: and its children, as :func:`verify_run` raises them; or a gate is out of reach of a perfect copy.
+        DfadcError: and its children, as :func:`verify_run` raises them; or there are too few labelled images for the
+            gate on accuracy.
     """
     thresholds = gate_thresholds(recipe)
     _check_judgeable(thresholds, has_data=settings.data is not None)
-    check_gates_can_pass(recipe.verify, contract, precisions)
     data, _ = read_inputs(contract, teacher_sha256, data=settings.data, baseline=settings.baseline)
     if data is not None and thresholds.min_accuracy is not None:
         check_accuracy_can_pass(thresholds.min_accuracy, len(data), contract)

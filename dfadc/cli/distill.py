@@ -137,6 +137,7 @@ def distill(  # noqa: PLR0913, PLR0917 -- the signature is the command line
 
             resolved = load_recipe(recipe, [*(assign or []), *given, *gates])
             loaded = _load(teacher, teacher_arch, fields, trust=trust_teacher, quiet=quiet)
+            _check_gates(exports, resolved, loaded.contract)
             _check_what_follows(exports, wanted, resolved, loaded.contract, loaded.sha256)
             job = _Job(loaded, student, resolved, device, minutes)
             if dry_run:
@@ -277,8 +278,17 @@ def _check_what_follows(
     from dfadc.api.export import plan_exports  # noqa: PLC0415
     from dfadc.api.verify import check_inputs  # noqa: PLC0415
 
-    precisions = {str(request.precision) for request in plan_exports(exports.names, exports.settings).requests}
-    check_inputs(wanted, recipe, contract=contract, teacher_sha256=teacher_sha256, precisions=precisions)
+    plan_exports(exports.names, exports.settings)
+    check_inputs(wanted, recipe, contract=contract, teacher_sha256=teacher_sha256)
+
+
+def _check_gates(exports: _Exports, recipe: Recipe, contract: ImageContract) -> None:
+    """Refuses gates that no artifact could pass. A run that goes on is let go on: its samples are settled."""
+    from dfadc.api.export import plan_exports  # noqa: PLC0415
+    from dfadc.sample_size import check_gates_can_pass  # noqa: PLC0415
+
+    requests = plan_exports(exports.names, exports.settings).requests
+    check_gates_can_pass(recipe.verify, contract, {str(request.precision) for request in requests})
 
 
 def _show_plan(job: _Job, *, as_json: bool) -> None:

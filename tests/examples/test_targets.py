@@ -50,7 +50,7 @@ def test_it_prints_a_table_and_exits_with_1_where_a_cell_broke() -> None:
     broken = table(*quick, "--export", "onnx:fp16", "--size", 31)  # no multiple of the patches
     assert broken.code == 1
     assert "| vit | crashed | crashed |" in broken.out
-    assert "- vit onnx:fp16: its process ended with 1" in broken.out
+    assert "- vit onnx:fp16: its process ended with 2" in broken.out
     unknown = table("--family", "vitt")
     assert (unknown.code, unknown.errors) == (2, ["error: unknown family 'vitt'"])
 
