@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 def locked(folder: Path) -> Iterator[None]:
     """Holds the lock of a run folder; the thread that holds it may take it again.
 
-    The system frees the lock of a process that dies. The lock file stays and says who held it last; a new one is
+    The system frees the lock of a process that dies. The lock file stays, empty where nobody holds it; a new one is
     removed where the block fails, for what is refused changes nothing.
 
     Raises:
@@ -50,6 +50,9 @@ def locked(folder: Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
         raise
     finally:
+        if lock.lock_counter == 1 and path.exists():
+            with suppress(OSError):
+                path.write_text("", encoding="utf-8")
         lock.release()
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dfadc.errors import DfadcError, RequirementMissing, RuntimeRefused
-from exporters.openvino_int8 import REMARK, exact_settings
+from exporters.openvino_int8 import REMARK, exact_settings, shared_core
 from exporters.sessions import DEFAULT_BATCH_SIZE, ChunkedSession, OnnxRuntimeSession
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class OpenVinoOnnxSession(ChunkedSession):
         if threads:
             settings["INFERENCE_NUM_THREADS"] = threads
         try:
-            core = import_module("openvino").Core()
+            core = shared_core()
             model = core.read_model(path)
             exact = exact_settings(model)
             self._compiled: Any = core.compile_model(model, "CPU", {**settings, **exact})

@@ -12,7 +12,7 @@ from dfadc.storage import sha256_file
 from exporters.isolated import IsolatedSession
 from exporters.onnx_file import INPUT_NAME
 from exporters.openvino_exporter import import_openvino
-from exporters.openvino_int8 import REMARK, exact_settings
+from exporters.openvino_int8 import REMARK, exact_settings, shared_core
 from exporters.sessions import DEFAULT_BATCH_SIZE, ChunkedSession, OnnxRuntimeSession
 from exporters.tensorrt_exporter import SIDECAR_SCHEMA, cuda_gpu, sidecar_path
 from exporters.trt_api import TENSORRT, TENSORRT_RTX, TensorRtApi
@@ -74,9 +74,9 @@ class OpenVinoSession(ChunkedSession):
     def __init__(
         self, path: Path, *, threads: int = 0, device_name: str = "CPU", batch_size: int = DEFAULT_BATCH_SIZE
     ) -> None:
-        openvino = import_openvino()
+        import_openvino()
         check_ir(path)
-        core = openvino.Core()
+        core = shared_core()
         if device_name not in core.available_devices:
             raise RequirementMissing(f"OpenVINO has no {device_name} here", f"available: {core.available_devices}")
         # Where a CPU computes bf16, OpenVINO runs fp32 graphs in it unless told not to.

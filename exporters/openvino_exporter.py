@@ -13,6 +13,7 @@ from dfadc.errors import DfadcError, ExportFailed, RequirementMissing, StorageFa
 from dfadc.storage import replace_together, sha256_file
 from exporters.base import BuildSettings, Capability, ExportRequest, ExportResult, Precision
 from exporters.onnx_file import METADATA_PREFIX, first_line, load_onnx, read_metadata
+from exporters.openvino_int8 import shared_core
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -46,7 +47,7 @@ class OpenVinoExporter:
         openvino = import_openvino()
         metadata = read_metadata(load_onnx(source_onnx))
         try:
-            model = openvino.Core().read_model(source_onnx)
+            model = shared_core().read_model(source_onnx)
         except RuntimeError as exc:
             raise ExportFailed(f"OpenVINO cannot take {source_onnx.name}: {_last_line(exc)}") from exc
         parent = sha256_file(source_onnx)

@@ -22,6 +22,17 @@ REMARK = (
 )
 
 
+@cache
+def shared_core() -> Any:
+    """The one ``openvino.Core`` of this process.
+
+    Each CPU plugin (2026.4) gives its thread a signal stack and takes it away at its end. Where several end in another
+    order than they began, the thread is left with one that is gone, and the next signal, such as Ctrl-C, is a
+    segmentation fault.
+    """
+    return import_module("openvino").Core()
+
+
 def exact_settings(model: Any, device_name: str = "CPU") -> dict[str, str]:
     """Properties with which a model is computed as it is quantised; none where nothing would saturate.
 
@@ -48,7 +59,7 @@ _RIGHT_SUM = _CHANNELS * _ACTIVATION * _WEIGHT
 
 def _sum_of_products(settings: dict[str, str]) -> float:
     """The largest values that a 1x1 convolution of unsigned activations and signed weights can have."""
-    openvino, operators = import_module("openvino"), import_module("openvino.opset13")
+    operators = import_module("openvino.opset13")
     images = operators.parameter([1, _CHANNELS, 8, 8], np.float32)
     low, high = np.float32(0), np.float32(_ACTIVATION)
     activations = operators.fake_quantize(images, low, high, low, high, 256)
@@ -56,6 +67,6 @@ def _sum_of_products(settings: dict[str, str]) -> float:
     scale = operators.constant(np.ones((_CHANNELS, 1, 1, 1), np.float32))
     weights = operators.multiply(operators.convert(stored, np.float32), scale)
     sums = operators.convolution(activations, weights, [1, 1], [0, 0], [0, 0], [1, 1])
-    model = openvino.Model([sums], [images])
-    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", **settings})
+    model = import_module("openvino").Model([sums], [images])
+    compiled = shared_core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", **settings})
     return float(compiled(np.full((1, _CHANNELS, 8, 8), high, np.float32))[0].min())

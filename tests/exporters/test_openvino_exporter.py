@@ -156,3 +156,22 @@ def test_both_files_are_replaced_or_none(
     with pytest.raises(StorageFailed, match="No space left"):
         OpenVinoExporter().export(student_onnx, result.path, request, BuildSettings())
     assert files_of(tmp_path) == before
+
+
+def test_a_signal_after_sessions_that_ended_in_any_order_is_heard(student_onnx: Path) -> None:
+    """Each CPU plugin of OpenVINO has a signal stack; a stack that is gone makes a signal a segmentation fault."""
+    program = (
+        "import faulthandler, os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from exporters.device_sessions import OpenVinoOnnxSession\n"
+        "faulthandler.enable()\n"
+        "first, second = (OpenVinoOnnxSession(Path(sys.argv[1]), threads=1) for _ in range(2))\n"
+        "del first\n"
+        "del second\n"
+        "signal.signal(signal.SIGTERM, lambda *_: print('heard'))\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+    done = subprocess.run(  # noqa: S603 -- our own interpreter
+        [sys.executable, "-c", program, str(student_onnx)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr
