@@ -137,7 +137,7 @@ def _blind_spots(baseline: Baseline, thresholds: Thresholds) -> Iterator[str]:
 
 
 def describe_frozen(frozen: FrozenBaseline) -> dict[str, Any]:
-    """What was frozen, as plain JSON values: rates of agreement with the teacher and of accuracy by network.
+    """The frozen baseline as plain JSON values: rates of agreement with the teacher and of accuracy by network.
 
     The agreement is on the samples that the gate of a verification looks at; null where there are none.
     """

@@ -60,7 +60,7 @@ class BenchSettings:
 
     @property
     def threads_source(self) -> str:
-        """What said so: "--threads", "OMP_NUM_THREADS" or "CPU cores of this process"."""
+        """Source of the number of threads: "--threads", "OMP_NUM_THREADS" or "CPU cores of this process"."""
         return self._resolved[1]
 
     @property

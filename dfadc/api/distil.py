@@ -238,7 +238,7 @@ def _play(training: Training, folder: RunFolder, observer: Observer) -> RunFolde
 
 
 def _status_after(end: BaseException) -> str:
-    """What became of a run that did not finish."""
+    """Status of a run that did not finish."""
     if isinstance(end, Interrupted | KeyboardInterrupt):
         return "interrupted"
     return "diverged" if isinstance(end, TrainingDiverged) else "failed"

@@ -77,7 +77,7 @@ def check_lineage(run: RunFolder, manifest: Manifest, *, changed: Collection[str
 
 
 class SamplesOrigin(NamedTuple):
-    """Whether samples hold the answers of another student than an artifact's, and notes on it."""
+    """Comparison of the samples' student with an artifact's: true where they differ, and notes on it."""
 
     is_other: bool
     notes: list[str]

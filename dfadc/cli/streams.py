@@ -26,7 +26,7 @@ _results: ContextVar[TextIO | None] = ContextVar("results", default=None)
 
 
 def result_stream() -> TextIO:
-    """Where results go: the stdout that the command was started with."""
+    """The stdout that the command was started with, which takes its results."""
     return _results.get() or sys.stdout
 
 

@@ -1,4 +1,4 @@
-"""What forward passes move, such as running statistics, and the way back where an update is skipped."""
+"""State that forward passes move, such as running statistics, and the way back where an update is skipped."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ForwardState:
 
     @torch.no_grad()
     def is_spoiled(self) -> Tensor | None:
-        """Whether a value that was finite when it was kept is not any more (scalar); None where there are none."""
+        """True (a scalar tensor) where a value that was finite when kept is not any more; None where there are none."""
         found = [
             (kept.isfinite() & ~_flat(group).isfinite()).any()
             for kept, group in zip(self._kept, self._groups, strict=True)

@@ -54,7 +54,7 @@ class ProbeReading:
 
     @property
     def collapse(self) -> str:
-        """What stands in the place of the agreement where it is worth nothing: both agree on all there is; or empty."""
+        """Text in the place of the agreement where it is worth nothing, as in a collapse; else empty."""
         if self.class_entropy >= COLLAPSED:
             return ""
         return f"collapsed: {self.num_classes} class{'es' if self.num_classes > 1 else ''}"
