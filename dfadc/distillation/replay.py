@@ -50,7 +50,7 @@ class ImageStore:
         self._overwritten = []
 
     def mark_state(self) -> dict[str, Any]:
-        """What :meth:`go_back` needs."""
+        """State that :meth:`go_back` restores."""
         return {"marked": self._marked, "overwritten": [list(each) for each in self._overwritten]}
 
     def load_mark_state(self, state: dict[str, Any]) -> None:
@@ -60,7 +60,7 @@ class ImageStore:
 
     @property
     def _tensors(self) -> tuple[Tensor, ...]:
-        """What is stored, by slot."""
+        """Stored tensors, by slot."""
         return (self.images,)
 
     def _will_overwrite(self, slots: Tensor) -> None:

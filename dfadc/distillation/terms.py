@@ -101,7 +101,7 @@ class Terms:
                 memory.end_turn()
 
     def forward_state(self) -> Iterator[Tensor]:
-        """What watching the teacher writes to."""
+        """Tensors that watching the teacher writes to."""
         if self.matching is not None:
             yield from (*self.matching.latest, self.matching.is_watched)
         if self.running is not None:

@@ -93,7 +93,7 @@ def random_images(contract: ImageContract) -> Tensor:
 
 
 def stays_contiguous(module: nn.Module) -> bool:
-    """Whether :func:`adapt` found that a network and its images must be contiguous."""
+    """True for a network that :func:`adapt` found to need contiguous weights and images."""
     hooks = (layer._forward_pre_hooks.values() for layer in module.modules())  # noqa: SLF001 -- there is no other way
     return any(_make_contiguous in each for each in hooks)
 
@@ -182,7 +182,7 @@ def _answers(module: nn.Module, images: Tensor) -> Tensor | None:
 
 
 def _takes_single_image(module: nn.Module, images: Tensor, logits: Tensor) -> bool:
-    """Whether a batch of one image gives logits of one image, as those of the whole batch are."""
+    """True where a batch of one image gives logits of one image, shaped as those of the whole batch."""
     single = _answers(module, images[:1])
     return single is not None and single.shape == (1, *logits.shape[1:])
 

@@ -56,7 +56,7 @@ def timm_preprocessing(config: Mapping[str, Any]) -> Preprocessing | None:
 
 
 def _of_timm(config: Mapping[str, Any]) -> ContractFields:
-    """What timm's ``config.json`` holds; nothing where it is another library's."""
+    """Statements of timm's ``config.json``; empty where it is another library's."""
     documented = config.get("pretrained_cfg")
     if not documented:
         return ContractFields()
@@ -66,7 +66,7 @@ def _of_timm(config: Mapping[str, Any]) -> ContractFields:
 
 
 def _of_image_processor(config: Mapping[str, Any]) -> ContractFields:
-    """What an image processor's ``preprocessor_config.json`` holds, the range of its values as part of mean and std."""
+    """Statements of an image processor's ``preprocessor_config.json``; the value range is part of mean and std."""
     known: dict[str, Any] = {}
     mean, std = config.get("image_mean"), config.get("image_std")
     if not config.get("do_normalize", True):

@@ -105,7 +105,7 @@ def _place_in_user_code(exc: BaseException) -> str:
 
 
 def _is_known(filename: str) -> bool:
-    """Whether a file is ours, torch's, of the standard library, or none at all."""
+    """True for a file of dfadc, of torch or of the standard library, and for no file at all."""
     is_ours = filename.startswith(("<", *_KNOWN[:2]))
     return is_ours or (filename.startswith(_KNOWN[2]) and not _is_installed(filename))
 
