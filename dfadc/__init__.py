@@ -5,37 +5,37 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from dfadc._version import __version__ as __version__
+
 if TYPE_CHECKING:
-    from dfadc.api.baseline import write_baseline
-    from dfadc.api.distil import Observer, load_teacher, plan_distillation, resume_distillation, run_distillation
-    from dfadc.api.export import export_student
-    from dfadc.api.verify import VerifySettings, verify_file, verify_run
     from dfadc.contract import ContractFields, ImageContract
     from dfadc.errors import DfadcError
-    from dfadc.recipe import load_recipe
-    from dfadc.run import open_run
-    from dfadc.settings import Recipe
-
-__version__ = "0.1.0"
+    from dfadc.pipeline.baseline import write_baseline
+    from dfadc.pipeline.distill import Observer, load_teacher, plan_distillation, resume_distillation, run_distillation
+    from dfadc.pipeline.export import export_student
+    from dfadc.pipeline.verify import VerifySettings, verify_file, verify_run
+    from dfadc.recipe.load import load_recipe
+    from dfadc.recipe.schema import Recipe
+    from dfadc.run_folder import open_run
 
 #: Public name -> module that defines it. Imported on first use, so that ``import dfadc`` loads no torch.
 _PUBLIC = {
     "ContractFields": "dfadc.contract",
     "DfadcError": "dfadc.errors",
     "ImageContract": "dfadc.contract",
-    "Observer": "dfadc.api.distil",
-    "Recipe": "dfadc.settings",
-    "VerifySettings": "dfadc.api.verify",
-    "export_student": "dfadc.api.export",
-    "load_recipe": "dfadc.recipe",
-    "load_teacher": "dfadc.api.distil",
-    "open_run": "dfadc.run",
-    "plan_distillation": "dfadc.api.distil",
-    "resume_distillation": "dfadc.api.distil",
-    "run_distillation": "dfadc.api.distil",
-    "verify_file": "dfadc.api.verify",
-    "verify_run": "dfadc.api.verify",
-    "write_baseline": "dfadc.api.baseline",
+    "Observer": "dfadc.pipeline.distill",
+    "Recipe": "dfadc.recipe.schema",
+    "VerifySettings": "dfadc.pipeline.verify",
+    "export_student": "dfadc.pipeline.export",
+    "load_recipe": "dfadc.recipe.load",
+    "load_teacher": "dfadc.pipeline.distill",
+    "open_run": "dfadc.run_folder",
+    "plan_distillation": "dfadc.pipeline.distill",
+    "resume_distillation": "dfadc.pipeline.distill",
+    "run_distillation": "dfadc.pipeline.distill",
+    "verify_file": "dfadc.pipeline.verify",
+    "verify_run": "dfadc.pipeline.verify",
+    "write_baseline": "dfadc.pipeline.baseline",
 }
 
 __all__ = [

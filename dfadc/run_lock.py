@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 from filelock import FileLock, Timeout
 
 from dfadc.errors import DfadcError, StorageFailed
-from dfadc.run import LOCK, RunFolder, check_claimable, refuse_several_processes
+from dfadc.run_folder import LOCK, RunFolder, check_claimable, refuse_several_processes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

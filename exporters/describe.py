@@ -10,8 +10,8 @@ from xml.etree import ElementTree as ET
 import onnx
 
 from dfadc.errors import DfadcError
-from exporters.engine_sessions import check_ir, read_sidecar
-from exporters.onnx_file import (
+from exporters.sessions.engines import check_ir, read_sidecar
+from exporters.to_onnx.file import (
     INPUT_NAME,
     METADATA_PREFIX,
     graph_inputs,

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from dfadc.errors import DfadcError, StorageFailed
 from dfadc.storage import sha256_file, write_json
-from exporters.base import FORMATS
+from exporters.exporter import FORMATS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from exporters.base import ExportResult
+    from exporters.exporter import ExportResult
 
 SCHEMA = 1
 FILE_NAME = "manifest.json"

@@ -5,19 +5,19 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, cast
 
-from exporters.base import FORMATS, unknown_value
+from exporters.exporter import FORMATS, unknown_value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from exporters.base import Exporter
+    from exporters.exporter import Exporter
 
 #: Export name -> "module:factory".
 _FACTORIES: Mapping[str, str] = {
-    "onnx": "exporters.derived_onnx:DerivedOnnxExporter",
-    "tensorrt": "exporters.tensorrt_exporter:full_tensorrt",
-    "tensorrt-rtx": "exporters.tensorrt_exporter:tensorrt_rtx",
-    "openvino": "exporters.openvino_exporter:OpenVinoExporter",
+    "onnx": "exporters.to_onnx.exporter:DerivedOnnxExporter",
+    "tensorrt": "exporters.to_tensorrt.exporter:full_tensorrt",
+    "tensorrt-rtx": "exporters.to_tensorrt.exporter:tensorrt_rtx",
+    "openvino": "exporters.to_openvino.exporter:OpenVinoExporter",
 }
 
 

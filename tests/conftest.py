@@ -21,9 +21,9 @@ from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 import dfadc
 from dfadc.contract import ImageContract
-from dfadc.models import matching
-from dfadc.models.architectures import build_architecture, resolve_architecture
-from dfadc.models.network_file import save_network
+from dfadc.networks.names import build_architecture, resolve_architecture
+from dfadc.networks.network_file import save_network
+from dfadc.teacher import identify
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from dfadc.run import RunFolder
+    from dfadc.run_folder import RunFolder
 
 #: Fixtures that only the tests of the exporters, of dense answers, and of gates use.
 pytest_plugins = ["small_student", "small_scenes", "judged_runs"]
@@ -129,14 +129,14 @@ def _translations_read_once() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def _references_built_once() -> Iterator[None]:
     """What weights are compared with, our networks and torchvision's, are the same in every test."""
-    build, build_once = matching.reference_network, functools.cache(matching.reference_network)
+    build, build_once = identify.reference_network, functools.cache(identify.reference_network)
 
     def reference_network(name: str, **settings: Any) -> nn.Module:
         is_factory = resolve_architecture(name).library == "factory"
         return (build if is_factory else build_once)(name, **settings)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(matching, "reference_network", reference_network)
+        patch.setattr(identify, "reference_network", reference_network)
         yield
 
 

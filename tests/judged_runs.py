@@ -16,7 +16,7 @@ from conftest import QUICK_RECIPE, QUICK_STUDENT, made_once
 from scipy import stats
 
 import dfadc
-from dfadc.run import RunFolder
+from dfadc.run_folder import RunFolder
 from dfadc.storage import sha256_file
 from dfadc.verification.samples import STUDENT_SHA256, SampleSet
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dfadc.contract import ImageContract
-from dfadc.run import SCHEMA, RunFolder
+from dfadc.run_folder import SCHEMA, RunFolder
 from dfadc.verification.gate import Thresholds
+from dfadc.verification.judge import ArtifactFile, artifact_not_run, verify_artifact, verify_student
 from dfadc.verification.report import build_report
-from dfadc.verification.results import ArtifactFile, artifact_not_run, verify_artifact, verify_student
 from dfadc.verification.samples import SampleSet
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from torch.nn import functional
 
 import dfadc
 from dfadc.contract import ImageContract
-from dfadc.models.architectures import build_architecture
-from dfadc.models.network_file import save_network
-from dfadc.models.outputs import answering_pixels
+from dfadc.networks.logits import answering_pixels
+from dfadc.networks.names import build_architecture
+from dfadc.networks.network_file import save_network
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from command_line import Outcome
     from numpy.typing import NDArray
 
-    from dfadc.run import RunFolder
+    from dfadc.run_folder import RunFolder
 
 #: Neither square nor a multiple of the network's strides.
 SCENE_CONTRACT = ImageContract(

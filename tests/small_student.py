@@ -10,7 +10,7 @@ from torch import nn
 from torchvision.models import mobilenet_v2
 
 from dfadc.contract import ImageContract
-from exporters.onnx_exporter import export_onnx
+from exporters.to_onnx.fp32 import export_onnx
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from exporters.base import ExportResult
+    from exporters.exporter import ExportResult
 
 
 #: Expansion, channels, repeats and stride, as in the paper's table (1801.04381, table 2), of its first blocks.

@@ -16,7 +16,7 @@ import pytest
 from dfadc.array_file import read_arrays
 from dfadc.contract import ImageContract
 from dfadc.errors import DfadcError
-from dfadc.verification.data import load_evaluation_data
+from dfadc.evaluation.labelled_images import load_evaluation_data
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,7 +67,7 @@ def test_an_unused_array_of_gigabytes_costs_no_memory(tmp_path: Path) -> None:
     program = f"""
 import sys
 from pathlib import Path
-import numpy, dfadc.verification.data as data, dfadc.contract as contract
+import numpy, dfadc.evaluation.labelled_images as data, dfadc.contract as contract
 read = data.load_evaluation_data(Path({str(path)!r}), contract.ImageContract((1, 8, 8), 3, mean=(0.25,), std=(0.5,)))
 assert len(read) == 4 and (read.images == 9).all()
 """

@@ -12,12 +12,12 @@ import pytest
 from command_line import files_of, run_command
 from crashing_model import write_crashing_model
 
-from dfadc.api.export import export_student
 from dfadc.errors import ExportFailed
-from dfadc.run import RunFolder
+from dfadc.pipeline.export import export_student
+from dfadc.run_folder import RunFolder
 from dfadc.storage import sha256_file
-from exporters.engine_sessions import check_runs
 from exporters.manifest import Manifest
+from exporters.sessions.engines import check_runs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -74,7 +74,9 @@ def test_export_opens_what_it_writes(finished_run: RunFolder, tmp_path: Path, mo
     shutil.copytree(finished_run.path, run.path)
     before = files_of(run.path)
     write_crashing_model(tmp_path / "crash.onnx")
-    monkeypatch.setattr("exporters.derived_onnx.to_checked_bytes", lambda *_: (tmp_path / "crash.onnx").read_bytes())
+    monkeypatch.setattr(
+        "exporters.to_onnx.exporter.to_checked_bytes", lambda *_: (tmp_path / "crash.onnx").read_bytes()
+    )
     outcome = run_command("export", run.path, "-e", "onnx:fp16")
     assert outcome.code == 5
     assert f"student.fp16.onnx was built and does not run: {CRASH}" in outcome.errors[0]

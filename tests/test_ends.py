@@ -12,7 +12,7 @@ from command_line import command_process, finish_command, run_command
 from conftest import QUICK_STUDENT
 
 from dfadc.errors import DfadcError, OutOfMemory, StorageFailed, memory_errors
-from dfadc.run import LOCK, RunFolder, check_claimable
+from dfadc.run_folder import LOCK, RunFolder, check_claimable
 from exporters.manifest import check_unchanged
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ Path.replace = replace_or_die
 MEBIBYTES = """
 import resource
 import torch, onnxruntime
-import dfadc.api.bench, dfadc.api.distil, exporters.sessions
+import dfadc.pipeline.bench, dfadc.pipeline.distill, exporters.sessions.onnx_runtime
 room = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() + {mebibytes} * 2**20
 resource.setrlimit(resource.RLIMIT_AS, (room, room))
 """
@@ -150,7 +150,7 @@ def test_onnx_runtime_without_memory(run_copy: RunFolder) -> None:
     program = f"""
 import numpy as np
 from pathlib import Path
-from exporters.sessions import OnnxRuntimeSession
+from exporters.sessions.onnx_runtime import OnnxRuntimeSession
 from dfadc.errors import OutOfMemory, memory_errors
 images = np.zeros((100_000, 1, 8, 8), np.float32)
 with OnnxRuntimeSession(Path({str(run_copy.artifacts / "student.onnx")!r}), batch_size=len(images)) as session:

@@ -13,11 +13,11 @@ import pytest
 from command_line import run_command
 from judged_runs import record_student
 
-from dfadc.api.distil import load_run_teacher, resume_distillation
-from dfadc.api.export import export_student
 from dfadc.errors import DfadcError
-from dfadc.models.network_file import ARCHITECTURE_KEY, read_safetensors, read_safetensors_metadata, serialise
-from dfadc.run import RunFolder
+from dfadc.networks.network_file import ARCHITECTURE_KEY, read_safetensors, read_safetensors_metadata, serialise
+from dfadc.pipeline.distill import load_run_teacher, resume_distillation
+from dfadc.pipeline.export import export_student
+from dfadc.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 #: Networks of a user's own; that they were imported shows.
 NETWORKS = """
 from pathlib import Path
-from dfadc.models.networks import find_network
+from dfadc.networks.zoo import find_network
 
 Path("imported").touch()
 

@@ -18,12 +18,12 @@ from judged_runs import checks_of, copy_of, verified
 from onnx import numpy_helper
 
 import dfadc
-from dfadc.api.gates import gate_thresholds
+from dfadc.pipeline.gates import gate_thresholds
 from dfadc.verification.gate import Thresholds
 from dfadc.verification.samples import SampleSet
 
 if TYPE_CHECKING:
-    from dfadc.run import RunFolder
+    from dfadc.run_folder import RunFolder
 
 NO_TORCH = "sys.modules['torch'] = None"
 

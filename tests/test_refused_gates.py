@@ -16,7 +16,7 @@ from dfadc.contract import ImageContract
 from dfadc.verification.baseline import Baseline
 
 if TYPE_CHECKING:
-    from dfadc.run import RunFolder
+    from dfadc.run_folder import RunFolder
 
 
 def refused(*arguments: object, code: int = 2, says: str, hint: str = "") -> None:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from report_material import RUN, judge, make_samples, reading
 
-from dfadc.verification.curves import panels_of
-from dfadc.verification.disagreements import describe_disagreements
-from dfadc.verification.html_report import render_html
+from dfadc.reporting.charts import panels_of
+from dfadc.reporting.disagreements import describe_disagreements
+from dfadc.reporting.html import render_html
 
 if TYPE_CHECKING:
     from pathlib import Path

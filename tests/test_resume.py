@@ -14,12 +14,12 @@ import pytest
 from command_line import command_process, disk_that_holds, files_of, finish_command, run_command, settings
 from conftest import QUICK_RECIPE, QUICK_STUDENT
 
-from dfadc.api.distil import Observer, load_teacher, resume_distillation, run_distillation
-from dfadc.api.export import export_student
 from dfadc.contract import ContractFields
 from dfadc.errors import DfadcError, Interrupted
-from dfadc.recipe import change_recipe, load_recipe
-from dfadc.run import RunFolder, open_run
+from dfadc.pipeline.distill import Observer, load_teacher, resume_distillation, run_distillation
+from dfadc.pipeline.export import export_student
+from dfadc.recipe.load import change_recipe, load_recipe
+from dfadc.run_folder import RunFolder, open_run
 from dfadc.storage import sha256_file
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from command_line import Outcome
 
-    from dfadc.watch import Reading
+    from dfadc.training.callbacks import Reading
 
 #: Minutes between checkpoints that make every step write one.
 ALWAYS = 1e-6

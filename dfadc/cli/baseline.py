@@ -22,8 +22,8 @@ def baseline(
     quiet: options.Quiet = False,
 ) -> None:
     """Freeze RUN's samples and what its student and artifacts answer, for `dfadc verify --baseline`."""
-    from dfadc.api.baseline import describe_frozen, write_baseline  # noqa: PLC0415 -- keeps `--help` light
-    from dfadc.run import open_run  # noqa: PLC0415
+    from dfadc.pipeline.baseline import describe_frozen, write_baseline  # noqa: PLC0415 -- keeps `--help` light
+    from dfadc.run_folder import open_run  # noqa: PLC0415
 
     frozen = write_baseline(open_run(run), out, data=data, force=force, factories=factory or ())
     described = describe_frozen(frozen)

@@ -12,7 +12,7 @@ from dfadc.cli.console import print_json, print_line, say
 from dfadc.cli.tables import print_table
 
 if TYPE_CHECKING:
-    from dfadc.api.bench import Bench, BenchRow
+    from dfadc.pipeline.bench import Bench, BenchRow
 
 
 def bench(
@@ -27,8 +27,8 @@ def bench(
     as_json: options.AsJson = False,
 ) -> None:
     """Measure the teacher and every artifact of a run, or one artifact, on this machine."""
-    from dfadc.api.bench import BenchSettings, bench_file, bench_run  # noqa: PLC0415 -- keeps `--help` light
-    from dfadc.run import open_run  # noqa: PLC0415
+    from dfadc.pipeline.bench import BenchSettings, bench_file, bench_run  # noqa: PLC0415 -- keeps `--help` light
+    from dfadc.run_folder import open_run  # noqa: PLC0415
 
     settings = BenchSettings(
         batch=batch, threads=threads, seconds=seconds, trust_teacher=trust_teacher, factories=factory or ()

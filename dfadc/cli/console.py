@@ -20,10 +20,10 @@ from dfadc.cli.tables import print_table
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from dfadc.api.distil import Observer
-    from dfadc.training import Plan
-    from dfadc.watch import Reading
-    from exporters.base import ProgressCallback
+    from dfadc.pipeline.distill import Observer
+    from dfadc.training.callbacks import Reading
+    from dfadc.training.run import Plan
+    from exporters.exporter import ProgressCallback
 
 #: Seconds between progress lines where stderr is not a terminal.
 PLAIN_INTERVAL = 10.0
@@ -49,7 +49,7 @@ def print_json(value: Any) -> None:
 
 def print_report(report: Mapping[str, Any], *, as_json: bool, verbose: bool) -> None:
     """A verification report: JSON, or a summary table and the reasons of every verdict that is not PASS."""
-    from dfadc.verification.report_text import (  # noqa: PLC0415 -- keeps `--help` light
+    from dfadc.verification.summary import (  # noqa: PLC0415 -- keeps `--help` light
         BASELINE_COLUMNS,
         COLUMNS,
         JUDGED,
@@ -134,7 +134,7 @@ def _flops(number: float) -> str:
 @contextmanager
 def terminal_observer(*, quiet: bool) -> Iterator[Observer]:
     """Shows plan and progress on stderr while a run goes on."""
-    from dfadc.api.distil import Observer  # noqa: PLC0415 -- keeps `--help` light
+    from dfadc.pipeline.distill import Observer  # noqa: PLC0415 -- keeps `--help` light
 
     def show_plan(plan: Plan) -> None:
         for line in plan_lines(plan):

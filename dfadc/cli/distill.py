@@ -17,13 +17,13 @@ from dfadc.cli.script import print_error
 from dfadc.errors import DfadcError
 
 if TYPE_CHECKING:
-    from dfadc.api.verify import VerifySettings
     from dfadc.contract import ContractFields, ImageContract
-    from dfadc.models.teacher import Teacher
-    from dfadc.run import RunFolder
-    from dfadc.settings import Recipe
+    from dfadc.pipeline.verify import VerifySettings
+    from dfadc.recipe.schema import Recipe
+    from dfadc.run_folder import RunFolder
+    from dfadc.teacher.load import Teacher
     from dfadc.verification.report import Report
-    from exporters.base import BuildSettings
+    from exporters.exporter import BuildSettings
 
 _RUN = "Run"
 #: Of a list in the teacher's contract, such as class names.
@@ -113,7 +113,7 @@ def distill(  # noqa: PLR0913, PLR0917 -- the signature is the command line
         wanted = _verification(data, baseline, gates, require or [], trust_teacher, factories)
         exports = _Exports(export, options.nodes_in_fp32(keep_fp32))
         if resume is not None:
-            from dfadc.run import open_run  # noqa: PLC0415 -- keeps `--help` light
+            from dfadc.run_folder import open_run  # noqa: PLC0415 -- keeps `--help` light
             from dfadc.run_lock import locked  # noqa: PLC0415
 
             _refuse_beside_resume(context)
@@ -133,7 +133,7 @@ def distill(  # noqa: PLR0913, PLR0917 -- the signature is the command line
             }
             given = [f"{path}={value}" for path, value in shorthand.items() if value is not None]
             fields = options.contract_fields(input_size, mean, std, num_classes, task)
-            from dfadc.recipe import load_recipe  # noqa: PLC0415 -- keeps `--help` light
+            from dfadc.recipe.load import load_recipe  # noqa: PLC0415 -- keeps `--help` light
 
             resolved = load_recipe(recipe, [*(assign or []), *given, *gates])
             loaded = _load(teacher, teacher_arch, fields, trust=trust_teacher, quiet=quiet)
@@ -169,7 +169,7 @@ class _Exports(NamedTuple):
 
     @property
     def settings(self) -> BuildSettings:
-        from exporters.base import BuildSettings  # noqa: PLC0415 -- keeps `--help` light
+        from exporters.exporter import BuildSettings  # noqa: PLC0415 -- keeps `--help` light
 
         return BuildSettings(keep_fp32=self.keep_fp32)
 
@@ -190,7 +190,7 @@ def _verification(
     trust_teacher: bool,
     factories: list[str],
 ) -> VerifySettings:
-    from dfadc.api.verify import VerifySettings  # noqa: PLC0415 -- keeps `--help` light
+    from dfadc.pipeline.verify import VerifySettings  # noqa: PLC0415 -- keeps `--help` light
 
     return VerifySettings(
         data=data,
@@ -203,7 +203,7 @@ def _verification(
 
 
 def _load(path: Path, architecture: str | None, fields: ContractFields, *, trust: bool, quiet: bool) -> Teacher:
-    from dfadc.api.distil import load_teacher  # noqa: PLC0415
+    from dfadc.pipeline.distill import load_teacher  # noqa: PLC0415
 
     teacher = load_teacher(path, architecture=architecture, fields=fields, trust=trust)
     say(
@@ -226,7 +226,7 @@ def _shown(value: object) -> str:
 
 
 def _start(job: _Job, out: Path, *, force: bool, quiet: bool) -> RunFolder:
-    from dfadc.api.distil import run_distillation  # noqa: PLC0415
+    from dfadc.pipeline.distill import run_distillation  # noqa: PLC0415
 
     with terminal_observer(quiet=quiet) as observer:
         return run_distillation(
@@ -258,9 +258,9 @@ def _refuse_beside_resume(context: typer.Context) -> None:
 
 
 def _resume(path: Path, teacher: Path | None, exports: _Exports, wanted: VerifySettings, *, quiet: bool) -> RunFolder:
-    from dfadc.api.distil import resume_distillation  # noqa: PLC0415
-    from dfadc.api.gates import recipe_to_judge_by  # noqa: PLC0415
-    from dfadc.run import open_run  # noqa: PLC0415
+    from dfadc.pipeline.distill import resume_distillation  # noqa: PLC0415
+    from dfadc.pipeline.gates import recipe_to_judge_by  # noqa: PLC0415
+    from dfadc.run_folder import open_run  # noqa: PLC0415
 
     run = open_run(path)
     recipe = recipe_to_judge_by(run.recipe, wanted.gates)
@@ -275,8 +275,8 @@ def _check_what_follows(
     exports: _Exports, wanted: VerifySettings, recipe: Recipe, contract: ImageContract, teacher_sha256: str
 ) -> None:
     """What would fail after the training fails before it."""
-    from dfadc.api.export import plan_exports  # noqa: PLC0415
-    from dfadc.api.verify import check_inputs  # noqa: PLC0415
+    from dfadc.pipeline.export import plan_exports  # noqa: PLC0415
+    from dfadc.pipeline.verify import check_inputs  # noqa: PLC0415
 
     plan_exports(exports.names, exports.settings)
     check_inputs(wanted, recipe, contract=contract, teacher_sha256=teacher_sha256)
@@ -284,15 +284,15 @@ def _check_what_follows(
 
 def _check_gates(exports: _Exports, recipe: Recipe, contract: ImageContract) -> None:
     """Refuses gates that no artifact could pass. A run that goes on is let go on: its samples are settled."""
-    from dfadc.api.export import plan_exports  # noqa: PLC0415
-    from dfadc.sample_size import check_gates_can_pass  # noqa: PLC0415
+    from dfadc.pipeline.export import plan_exports  # noqa: PLC0415
+    from dfadc.training.sample_size import check_gates_can_pass  # noqa: PLC0415
 
     requests = plan_exports(exports.names, exports.settings).requests
     check_gates_can_pass(recipe.verify, contract, {str(request.precision) for request in requests})
 
 
 def _show_plan(job: _Job, *, as_json: bool) -> None:
-    from dfadc.api.distil import plan_distillation  # noqa: PLC0415
+    from dfadc.pipeline.distill import plan_distillation  # noqa: PLC0415
 
     plan = plan_distillation(job.teacher, job.student, recipe=job.recipe, device=job.device, minutes=job.minutes)
     if as_json:
@@ -310,7 +310,7 @@ def _finish(
     run: RunFolder, exports: _Exports, wanted: VerifySettings, *, quiet: bool
 ) -> tuple[Report, DfadcError | None]:
     """The report on the student and on what could be exported, and what kept the rest from it."""
-    from dfadc.api.verify import verify_run  # noqa: PLC0415
+    from dfadc.pipeline.verify import verify_run  # noqa: PLC0415
 
     _, export_error = run_exports(
         run, exports.names, settings=exports.settings, factories=wanted.factories, quiet=quiet

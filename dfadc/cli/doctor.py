@@ -19,7 +19,7 @@ def doctor(
     as_json: options.AsJson = False,
 ) -> None:
     """Show which backends can build and run here, and how to get the missing ones."""
-    from dfadc.api.doctor import diagnose  # noqa: PLC0415 -- keeps `--help` light
+    from dfadc.pipeline.doctor import diagnose  # noqa: PLC0415 -- keeps `--help` light
 
     diagnosis = diagnose()
     if as_json:

@@ -15,9 +15,9 @@ from dfadc.cli.tables import print_table
 from dfadc.errors import DfadcError
 
 if TYPE_CHECKING:
-    from dfadc.api.export import Skipped
-    from dfadc.run import RunFolder
-    from exporters.base import BuildSettings, ExportResult
+    from dfadc.pipeline.export import Skipped
+    from dfadc.run_folder import RunFolder
+    from exporters.exporter import BuildSettings, ExportResult
 
 _ENGINES = "Engines"
 
@@ -48,8 +48,8 @@ def export(  # noqa: PLR0913, PLR0917 -- the signature is the command line
     quiet: options.Quiet = False,
 ) -> None:
     """Export the finished student of RUN."""
-    from dfadc.run import open_run  # noqa: PLC0415 -- keeps `--help` light
-    from exporters.base import BatchProfile, BuildSettings  # noqa: PLC0415
+    from dfadc.run_folder import open_run  # noqa: PLC0415 -- keeps `--help` light
+    from exporters.exporter import BatchProfile, BuildSettings  # noqa: PLC0415
 
     settings = BuildSettings(
         batch=BatchProfile() if batch is None else BatchProfile(*options.parse_batch(batch)),
@@ -88,8 +88,8 @@ def run_exports(
     Returns:
         The artifacts that were made, and the error that names those that failed.
     """
-    from dfadc.api.export import ExportObserver, export_student  # noqa: PLC0415 -- keeps `--help` light
-    from exporters.base import BuildSettings  # noqa: PLC0415
+    from dfadc.pipeline.export import ExportObserver, export_student  # noqa: PLC0415 -- keeps `--help` light
+    from exporters.exporter import BuildSettings  # noqa: PLC0415
 
     said: set[str] = set()
     results: list[ExportResult] = []

@@ -14,7 +14,7 @@ from dfadc.cli.console import print_json
 from dfadc.cli.tables import print_table
 
 if TYPE_CHECKING:
-    from dfadc.models.inspection import TeacherReport
+    from dfadc.teacher.inspect import TeacherReport
 
 
 #: Suffixes of what `dfadc export` writes.
@@ -35,7 +35,7 @@ def inspect(
     if file.suffix in _ARTIFACTS:
         _inspect_artifact(file, as_json=as_json)
         return
-    from dfadc.models.inspection import inspect_teacher  # noqa: PLC0415 -- keeps `--help` light
+    from dfadc.teacher.inspect import inspect_teacher  # noqa: PLC0415 -- keeps `--help` light
 
     fields = options.contract_fields(input_size, mean, std, num_classes, task)
     found = inspect_teacher(file, architecture=teacher_arch, fields=fields)

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from dfadc import __version__
+from dfadc._version import __version__
 from dfadc.cli.baseline import baseline
 from dfadc.cli.bench import bench
 from dfadc.cli.ci import annotate_error

@@ -16,7 +16,7 @@ recipe_app = typer.Typer(help="List and show recipes.", no_args_is_help=True)
 @keeping_stdout_for_results
 def list_recipes() -> None:
     """List the shipped recipes."""
-    from dfadc.recipe import load_recipe, recipe_names  # noqa: PLC0415 -- keeps `--help` light
+    from dfadc.recipe.load import load_recipe, recipe_names  # noqa: PLC0415 -- keeps `--help` light
 
     rows = [(name, f"{load_recipe(name).steps:,}", load_recipe(name).description) for name in recipe_names()]
     print_table(("recipe", "steps", "what it is"), rows)
@@ -28,7 +28,7 @@ def show(name: Annotated[str, typer.Argument(help="Shipped recipe or TOML file."
     """Show every field of a recipe: its value, default, bounds and meaning."""
     import json  # noqa: PLC0415
 
-    from dfadc.recipe import describe_fields, load_recipe  # noqa: PLC0415
+    from dfadc.recipe.load import describe_fields, load_recipe  # noqa: PLC0415
 
     recipe = load_recipe(name).model_dump(mode="json")
     rows = []

@@ -17,8 +17,8 @@ def report(
     verbose: options.Verbose = False,
 ) -> None:
     """Show the last verification of RUN and write report.html, .md and .json anew from what lies in its folder."""
-    from dfadc.api.report import NOT_WRITTEN, rebuild_report  # noqa: PLC0415 -- keeps `--help` light
-    from dfadc.run import open_run  # noqa: PLC0415
+    from dfadc.pipeline.report import NOT_WRITTEN, rebuild_report  # noqa: PLC0415 -- keeps `--help` light
+    from dfadc.run_folder import open_run  # noqa: PLC0415
 
     folder = open_run(run)
     rebuilt = rebuild_report(folder)

@@ -22,7 +22,7 @@ def students(
 ) -> None:
     """List student architectures with parameters and FLOPs at an input size."""
     from dfadc.contract import ImageContract  # noqa: PLC0415 -- keeps `--help` light
-    from dfadc.models.students import list_students  # noqa: PLC0415
+    from dfadc.student.build import list_students  # noqa: PLC0415
 
     size = options.parse_input_size(input_size)
     contract = ImageContract(input_size=size, num_classes=num_classes, task=task.value)

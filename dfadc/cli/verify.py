@@ -14,7 +14,7 @@ from dfadc.cli.console import print_report
 from dfadc.errors import DfadcError
 
 if TYPE_CHECKING:
-    from dfadc.api.verify import VerifySettings
+    from dfadc.pipeline.verify import VerifySettings
     from dfadc.verification.report import Report
 
 _ARTIFACT = "One artifact"
@@ -69,7 +69,7 @@ def verify(  # noqa: PLR0913, PLR0917 -- the signature is the command line
 ) -> None:
     """Verify every artifact of a run, or one artifact, on the frozen samples."""
     with ci_outputs(junit) as publish:
-        from dfadc.api.verify import VerifySettings  # noqa: PLC0415 -- keeps `--help` light
+        from dfadc.pipeline.verify import VerifySettings  # noqa: PLC0415 -- keeps `--help` light
 
         gates = options.gates(
             min_agreement=min_agreement, min_accuracy=min_accuracy, max_drop=max_drop, data=data, baseline=baseline
@@ -97,8 +97,8 @@ class _OneArtifact(NamedTuple):
 
 
 def _verify(target: Path, settings: VerifySettings, one: _OneArtifact) -> Report:
-    from dfadc.api.verify import verify_file, verify_run  # noqa: PLC0415
-    from dfadc.run import open_run  # noqa: PLC0415
+    from dfadc.pipeline.verify import verify_file, verify_run  # noqa: PLC0415
+    from dfadc.run_folder import open_run  # noqa: PLC0415
 
     if target.is_dir():
         said = [f"--{name}" for name, value in one._asdict().items() if value is not None]

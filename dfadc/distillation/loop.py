@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from dfadc.distillation.micro_batches import split_generator_batch, split_student_batch
+from dfadc.distillation.compute.micro_batches import split_generator_batch, split_student_batch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
-    from dfadc.distillation.game import Game, Lesson
-    from dfadc.distillation.student_batch import StudentBatch
+    from dfadc.distillation.images.batches import StudentBatch
+    from dfadc.distillation.objectives import Game, Lesson
 
 
 class StepLosses(NamedTuple):

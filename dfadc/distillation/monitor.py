@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dfadc.distillation.players import MONITOR
+from dfadc.distillation.state import MONITOR
 from dfadc.errors import TrainingDiverged
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from dfadc.distillation.game import Game
-    from dfadc.distillation.player import Player
+    from dfadc.distillation.objectives import Game
+    from dfadc.distillation.trainable import Player
 
 #: Images of the probe; fixed, so that its readings are comparable over the run.
 PROBE_SIZE = 256

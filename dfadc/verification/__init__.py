@@ -1,5 +1,1 @@
-"""Does an artifact still answer as its teacher does? Frozen samples, agreement with statistics, gates and reports.
-
-Nothing in this package imports torch. ``agreement`` needs numpy alone and ``gate`` the standard library alone, so both
-run unchanged on a device.
-"""
+"""Agreement with statistics, gates and verdicts; needs numpy alone, and a device kit copies this folder whole."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from dfadc.verification.dense import DenseAnswers
+from dfadc.verification.pixel_agreement import DenseAnswers
 from dfadc.verification.stored_images import to_pixels
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dfadc.verification.agreement import ClassAgreement
-    from dfadc.verification.dense import Measured, MeasuredAccuracy
     from dfadc.verification.gate import Thresholds
+    from dfadc.verification.pixel_agreement import Measured, MeasuredAccuracy
     from dfadc.verification.pixel_scores import ClassScore
 
 #: How many classes a message names before it says "and N more".

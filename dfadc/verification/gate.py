@@ -15,8 +15,8 @@ if TYPE_CHECKING:  # At run time this file needs no other: a device kit carries 
     from collections.abc import Collection, Mapping, Sequence
 
     from dfadc.verification.agreement import Coverage, Proportion
-    from dfadc.verification.dense import Measured
-    from dfadc.verification.paired import Pairs
+    from dfadc.verification.mcnemar import Pairs
+    from dfadc.verification.pixel_agreement import Measured
     from dfadc.verification.pixel_scores import PairedPixels
 
 Comparison = Literal["A", "B", "C", "D", "E"]

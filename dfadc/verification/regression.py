@@ -14,8 +14,8 @@ import numpy as np
 
 from dfadc.verification.agreement import predict
 from dfadc.verification.gate import Check, checked, ungated
-from dfadc.verification.paired import SIGNIFICANCE, Pairs, blind_below, pair
-from dfadc.verification.results import samples_of
+from dfadc.verification.judge import samples_of
+from dfadc.verification.mcnemar import SIGNIFICANCE, Pairs, blind_below, pair
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

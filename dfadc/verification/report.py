@@ -12,9 +12,9 @@ from dfadc.verification.pixel_scores import PixelScores
 
 if TYPE_CHECKING:
     from dfadc.verification.agreement import Coverage
-    from dfadc.verification.dense import Measured, MeasuredAccuracy
-    from dfadc.verification.dense_samples import Samples
-    from dfadc.verification.results import ArtifactResult, StudentResult
+    from dfadc.verification.judge import ArtifactResult, StudentResult
+    from dfadc.verification.pixel_agreement import Measured, MeasuredAccuracy
+    from dfadc.verification.pixel_samples import Samples
 
 SCHEMA = "dfadc.verification/1"
 Report = dict[str, Any]

@@ -18,7 +18,7 @@ from dfadc.contract import ImageContract
 from dfadc.errors import DfadcError
 from dfadc.storage import atomic_write
 from dfadc.verification.agreement import ALL_SOURCES
-from dfadc.verification.dense import choose_positions, class_dtype
+from dfadc.verification.pixel_agreement import choose_positions, class_dtype
 from dfadc.verification.stored_images import StoredImages, dequantise, stored_type
 
 if TYPE_CHECKING:

@@ -21,17 +21,17 @@ import torch
 from torch import nn
 
 from dfadc import load_recipe, load_teacher
-from dfadc.distillation.examiners import draw, draw_prior, train_adversary, train_prior
-from dfadc.models.network_file import load_network
-from dfadc.training import prepare
+from dfadc.networks.network_file import load_network
+from dfadc.sampling.generators import draw, draw_prior, train_adversary, train_prior
+from dfadc.training.run import prepare
 from dfadc.verification.samples import SampleSet
 from dfadc.verification.stored_images import StoredImages, dequantise, quantise
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from dfadc.distillation.players import Players
-    from dfadc.models.teacher import Teacher
+    from dfadc.distillation.state import Players
+    from dfadc.teacher.load import Teacher
 
 #: No examiner takes more than a share of its run's updates; this run is long enough for every one.
 STEPS = 100_000

@@ -23,18 +23,18 @@ from torch import nn
 
 from dfadc import load_recipe, load_teacher
 from dfadc.distillation.loop import distill
-from dfadc.finish import freeze_samples
-from dfadc.models.network_file import NetworkMetadata, load_network, save_network
+from dfadc.evaluation.labelled_images import load_evaluation_data
+from dfadc.networks.network_file import NetworkMetadata, load_network, save_network
+from dfadc.sampling.freeze import freeze_samples
 from dfadc.storage import write_json
-from dfadc.training import prepare
-from dfadc.verification.data import load_evaluation_data
-from dfadc.watch import set_samples_aside, snapshot_size, snapshot_steps
+from dfadc.training.callbacks import set_samples_aside, snapshot_size, snapshot_steps
+from dfadc.training.run import prepare
 
 if TYPE_CHECKING:
     from dfadc.distillation.loop import StepLosses
-    from dfadc.models.teacher import Teacher
-    from dfadc.training import Training
-    from dfadc.verification.data import EvaluationData
+    from dfadc.evaluation.labelled_images import EvaluationData
+    from dfadc.teacher.load import Teacher
+    from dfadc.training.run import Training
 
 
 class Run(NamedTuple):

@@ -17,8 +17,8 @@ from sklearn.datasets import load_digits
 from torch.nn import functional
 
 from dfadc import ImageContract
-from dfadc.models.architectures import build_architecture
-from dfadc.models.network_file import save_network
+from dfadc.networks.names import build_architecture
+from dfadc.networks.network_file import save_network
 
 ARCHITECTURE = "compact_resnet_16"
 NUM_TEST = 1000

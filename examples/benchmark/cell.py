@@ -13,13 +13,13 @@ from play import Played, learn_from_images, play_recipe
 from tasks import TASKS
 from train_teacher import normalise
 
-from dfadc.distillation import augmentation
-from dfadc.distillation.precision import choose_device
+from dfadc.distillation.compute.policy import choose_device
+from dfadc.distillation.images import augmentation
 from dfadc.errors import DfadcError, TrainingDiverged
-from dfadc.models.teacher import load_teacher
-from dfadc.recipe import load_recipe
-from dfadc.run import environment
-from dfadc.verification.data import EvaluationData
+from dfadc.evaluation.labelled_images import EvaluationData
+from dfadc.recipe.load import load_recipe
+from dfadc.run_folder import environment
+from dfadc.teacher.load import load_teacher
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from train_teacher import Split
 
     from dfadc.contract import ImageContract
-    from dfadc.models.teacher import Teacher
+    from dfadc.teacher.load import Teacher
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from dfadc.verification.data import EvaluationData
+    from dfadc.evaluation.labelled_images import EvaluationData
 
 BATCH_SIZE = 250
 #: Looks at the student over a run, and images of each but the last look.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from dfadc.settings import OptimizerSettings, ScheduleSettings, StudentSettings
+from dfadc.recipe.schema import OptimizerSettings, ScheduleSettings, StudentSettings
 
 
 @dataclass(frozen=True)

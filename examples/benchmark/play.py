@@ -14,19 +14,19 @@ from measure import Track, synchronise
 from methods import LEARNING, LEARNING_BATCH
 from shares import add_up, measure
 
-from dfadc.distillation import discrepancy
+from dfadc.distillation.compute.policy import choose_policy
 from dfadc.distillation.loop import distill, update_generator, update_student
-from dfadc.distillation.player import Player
-from dfadc.distillation.precision import choose_policy
+from dfadc.distillation.losses import discrepancy
+from dfadc.distillation.trainable import Player
 from dfadc.errors import DfadcError
-from dfadc.models.adaptation import place
-from dfadc.models.flops import count_flops
-from dfadc.models.students import build_student
-from dfadc.recipe import change_recipe
-from dfadc.run import claim_folder
-from dfadc.settings import ComputeSettings
-from dfadc.training import prepare
-from dfadc.watch import Watch
+from dfadc.networks.adaptation import place
+from dfadc.networks.flops import count_flops
+from dfadc.recipe.load import change_recipe
+from dfadc.recipe.schema import ComputeSettings
+from dfadc.run_folder import claim_folder
+from dfadc.student.build import build_student
+from dfadc.training.callbacks import Watch
+from dfadc.training.run import prepare
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
     from shares import Spent
     from torch import Tensor
 
-    from dfadc.distillation.game import Game
     from dfadc.distillation.loop import StepLosses
-    from dfadc.models.teacher import Teacher
-    from dfadc.settings import Recipe
-    from dfadc.watch import Reading
+    from dfadc.distillation.objectives import Game
+    from dfadc.recipe.schema import Recipe
+    from dfadc.teacher.load import Teacher
+    from dfadc.training.callbacks import Reading
 
 #: A run expected to take this much of its budget was rounded up to a step that is too long for it.
 TOLERANCE = 1.25
@@ -140,7 +140,7 @@ def learn_from_images(
 def measure_step(game: Game) -> Spent:
     """What an average step of a game takes, from one update of each player that is then undone.
 
-    Source of the order and the weights: :func:`dfadc.distillation.estimate.time_steps`.
+    Source of the order and the weights: :func:`dfadc.training.cost.time_steps`.
     """
     players, rules = game.players, game.recipe
     networks = {

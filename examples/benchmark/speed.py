@@ -25,14 +25,14 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from dfadc import ImageContract, load_recipe
-from dfadc.distillation.allocator import kept_memory
-from dfadc.distillation.estimate import time_steps
-from dfadc.distillation.game import Game
-from dfadc.distillation.generator import build_generator
-from dfadc.distillation.players import Players
-from dfadc.distillation.precision import choose_policy
-from dfadc.models.architectures import build_architecture
-from dfadc.models.flops import count_flops
+from dfadc.distillation.compute.allocator import kept_memory
+from dfadc.distillation.compute.policy import choose_policy
+from dfadc.distillation.generator.networks import build_generator
+from dfadc.distillation.objectives import Game
+from dfadc.distillation.state import Players
+from dfadc.networks.flops import count_flops
+from dfadc.networks.names import build_architecture
+from dfadc.training.cost import time_steps
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,12 +19,12 @@ from train_teacher import Split, Training, fit, measure_accuracy
 
 from dfadc.cli.script import run_as_script
 from dfadc.contract import ImageContract
-from dfadc.distillation.precision import choose_policy
+from dfadc.distillation.compute.policy import choose_policy
 from dfadc.errors import DfadcError
-from dfadc.models.architectures import build_architecture
-from dfadc.models.flops import count_parameters
-from dfadc.models.network_file import save_network
-from dfadc.settings import ComputeSettings
+from dfadc.networks.flops import count_parameters
+from dfadc.networks.names import build_architecture
+from dfadc.networks.network_file import save_network
+from dfadc.recipe.schema import ComputeSettings
 
 #: Task -> architecture of its teacher, and how that is trained.
 TEACHERS = {

@@ -25,19 +25,19 @@ from onnx import numpy_helper
 from prove_the_gate_blocks import multiply
 
 from dfadc import VerifySettings, open_run
-from dfadc.api.baseline import write_baseline
-from dfadc.api.distil import load_run_teacher
-from dfadc.api.verify import verify_file
-from dfadc.calibration import choose_calibration, load_images
-from dfadc.distillation.generator import build_generator
-from dfadc.settings import CalibrationSettings, GeneratorSettings
-from dfadc.verification.data import load_evaluation_data
+from dfadc.distillation.generator.networks import build_generator
+from dfadc.evaluation.labelled_images import load_evaluation_data
+from dfadc.pipeline.baseline import write_baseline
+from dfadc.pipeline.distill import load_run_teacher
+from dfadc.pipeline.verify import verify_file
+from dfadc.recipe.schema import CalibrationSettings, GeneratorSettings
+from dfadc.sampling.calibration import choose_calibration, load_images
+from dfadc.verification.judge import samples_of
 from dfadc.verification.regression import GATED_SOURCE
-from dfadc.verification.results import samples_of
 from dfadc.verification.samples import SampleSet
 from dfadc.verification.stored_images import dequantise, quantise
-from exporters.quantise import quantise as quantise_graph
-from exporters.sensitivity import logits_of
+from exporters.to_onnx.int8.quantise import quantise as quantise_graph
+from exporters.to_onnx.int8.sensitivity import logits_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -45,8 +45,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dfadc.contract import ImageContract
-    from dfadc.run import RunFolder
-    from dfadc.verification.data import EvaluationData
+    from dfadc.evaluation.labelled_images import EvaluationData
+    from dfadc.run_folder import RunFolder
     from dfadc.verification.stored_images import StoredImages
 
 #: Damaged at least so much on the compared samples; each try is a fifth stronger than the one before.

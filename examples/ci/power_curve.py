@@ -20,7 +20,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from scipy.stats import binom
 
-from dfadc.verification.paired import SIGNIFICANCE
+from dfadc.verification.mcnemar import SIGNIFICANCE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dfadc import ImageContract, VerifySettings, export_student, load_recipe, run_distillation, verify_run
-from dfadc.models.architectures import build_architecture
-from dfadc.models.network_file import save_network
+from dfadc.networks.names import build_architecture
+from dfadc.networks.network_file import save_network
 
 NUM_TEST = 500
 #: The paper's MNIST settings (latents of 100), but for five things: an eighth of its batch; ten student updates a step

@@ -19,24 +19,24 @@ from train_teacher import FILE_PREFIXES, read_idx
 
 from dfadc import open_run
 from dfadc.array_file import read_arrays
-from dfadc.calibration import load_images
 from dfadc.cli.script import run_as_script
 from dfadc.errors import DfadcError
+from dfadc.evaluation.labelled_images import EvaluationData, load_evaluation_data
+from dfadc.sampling.calibration import load_images
 from dfadc.verification.agreement import compare
-from dfadc.verification.data import EvaluationData, load_evaluation_data
 from dfadc.verification.stored_images import dequantise, quantise
-from exporters.base import PoolUnusable
-from exporters.onnx_file import load_onnx
-from exporters.quantise import PRESETS
-from exporters.quantise import quantise as quantise_graph
-from exporters.sensitivity import logits_of
+from exporters.exporter import PoolUnusable
+from exporters.to_onnx.file import load_onnx
+from exporters.to_onnx.int8.quantise import PRESETS
+from exporters.to_onnx.int8.quantise import quantise as quantise_graph
+from exporters.to_onnx.int8.sensitivity import logits_of
 
 if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
     from dfadc.contract import ImageContract
-    from dfadc.run import RunFolder
+    from dfadc.run_folder import RunFolder
 
 BATCH_SIZE = 500
 

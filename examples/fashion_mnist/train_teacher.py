@@ -25,12 +25,12 @@ from torchvision.datasets import FashionMNIST
 
 from dfadc.cli.script import run_as_script
 from dfadc.contract import ImageContract
-from dfadc.distillation.precision import ComputePolicy, choose_policy
+from dfadc.distillation.compute.policy import ComputePolicy, choose_policy
 from dfadc.errors import DfadcError
-from dfadc.models.architectures import build_architecture
-from dfadc.models.flops import count_flops, count_parameters
-from dfadc.models.network_file import save_network
-from dfadc.settings import ComputeSettings
+from dfadc.networks.flops import count_flops, count_parameters
+from dfadc.networks.names import build_architecture
+from dfadc.networks.network_file import save_network
+from dfadc.recipe.schema import ComputeSettings
 from dfadc.storage import atomic_write
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from dfadc.errors import DfadcError
-from dfadc.verification.image_files import SUFFIXES, open_image
-from dfadc.verification.image_folder import load_image_folder
+from dfadc.evaluation.image_files import SUFFIXES, open_image
+from dfadc.evaluation.image_folder import load_image_folder
 
 if TYPE_CHECKING:
     from experiments import Dataset

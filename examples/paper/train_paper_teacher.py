@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dfadc.cli.script import run_as_script
-from dfadc.distillation.precision import ComputePolicy, choose_device, choose_policy
-from dfadc.models.architectures import build_architecture
-from dfadc.models.network_file import save_network
-from dfadc.models.outputs import answering_pixels
-from dfadc.settings import ComputeSettings
+from dfadc.distillation.compute.policy import ComputePolicy, choose_device, choose_policy
+from dfadc.networks.logits import answering_pixels
+from dfadc.networks.names import build_architecture
+from dfadc.networks.network_file import save_network
+from dfadc.recipe.schema import ComputeSettings
 
 if TYPE_CHECKING:
     from dfadc.contract import ImageContract
-    from dfadc.models.stems import Stem
+    from dfadc.networks.stems import Stem
 
 
 def main(

@@ -15,10 +15,10 @@ from scenes import SCENES_FILE
 from train_segmenter import TEACHER_FILE
 
 from dfadc.cli.script import run_as_script
-from dfadc.models.network_file import load_network
-from dfadc.models.outputs import answering_pixels
-from dfadc.run import open_run
-from dfadc.verification.masks import load_masked_images
+from dfadc.evaluation.masks import load_masked_images
+from dfadc.networks.logits import answering_pixels
+from dfadc.networks.network_file import load_network
+from dfadc.run_folder import open_run
 from dfadc.verification.pixel_scores import PixelScores, count_pixels
 
 

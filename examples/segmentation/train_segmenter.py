@@ -19,18 +19,18 @@ from scenes import CONTRACT, FOLDER, Scenes, compose_scenes, read_garments
 from torch.nn import functional
 
 from dfadc.cli.script import run_as_script
-from dfadc.distillation.precision import choose_policy
-from dfadc.models.architectures import build_architecture
-from dfadc.models.flops import count_flops, count_parameters
-from dfadc.models.network_file import save_network
-from dfadc.models.outputs import answering_pixels
-from dfadc.settings import ComputeSettings
+from dfadc.distillation.compute.policy import choose_policy
+from dfadc.networks.flops import count_flops, count_parameters
+from dfadc.networks.logits import answering_pixels
+from dfadc.networks.names import build_architecture
+from dfadc.networks.network_file import save_network
+from dfadc.recipe.schema import ComputeSettings
 
 if TYPE_CHECKING:
     from scenes import Garments
     from torch import Tensor, nn
 
-    from dfadc.distillation.precision import ComputePolicy
+    from dfadc.distillation.compute.policy import ComputePolicy
 
 TEACHER_FILE = Path(__file__).with_name("teacher.safetensors")
 PEAK_LEARNING_RATE = 0.1

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from dfadc import ImageContract
-from dfadc.models.architectures import build_architecture
+from dfadc.networks.names import build_architecture
 from dfadc.verification.agreement import predict
 from dfadc.verification.samples import SampleSet
 from dfadc.verification.stored_images import dequantise

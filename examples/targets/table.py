@@ -20,22 +20,22 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 from students import FAMILIES, TrainedStudent, read_digits, train_student
 
-from dfadc.api.answering import Questions, ask_artifact
 from dfadc.cli.script import run_as_script
 from dfadc.errors import DfadcError, RequirementMissing, RuntimeCrashed, RuntimeRefused
+from dfadc.pipeline.inference import Questions, ask_artifact
 from dfadc.verification.agreement import ALL_SOURCES
 from dfadc.verification.gate import Thresholds, Verdict
-from dfadc.verification.report_text import table_lines
-from dfadc.verification.results import (
+from dfadc.verification.judge import (
     ArtifactFile,
     ArtifactResult,
     artifact_failed,
     artifact_not_run,
     verify_artifact,
 )
-from exporters.base import KEEP_FP32_AUTO, BuildSettings, ExportRequest, Precision
-from exporters.onnx_exporter import export_onnx
+from dfadc.verification.summary import table_lines
+from exporters.exporter import KEEP_FP32_AUTO, BuildSettings, ExportRequest, Precision
 from exporters.registry import get_exporter
+from exporters.to_onnx.fp32 import export_onnx
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -17,22 +17,22 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.nn import functional
 
-from dfadc.distillation.examiners import train_prior
 from dfadc.distillation.fake_quantise import FakeQuantiser
-from dfadc.distillation.fit import check_budget
 from dfadc.distillation.loop import StepLosses, distill, update_generator
 from dfadc.errors import DfadcError
-from dfadc.recipe import load_recipe
+from dfadc.recipe.load import load_recipe
+from dfadc.recipe.resolve import check_budget
+from dfadc.sampling.generators import train_prior
 from dfadc.verification.agreement import sqnr_db
-from exporters.onnx_exporter import export_onnx
-from exporters.onnx_file import load_onnx
-from exporters.quantise import quantise
-from exporters.sensitivity import logits_of
+from exporters.to_onnx.file import load_onnx
+from exporters.to_onnx.fp32 import export_onnx
+from exporters.to_onnx.int8.quantise import quantise
+from exporters.to_onnx.int8.sensitivity import logits_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from dfadc.distillation.game import Game
+    from dfadc.distillation.objectives import Game
 
 
 def images(count: int = 64, seed: int = 0) -> Tensor:

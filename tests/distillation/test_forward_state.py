@@ -19,7 +19,7 @@ from dfadc.distillation.monitor import MAX_SKIPPED, Monitor
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from dfadc.distillation.game import Game
+    from dfadc.distillation.objectives import Game
 
 #: Every memory that a forward pass writes to.
 REMEMBERING = (

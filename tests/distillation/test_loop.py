@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from dfadc.contract import ImageContract
 from dfadc.distillation.loop import StepLosses, distill, update_generator, update_student
-from dfadc.models.networks.lenet import lenet5, lenet5_half
+from dfadc.networks.zoo.lenet import lenet5, lenet5_half
 
 if TYPE_CHECKING:
-    from dfadc.distillation.game import Game
+    from dfadc.distillation.objectives import Game
 
 
 def play_the_paper(

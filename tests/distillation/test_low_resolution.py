@@ -12,22 +12,22 @@ from states import assert_same_state
 from torch.utils.flop_counter import FlopCounterMode
 
 from dfadc.contract import ImageContract
-from dfadc.distillation.estimate import time_steps
-from dfadc.distillation.generator import build_generator, scaled_size
+from dfadc.distillation.generator.networks import build_generator, scaled_size
 from dfadc.distillation.loop import distill
 from dfadc.errors import DfadcError
-from dfadc.models.flops import count_parameters
-from dfadc.models.network_file import save_network
-from dfadc.models.networks import NETWORKS, SEGMENTERS
-from dfadc.models.teacher import load_teacher
-from dfadc.recipe import load_recipe
-from dfadc.settings import GeneratorSettings
-from dfadc.training import prepare
+from dfadc.networks.flops import count_parameters
+from dfadc.networks.network_file import save_network
+from dfadc.networks.zoo import NETWORKS, SEGMENTERS
+from dfadc.recipe.load import load_recipe
+from dfadc.recipe.schema import GeneratorSettings
+from dfadc.teacher.load import load_teacher
+from dfadc.training.cost import time_steps
+from dfadc.training.run import prepare
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from dfadc.distillation.game import Game
+    from dfadc.distillation.objectives import Game
 
 HALF = ("steps=4", "generator.low_resolution=0.5")
 

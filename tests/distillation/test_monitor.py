@@ -27,14 +27,14 @@ from dfadc.distillation.monitor import (
     Monitor,
     ProbeReading,
 )
-from dfadc.distillation.player import Player, forget_
+from dfadc.distillation.trainable import Player, forget_
 from dfadc.errors import TrainingDiverged
-from dfadc.models.teacher import Teacher, load_teacher
+from dfadc.teacher.load import Teacher, load_teacher
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from dfadc.distillation.game import Game
+    from dfadc.distillation.objectives import Game
 
 
 def play(game: Game, steps: int = 1) -> None:

@@ -15,10 +15,10 @@ from torch import nn
 from torch.nn import functional
 
 from dfadc.errors import DfadcError
-from dfadc.models.network_file import load_network
-from dfadc.models.teacher import load_teacher
-from dfadc.recipe import load_recipe
-from dfadc.verification.data import EvaluationData
+from dfadc.evaluation.labelled_images import EvaluationData
+from dfadc.networks.network_file import load_network
+from dfadc.recipe.load import load_recipe
+from dfadc.teacher.load import load_teacher
 
 # The examples are scripts, not a package.
 sys.path.append(str(Path(__file__).resolve().parents[2] / "examples" / "benchmark"))

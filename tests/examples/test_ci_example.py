@@ -17,7 +17,7 @@ from command_line import ROOT, run_command
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from dfadc.run import RunFolder
+    from dfadc.run_folder import RunFolder
 
 EXAMPLE = ROOT / "examples" / "ci"
 

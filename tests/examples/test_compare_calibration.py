@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from command_line import Outcome
     from conftest import Digits
 
-    from dfadc.run import RunFolder
+    from dfadc.run_folder import RunFolder
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "fashion_mnist" / "compare_calibration.py"
 KINDS = ["generated images", "uniform noise", "normal noise", "real images"]

@@ -12,8 +12,8 @@ import pytest
 import torch
 from command_line import run_script
 
-from dfadc.models.flops import count_parameters
-from dfadc.models.network_file import load_network
+from dfadc.networks.flops import count_parameters
+from dfadc.networks.network_file import load_network
 
 if TYPE_CHECKING:
     from command_line import Outcome

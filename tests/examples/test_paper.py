@@ -17,20 +17,20 @@ from PIL import Image
 from torch import nn
 
 from dfadc.contract import ImageContract
-from dfadc.distillation.fit import fit_recipe
-from dfadc.distillation.game import Game
-from dfadc.distillation.generator import build_generator
+from dfadc.distillation.compute.policy import choose_policy
+from dfadc.distillation.generator.networks import build_generator
 from dfadc.distillation.loop import StepLosses, distill
-from dfadc.distillation.player import rate_factor
-from dfadc.distillation.players import Players
-from dfadc.distillation.precision import choose_policy
+from dfadc.distillation.objectives import Game
+from dfadc.distillation.state import Players
+from dfadc.distillation.trainable import rate_factor
 from dfadc.errors import DfadcError
-from dfadc.models.architectures import build_architecture
-from dfadc.models.network_file import load_network, save_network
-from dfadc.models.norm_layers import is_batch_norm_with_statistics
-from dfadc.models.outputs import with_logits
-from dfadc.models.students import build_student, check_fits, logit_size, with_logits_like
-from dfadc.recipe import load_recipe, recipe_names
+from dfadc.networks.logits import with_logits
+from dfadc.networks.names import build_architecture
+from dfadc.networks.network_file import load_network, save_network
+from dfadc.networks.norm_layers import is_batch_norm_with_statistics
+from dfadc.recipe.load import load_recipe, recipe_names
+from dfadc.recipe.resolve import fit_recipe
+from dfadc.student.build import build_student, check_fits, logit_size, with_logits_like
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "paper"
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from conftest import Digits
     from numpy.typing import NDArray
 
-    from dfadc.settings import Recipe
+    from dfadc.recipe.schema import Recipe
 
 #: Steps, batch, student's rate and decay, generator's rate, latents; then epochs at which both rates fall, and to what.
 SETTINGS = {

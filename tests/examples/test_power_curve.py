@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from command_line import run_script
 
-from dfadc.verification.paired import Pairs
+from dfadc.verification.mcnemar import Pairs
 from dfadc.verification.regression import BaselineComparison, baseline_checks
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "ci" / "power_curve.py"

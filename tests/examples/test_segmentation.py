@@ -12,10 +12,10 @@ import torch
 from command_line import run_script
 from test_fashion_mnist import write_idx
 
-from dfadc.models.network_file import load_network
-from dfadc.models.outputs import answering_pixels
-from dfadc.run import SCHEMA
-from dfadc.verification.masks import load_masked_images
+from dfadc.evaluation.masks import load_masked_images
+from dfadc.networks.logits import answering_pixels
+from dfadc.networks.network_file import load_network
+from dfadc.run_folder import SCHEMA
 from dfadc.verification.pixel_scores import PixelScores
 
 if TYPE_CHECKING:

@@ -14,11 +14,11 @@ from command_line import files_of, run_command
 from onnx import TensorProto, helper, numpy_helper
 
 from dfadc.errors import DfadcError, ExportFailed, RuntimeRefused
-from dfadc.run import RunFolder
-from exporters.base import BuildSettings, ExportRequest
-from exporters.device_kit import write_kit
+from dfadc.run_folder import RunFolder
+from exporters.exporter import BuildSettings, ExportRequest
+from exporters.kit.write import write_kit
 from exporters.registry import get_exporter
-from exporters.sessions import OnnxRuntimeSession
+from exporters.sessions.onnx_runtime import OnnxRuntimeSession
 
 if TYPE_CHECKING:
     from pathlib import Path

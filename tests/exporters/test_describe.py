@@ -13,8 +13,8 @@ from command_line import run_command
 from onnx import numpy_helper
 
 from dfadc.errors import DfadcError
-from exporters.base import BatchProfile, BuildSettings, ExportRequest
 from exporters.describe import artifact_metadata, describe_artifact
+from exporters.exporter import BatchProfile, BuildSettings, ExportRequest
 from exporters.registry import get_exporter
 
 if TYPE_CHECKING:

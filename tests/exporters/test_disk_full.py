@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from command_line import disk_that_holds, files_of, run_command
 
-from dfadc.run import RunFolder
-from exporters.base import ExportRequest
+from dfadc.run_folder import RunFolder
+from exporters.exporter import ExportRequest
 from exporters.manifest import check_unchanged
 from exporters.registry import get_exporter
 
@@ -24,7 +24,7 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from dfadc.errors import DfadcError
-from exporters.base import BuildSettings, ExportRequest
+from exporters.exporter import BuildSettings, ExportRequest
 from exporters.registry import get_exporter
 
 request, source, images, target = ExportRequest.parse(sys.argv[1]), *map(Path, sys.argv[2:])

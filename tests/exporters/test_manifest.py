@@ -13,7 +13,7 @@ from exporters.manifest import ArtifactRecord, Manifest, check_unchanged
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from exporters.base import ExportResult
+    from exporters.exporter import ExportResult
 
 
 @pytest.fixture

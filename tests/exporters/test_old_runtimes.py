@@ -16,16 +16,16 @@ from command_line import run_command
 from torch import nn
 from torchvision.models import VisionTransformer
 
-from exporters.base import BuildSettings, ExportRequest
-from exporters.derived_onnx import DerivedOnnxExporter
-from exporters.onnx_exporter import export_onnx
-from exporters.sessions import OnnxRuntimeSession
+from exporters.exporter import BuildSettings, ExportRequest
+from exporters.sessions.onnx_runtime import OnnxRuntimeSession
+from exporters.to_onnx.exporter import DerivedOnnxExporter
+from exporters.to_onnx.fp32 import export_onnx
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from dfadc.contract import ImageContract
-    from dfadc.run import RunFolder
+    from dfadc.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +37,7 @@ RUN = """\
 import sys
 from pathlib import Path
 import numpy as np
-from exporters.device_sessions import open_on_device
+from exporters.kit.device_sessions import open_on_device
 with open_on_device(Path(sys.argv[1]), "onnxruntime", threads=1) as session:
     np.save(sys.argv[3], session.run(np.load(sys.argv[2])))
 """

@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dfadc.verification.samples import SampleSet
-from exporters.base import BuildSettings, ExportRequest
-from exporters.derived_onnx import DerivedOnnxExporter
+from exporters.exporter import BuildSettings, ExportRequest
+from exporters.to_onnx.exporter import DerivedOnnxExporter
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from dfadc.run import RunFolder
+    from dfadc.run_folder import RunFolder
 
 TYPED = ("onnx:fp16", "onnx:int8", "onnx:int8:ort-cpu")
 SCRIPT = """
 import sys
 from pathlib import Path
 import numpy as np
-from exporters.base import BuildSettings, ExportRequest
+from exporters.exporter import BuildSettings, ExportRequest
 from exporters.registry import get_exporter
 
 source, folder, images, *texts = sys.argv[1:]

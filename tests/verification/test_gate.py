@@ -20,7 +20,7 @@ from dfadc.verification.gate import (
     judge_student,
     not_run,
 )
-from dfadc.verification.paired import Pairs
+from dfadc.verification.mcnemar import Pairs
 
 PASS, FAIL, NOT_RUN, NOT_GATED = Verdict.PASS, Verdict.FAIL, Verdict.NOT_RUN, Verdict.NOT_GATED
 EXACT = Agreement(2048, 2048, 0, 1.0, 0.0, math.inf, 0.0, (), 0)

@@ -33,22 +33,22 @@ def test_nothing_in_verification_needs_torch() -> None:
 
 
 def test_gates_are_standard_library_only() -> None:
-    names = ", ".join(f"dfadc.verification.{name}" for name in ("gate", "extra_gates", "paired", "reasons", "ci"))
+    names = ", ".join(f"dfadc.verification.{name}" for name in ("gate", "extra_gates", "mcnemar", "reasons"))
     run_python(f"import sys; sys.modules['numpy'] = None\nimport {names}\n")
 
 
 def test_agreement_and_gate_run_alone(tmp_path: Path) -> None:
     """As in a device kit: three files in a folder, and no dfadc."""
-    for module in (dfadc.verification.agreement, dfadc.verification.gate, dfadc.verification.paired):
+    for module in (dfadc.verification.agreement, dfadc.verification.gate, dfadc.verification.mcnemar):
         shutil.copy(str(module.__file__), tmp_path)
     program = f"""
 import sys; sys.modules['dfadc'] = None; sys.path.insert(0, {str(tmp_path)!r})
-import numpy as np, agreement, gate, paired
+import numpy as np, agreement, gate, mcnemar
 logits = np.eye(4, dtype=np.float32)[np.arange(800) % 4]
 same = agreement.compare(logits, logits)
 judgement = gate.judge_artifact(
     precision="fp16", against_student=same, against_teacher=same, student_against_teacher=same,
-    pairs=paired.Pairs(800, 800, 0, 0), coverage=agreement.measure_coverage(logits),
+    pairs=mcnemar.Pairs(800, 800, 0, 0), coverage=agreement.measure_coverage(logits),
     thresholds=gate.Thresholds(min_agreement=0.9, min_coverage=0.5),
 )
 assert judgement.verdict == "PASS", judgement

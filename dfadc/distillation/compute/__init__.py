@@ -1,0 +1,1 @@
+"""Precision, memory format, micro-batches and workarounds for slow CPU kernels."""

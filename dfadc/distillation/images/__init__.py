@@ -1,0 +1,1 @@
+"""Images of a student update: fresh, replayed and procedural ones, and their augmentation."""

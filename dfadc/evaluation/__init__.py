@@ -1,0 +1,1 @@
+"""The user's labelled images. They evaluate; they never train or select."""

@@ -1,1 +1,0 @@
-"""Teachers and students: files in, frozen or trainable networks out. Imports neither distillation nor verification."""

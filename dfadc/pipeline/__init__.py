@@ -1,0 +1,1 @@
+"""Pipeline stages, one file each, named like their commands."""

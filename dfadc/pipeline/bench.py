@@ -1,0 +1,253 @@
+"""How fast the teacher and every artifact are on this machine, side by side and with the same number of threads."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dfadc.contract import ImageContract
+from dfadc.errors import DfadcError, RequirementMissing, RuntimeCrashed, RuntimeRefused, StorageFailed, memory_errors
+from dfadc.pipeline.bench_notes import doubts, load_average, slower_in_int8
+from dfadc.pipeline.provenance import check_lineage
+from dfadc.run_lock import holding_writable_run, is_writable
+from dfadc.storage import write_json
+from exporters.benchmark import Timing, benchmark
+from exporters.describe import artifact_metadata
+from exporters.manifest import check_unchanged
+from exporters.sessions.engines import open_session
+from exporters.sessions.isolated import IsolatedSession
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from dfadc.run_folder import RunFolder
+
+SCHEMA = "dfadc.bench/1"
+TEACHER = "teacher"
+
+
+@dataclass(frozen=True, slots=True)
+class BenchSettings:
+    """How to measure.
+
+    Args:
+        batch: images a call of the throughput.
+        threads: CPU threads of every network; 0 takes OMP_NUM_THREADS, else all that this process may use.
+        seconds: for each latency and each throughput.
+        trust_teacher: whether code in the teacher file may run.
+        factories: the teacher's ``module:factory``, where one has to be imported.
+    """
+
+    batch: int = 32
+    threads: int = 0
+    seconds: float = 2.0
+    trust_teacher: bool = False
+    factories: Sequence[str] = ()
+
+    @property
+    def num_threads(self) -> int:
+        """The threads that are used, never 0."""
+        return self._resolved[0]
+
+    @property
+    def threads_source(self) -> str:
+        """Source of the number of threads: "--threads", "OMP_NUM_THREADS" or "CPU cores of this process"."""
+        return self._resolved[1]
+
+    @property
+    def _resolved(self) -> tuple[int, str]:
+        if self.threads:
+            return self.threads, "--threads"
+        # A list is for nested regions of OpenMP: the first number is that of the outermost.
+        told = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+        if told.isdecimal() and int(told):
+            return int(told), "OMP_NUM_THREADS"
+        allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        return allowed or 1, "CPU cores of this process"
+
+
+@dataclass(frozen=True, slots=True)
+class BenchRow:
+    """One network: its speed, or why it was not run.
+
+    Args:
+        name: "teacher", or the artifact's file name.
+        size_bytes: what a device must hold to run it; None for the teacher.
+        timing: None where it was not run.
+        not_run: the reason; empty where it was run.
+        reference: the teacher's speed on the same kind of device; None where nobody measured it.
+        sha256: of the artifact in the run's manifest; None for the teacher, and outside a run.
+    """
+
+    name: str
+    size_bytes: int | None
+    timing: Timing | None = None
+    not_run: str = ""
+    reference: Timing | None = None
+    sha256: str | None = None
+
+    @property
+    def speedup(self) -> float | None:
+        """The teacher's median latency over this one's."""
+        if self.timing is None or self.reference is None:
+            return None
+        return self.reference.latency_ms / self.timing.latency_ms
+
+    @property
+    def throughput_ratio(self) -> float | None:
+        """This throughput over the teacher's."""
+        if self.timing is None or self.reference is None:
+            return None
+        return self.timing.throughput / self.reference.throughput
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        measured = {} if self.timing is None else self.timing.to_dict()
+        ratios = {"speedup": self.speedup, "throughput_ratio": self.throughput_ratio}
+        facts = {"size_bytes": self.size_bytes, "sha256": self.sha256, "not_run": self.not_run or None}
+        return {**facts, **measured, **ratios}
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """Every network, measured one after the other: the teacher in this process, each artifact in one of its own.
+
+    Args:
+        settings: how it was measured.
+        rows: one a network.
+        notes: remarks on what was measured.
+    """
+
+    settings: BenchSettings
+    rows: tuple[BenchRow, ...]
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "schema": SCHEMA,
+            "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, {platform.system()}",
+            "threads": self.settings.num_threads,
+            "threads_source": self.settings.threads_source,
+            "batch": self.settings.batch,
+            "seconds": self.settings.seconds,
+            "networks": {row.name: row.to_dict() for row in self.rows},
+            "notes": list(self.notes),
+        }
+
+
+_NEED_LESS_MEMORY = memory_errors("lower --batch")
+
+
+@_NEED_LESS_MEMORY
+@holding_writable_run
+def bench_run(run: RunFolder, settings: BenchSettings | None = None) -> Bench:
+    """Measures the teacher (torch) and every artifact of a run; what cannot run here is NOT RUN with its reason.
+
+    The speeds are written into the run folder too, as ``bench.json``, for its report; a note says where they could not.
+
+    Raises:
+        DfadcError: an artifact's bytes are not those that were exported, or it is of another student than the samples.
+    """
+    settings, load = settings or BenchSettings(), load_average()
+    manifest = check_unchanged(run.path)
+    check_lineage(run, manifest)
+    images = _images(run.contract(), settings)
+    teachers = _bench_teacher(run, images, settings)
+    rows = list(teachers)
+    for record in manifest.artifacts:
+        path = run.path / record.file
+        # An engine runs on a GPU: beside the teacher on a CPU its ratio would flatter it.
+        reference = teachers[-1 if path.suffix == ".engine" else 0].timing
+        try:
+            timing = _bench_file(path, images, settings)
+        except (RequirementMissing, RuntimeRefused, RuntimeCrashed) as exc:
+            rows.append(BenchRow(path.name, record.size_bytes, not_run=exc.message, sha256=record.sha256))
+        else:
+            rows.append(BenchRow(path.name, record.size_bytes, timing, reference=reference, sha256=record.sha256))
+    timings = {row.name: row.timing for row in rows if row.timing is not None}
+    notes = doubts(timings, threads=settings.num_threads, load=load)
+    measured = Bench(settings, tuple(rows), (*notes, *slower_in_int8(manifest.artifacts, timings)))
+    try:
+        if not is_writable(run.path):
+            raise StorageFailed(f"{run.path} is not writable here")
+        write_json(run.bench, measured.to_dict())
+    except StorageFailed as exc:
+        return replace(measured, notes=(*measured.notes, f"{run.bench.name} not written: {exc.message}"))
+    return measured
+
+
+@_NEED_LESS_MEMORY
+def bench_file(artifact: Path, settings: BenchSettings | None = None) -> Bench:
+    """Measures one artifact, with no run and no teacher at hand; imports no torch.
+
+    Raises:
+        DfadcError: the artifact is damaged, or does not say what images it takes.
+        RequirementMissing, RuntimeRefused: it cannot run here.
+        RuntimeCrashed: its runtime ended the process that ran it.
+    """
+    settings, load = settings or BenchSettings(), load_average()
+    contract = artifact_metadata(artifact).get("dfadc.contract")
+    if contract is None:
+        raise DfadcError(f"{artifact} does not say what images it takes", "is it an artifact of `dfadc export`?")
+    images = _images(ImageContract.from_dict(json.loads(contract)), settings)
+    timing = _bench_file(artifact, images, settings)
+    notes = doubts({artifact.name: timing}, threads=settings.num_threads, load=load)
+    return Bench(settings, (BenchRow(artifact.name, artifact.stat().st_size, timing),), tuple(notes))
+
+
+def _images(contract: ImageContract, settings: BenchSettings) -> NDArray[np.float32]:
+    """Noise in [0, 1]: speed does not depend on what is seen."""
+    shape = (settings.batch, *contract.input_size)
+    return np.random.default_rng(0).random(shape, dtype=np.float32)
+
+
+def _bench_file(path: Path, images: NDArray[np.float32], settings: BenchSettings) -> Timing:
+    how = {"threads": settings.num_threads, "batch_size": settings.batch}
+    with IsolatedSession(open_session, path, **how) as session:
+        return session.benchmark(images, seconds=settings.seconds)
+
+
+def _bench_teacher(run: RunFolder, images: NDArray[np.float32], settings: BenchSettings) -> tuple[BenchRow, ...]:
+    """The teacher on the CPU and, where torch sees one, on the GPU."""
+    import torch  # noqa: PLC0415 - artifacts need none
+
+    from dfadc.networks.logits import answering_pixels  # noqa: PLC0415
+    from dfadc.pipeline.distill import load_run_teacher  # noqa: PLC0415
+    from exporters.sessions.onnx_runtime import TorchSession  # noqa: PLC0415
+
+    try:
+        teacher = load_run_teacher(run, trust=settings.trust_teacher, factories=settings.factories)
+    except DfadcError as exc:
+        return (BenchRow(TEACHER, None, not_run=f"{exc.message} ({exc.hint})" if exc.hint else exc.message),)
+    network, rows = answering_pixels(teacher.module, teacher.contract).eval(), []
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        with (
+            _torch_threads(settings.num_threads),
+            TorchSession(network, device, batch_size=settings.batch) as session,
+        ):
+            timing = benchmark(session, images, seconds=settings.seconds)
+        name = TEACHER if device == "cpu" else f"{TEACHER} ({device})"
+        rows.append(BenchRow(name, None, timing, reference=timing))
+    return tuple(rows)
+
+
+@contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    import torch  # noqa: PLC0415
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

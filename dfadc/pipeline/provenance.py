@@ -1,0 +1,145 @@
+"""Hashes that tie a run's student, samples and artifacts together. Imports no torch."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple
+
+from dfadc.errors import DfadcError
+from dfadc.storage import sha256_file
+from dfadc.verification.samples import SCHEMA, STUDENT_SHA256, TEACHER_SHA256, read_archive
+from exporters.describe import artifact_metadata
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+    from pathlib import Path
+
+    from dfadc.run_folder import RunFolder
+    from dfadc.verification.pixel_samples import Samples
+    from exporters.manifest import ArtifactRecord, Manifest
+
+
+def check_student(run: RunFolder) -> list[str]:
+    """Compares the student's file with the one whose answers the samples hold.
+
+    Returns:
+        A note where the samples are of an earlier version, which did not record it.
+
+    Raises:
+        DfadcError: it is another file, or the samples cannot be read.
+    """
+    if not run.samples.exists():
+        return []
+    metadata, _ = read_archive(run.samples, (), schema=SCHEMA, what="sample file")
+    recorded = dict(metadata.get("provenance") or {}).get(STUDENT_SHA256)
+    if recorded is None:
+        return [f"{run.samples.name} does not record whose answers it holds: {run.student.name} may be another student"]
+    actual = sha256_file(run.student)
+    if actual != recorded:
+        raise DfadcError(
+            f"{run.student} is not the student whose answers {run.samples} holds: sha256 {actual[:12]}…, recorded "
+            f"{str(recorded)[:12]}…",
+            "put the student and the samples of one run together again, or distil anew",
+        )
+    return []
+
+
+def check_lineage(run: RunFolder, manifest: Manifest, *, changed: Collection[str] = ()) -> list[str]:
+    """Compares student, samples and artifacts with each other: all must be of one student.
+
+    Args:
+        run: a finished run.
+        manifest: the artifacts.
+        changed: files of artifacts that are not those that were exported, of which nothing is read.
+
+    Returns:
+        Notes on what no hash is recorded of.
+
+    Raises:
+        DfadcError: a file is of another student.
+    """
+    notes = check_student(run)
+    actual, unknown = sha256_file(run.student), []
+    records = {record.sha256: record for record in manifest.artifacts if record.file not in changed}
+    for record in records.values():
+        made_of = _student_behind(record, records, run.path)
+        if made_of is None:
+            unknown.append(record.file)
+        elif made_of != actual:
+            raise DfadcError(
+                f"{run.path / record.file} was made of another student: sha256 {made_of[:12]}…, {run.student} has "
+                f"{actual[:12]}…",
+                f"export {record.exporter}:{record.requested_precision} again",
+            )
+    if unknown:
+        notes.append(f"{', '.join(unknown)}: of which student is not recorded")
+    return notes
+
+
+class SamplesOrigin(NamedTuple):
+    """Comparison of the samples' student with an artifact's: true where they differ, and notes on it."""
+
+    is_other: bool
+    notes: list[str]
+
+
+def check_samples(
+    samples: Samples, path: Path, artifact: Path, form: Mapping[str, str], export_gates: Collection[str]
+) -> SamplesOrigin:
+    """Compares the networks that answered samples with those that an artifact comes from.
+
+    Args:
+        samples: of ``path``.
+        path: their file.
+        artifact: to be judged on them.
+        form: its metadata.
+        export_gates: those of comparison A that are on, which is with the student that answered the samples.
+
+    Raises:
+        DfadcError: another teacher answered them, or another student and comparison A has gates.
+    """
+    taught_by, answered_by = form.get("dfadc.teacher_sha256"), samples.recorded(TEACHER_SHA256)
+    if taught_by is not None and answered_by is not None and taught_by != answered_by:
+        raise DfadcError(
+            f"{path} are samples of another teacher: sha256 {answered_by[:12]}…, {artifact.name} was taught by "
+            f"{taught_by[:12]}…",
+            "pass samples of the artifact's teacher",
+        )
+    made_of, student = student_of(artifact, form), samples.recorded(STUDENT_SHA256)
+    if made_of is None or student is None:
+        who = artifact if made_of is None else path
+        note = f"{who.name} does not record its student: comparison A may be with another than the artifact's"
+        return SamplesOrigin(is_other=False, notes=[note])
+    if made_of == student:
+        return SamplesOrigin(is_other=False, notes=[])
+    found = (
+        f"{path} are samples of another student: sha256 {student[:12]}…, {artifact.name} was made of {made_of[:12]}…"
+    )
+    if export_gates:
+        flags = " ".join(f"--set {gate}=off" for gate in export_gates)
+        raise DfadcError(
+            found, f"pass samples.npz of its own run; or judge its agreement with the teacher alone: {flags}"
+        )
+    return SamplesOrigin(is_other=True, notes=[f"{found}; it is judged beside the teacher alone"])
+
+
+def student_of(artifact: Path, form: Mapping[str, str]) -> str | None:
+    """SHA-256 of the student that an artifact says it was made of; None where it does not say."""
+    made_of = form.get("dfadc.student_sha256")
+    if made_of is None and artifact.suffix == ".onnx" and form.get("dfadc.precision") == "fp32":
+        return form.get("dfadc.parent_sha256")  # all that earlier versions wrote
+    return made_of
+
+
+def _student_behind(record: ArtifactRecord, records: Mapping[str, ArtifactRecord], folder: Path) -> str | None:
+    """SHA-256 of an artifact's student: what it says, else what the artifact says that it was made of, and so on."""
+    seen: set[str] = set()
+    current: ArtifactRecord | None = record
+    while current is not None and current.sha256 not in seen:
+        seen.add(current.sha256)
+        path = folder / current.file
+        with suppress(DfadcError):  # nobody here can read it: its parent may still say it
+            if (made_of := student_of(path, artifact_metadata(path))) is not None:
+                return made_of
+        current = records.get(current.parent_sha256 or "")
+    return None

@@ -1,0 +1,180 @@
+"""The last stage: a run's verification as files that a person can read, made from what lies in the run folder.
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+from dfadc.errors import DfadcError, StorageFailed
+from dfadc.recipe.load import load_recipe
+from dfadc.reporting.details import listed_classes, numbered_class, render_details, shown_source
+from dfadc.reporting.disagreements import describe_disagreements
+from dfadc.run_lock import holding_writable_run, is_writable
+from dfadc.storage import atomic_write_text, write_json
+from dfadc.verification.pixel_samples import DenseSampleSet, Samples, load_samples
+from dfadc.verification.report import SCHEMA, Report
+from dfadc.verification.samples import SampleSet
+from dfadc.verification.summary import render_markdown
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from dfadc.run_folder import RunFolder
+    from exporters.manifest import Manifest
+
+#: What a report repeats of run.json.
+_RECORDED = (
+    *("command", "started", "seconds", "teacher", "student", "contract", "seed", "device", "precision", "threads"),
+    *("versions", "python", "platform", "git_commit", "notes"),
+)
+#: Notes of the training that a report repeats, the first ones.
+MAX_NOTES = 20
+#: Beginning of a report's note on a folder that could not take it.
+NOT_WRITTEN = "report not written"
+
+
+def write_report(run: RunFolder, report: Report, samples: Samples | None) -> Report:
+    """Completes a verification's report from the run folder and writes it in every form, where that can be.
+
+    Args:
+        run: the run that was verified.
+        report: of :func:`dfadc.verification.report.build_report`.
+        samples: those of the report; None where they are no longer there, and nothing can be shown of them.
+
+    Returns:
+        The report with ``disagreements``, ``curves`` and ``bench``, and a note where a file could not be written: the
+        verdict does not depend on it.
+
+    Raises:
+        DfadcError: ``bench.json`` cannot be read.
+    """
+    readings = [line for line in run.read_metrics() if isinstance(line, dict)]
+    report = dict(report)
+    if isinstance(samples, SampleSet):
+        report["disagreements"] = describe_disagreements(samples, report["gate"]["source"])
+    report["curves"] = _describe_training(readings)
+    report["bench"] = _speeds(run, report)
+    try:
+        _write_files(run, report, samples, readings)
+    except StorageFailed as exc:
+        note = f"{NOT_WRITTEN}: {exc.message} ({exc.hint})"
+        return {**report, "notes": [*report.get("notes", ()), note]}
+    return report
+
+
+@holding_writable_run
+def rebuild_report(run: RunFolder) -> Report:
+    """The last verification of a run, in every form, from its folder.
+
+    Raises:
+        DfadcError: there is no report that this dfadc reads, or it judged other samples than lie in the folder.
+    """
+    report = _read_json(run.report_json, f"make it: dfadc verify {run.path}")
+    schema = report.get("schema") if isinstance(report, dict) else None
+    if schema != SCHEMA:
+        raise DfadcError(
+            f"{run.report_json} has schema {schema!r}, this dfadc reads {SCHEMA!r}",
+            f"make it anew: dfadc verify {run.path}",
+        )
+    samples = load_samples(run.samples) if run.samples.exists() else None
+    if samples is not None and samples.sha256 != report["samples"]["sha256"]:
+        raise DfadcError(
+            f"{run.samples} is not the sample set that {run.report_json.name} judged",
+            f"judge this one: dfadc verify {run.path}",
+        )
+    return write_report(run, report, samples)
+
+
+def describe_run(run: RunFolder, manifest: Manifest) -> dict[str, Any]:
+    """What a run was made by and of, as plain JSON values: its record, its recipe, and its artifacts as verified."""
+    record = run.record()
+    described = {name: record.get(name) for name in _RECORDED}
+    described["teacher"] = {name: value for name, value in record["teacher"].items() if name != "path"}
+    return {
+        "name": run.path.resolve().name,
+        **described,
+        "recipe": load_recipe(run.recipe).model_dump(mode="json"),
+        "artifacts": [dataclasses.asdict(artifact) for artifact in manifest.artifacts],
+    }
+
+
+def _describe_training(readings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The last reading, and what the training said about trouble. NaN and infinity become null: JSON has neither."""
+    last = readings[-1] if readings else {}
+    numbers = {name: value for name, value in last.items() if isinstance(value, int | float)}
+    notes = [f"step {reading.get('step')}: {reading['note']}" for reading in readings if reading.get("note")]
+    return {
+        "readings": len(readings),
+        "last": {name: value if math.isfinite(value) else None for name, value in numbers.items()},
+        "notes": notes[:MAX_NOTES],
+        "num_notes": len(notes),
+    }
+
+
+def _speeds(run: RunFolder, report: Report) -> dict[str, Any] | None:
+    """The measured speeds, but for those of artifacts that were exported anew since; None where none were measured."""
+    if not run.bench.exists():
+        return None
+    bench = _read_json(run.bench, f"measure anew: dfadc bench {run.path}")
+    verified = {file["sha256"] for file in report["run"].get("artifacts") or []}
+    try:
+        networks = {
+            name: speed
+            for name, speed in bench["networks"].items()
+            if name not in report["artifacts"] or speed["sha256"] in verified
+        }
+    except (AttributeError, KeyError, TypeError) as exc:
+        raise DfadcError(f"{run.bench} holds no speeds: {exc!r}", f"measure anew: dfadc bench {run.path}") from exc
+    return {**bench, "networks": networks}
+
+
+def _write_files(
+    run: RunFolder, report: Report, samples: Samples | None, readings: Sequence[Mapping[str, Any]]
+) -> None:
+    """The report in every form.
+
+    Raises:
+        StorageFailed: the folder is not writable, or its disk is full.
+    """
+    if not is_writable(run.path):
+        raise StorageFailed(f"{run.path} is not writable here", "make it writable, or copy the run")
+    write_json(run.report_json, report)
+    atomic_write_text(run.report_md, f"{render_markdown(report)}\n{render_details(report)}")
+    _draw(run, report, samples, readings)
+
+
+def _draw(run: RunFolder, report: Report, samples: Samples | None, readings: Sequence[Mapping[str, Any]]) -> None:
+    """The page and the pictures. A picture of which nothing is left to draw is removed, not kept from before."""
+    # Drawing takes a second to import: commands that draw nothing do without.
+    from dfadc.reporting.charts import panels_of, write_curves  # noqa: PLC0415
+    from dfadc.reporting.html import render_html  # noqa: PLC0415
+    from dfadc.reporting.pictures import displayable, samples_by_class, write_sample_sheet  # noqa: PLC0415
+    from dfadc.reporting.scenes import scene_rows  # noqa: PLC0415
+
+    panels = panels_of(readings)
+    if panels:
+        write_curves(run.curves_png, panels)
+    else:
+        run.curves_png.unlink(missing_ok=True)
+    if isinstance(samples, DenseSampleSet) and len(samples):
+        write_sample_sheet(run.samples_png, scene_rows(samples, report["gate"]["source"]))
+    elif isinstance(samples, SampleSet) and len(samples):
+        classes = [entry["class"] for entry in listed_classes(report)]
+        chosen = samples_by_class(samples, shown_source(report), classes)
+        rows = {numbered_class(report, index): displayable(samples.images[at]) for index, at in chosen.items()}
+        write_sample_sheet(run.samples_png, rows)
+    else:
+        run.samples_png.unlink(missing_ok=True)
+    atomic_write_text(run.report_html, render_html(report, samples=samples, panels=panels))
+
+
+def _read_json(path: Any, hint: str) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as exc:
+        raise DfadcError(f"cannot read {path}: {exc}", hint) from exc

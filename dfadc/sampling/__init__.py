@@ -1,0 +1,1 @@
+"""Images made after training, for verification and INT8 calibration."""

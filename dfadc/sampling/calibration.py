@@ -1,0 +1,157 @@
+"""Which generated images INT8 is calibrated with, and ``calibration.npz``, the file that holds them. Free of torch."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from dfadc.array_file import read_arrays
+from dfadc.errors import DfadcError
+from dfadc.sampling.class_balance import take_turns
+from dfadc.storage import atomic_write
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from dfadc.recipe.schema import CalibrationSettings
+    from dfadc.verification.stored_images import StoredImages
+
+_ARRAYS = ("images", "source", "sources", "classes")
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Images that INT8 is calibrated with; in random order, so that any stretch of them is a sample of all.
+
+    Args:
+        images: (N, C, H, W) as :func:`dfadc.verification.stored_images.quantise` stores them.
+        source: (N,) int8 index into ``sources``.
+        sources: names of the sources, e.g. ``("reservoir", "generator", "prior")``.
+        classes: (N,) int64, the teacher's answer to each image.
+        notes: what was not as the recipe asks, for a person to read; not part of the file.
+    """
+
+    images: StoredImages
+    source: npt.NDArray[np.int8]
+    sources: tuple[str, ...]
+    classes: npt.NDArray[np.int64]
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def save(self, path: Path) -> None:
+        """Writes the images, whole or not at all; the same images give the same bytes.
+
+        Raises:
+            StorageFailed: the file cannot be written.
+        """
+        arrays = {name: np.asarray(getattr(self, name)) for name in _ARRAYS}
+        with atomic_write(path) as temporary, temporary.open("wb") as stream:
+            np.savez(stream, allow_pickle=False, **arrays)
+
+
+def load_images(path: Path, *, input_size: tuple[int, int, int]) -> StoredImages:
+    """The images (N, C, H, W) of a ``calibration.npz``, as they are stored.
+
+    Args:
+        path: the file.
+        input_size: (C, H, W) that the images must have.
+
+    Raises:
+        DfadcError: the file is missing or damaged, or its images are others.
+    """
+    remake = "a finished run holds it as calibration.npz: take it from there again"
+    try:
+        images: StoredImages = read_arrays(path, ("images",))["images"]
+    except (OSError, KeyError, ValueError) as exc:
+        raise DfadcError(f"cannot read the calibration images in {path}: {exc}", remake) from exc
+    if images.ndim != 4 or images.shape[1:] != input_size or images.dtype not in (np.uint8, np.float16):
+        found = f"images of {images.shape[1:]}, {images.dtype}"
+        raise DfadcError(f"{path} holds {found}; expected {input_size}, uint8 or float16", remake)
+    return images
+
+
+def choose_calibration(
+    candidates: Mapping[str, StoredImages],
+    teacher_logits: Mapping[str, npt.NDArray[np.float32]],
+    *,
+    settings: CalibrationSettings,
+    exclude: StoredImages,
+) -> Calibration:
+    """Chooses images from several sources, evenly over the teacher's classes within each.
+
+    Each source gives its share; where it has too few, the others fill up in the order of ``candidates``, and a note
+    says so. A source whose share is 0 gives nothing. Of images that occur twice the first is used.
+
+    Args:
+        candidates: images (N, C, H, W) of each source as they are stored, the earlier ones preferred.
+        teacher_logits: (N, K) of each source; an image with a logit that is not finite is left out.
+        settings: how many images, and the share of each source.
+        exclude: stored images that must not be among them: the verification samples.
+    """
+    seen = set(_digests(exclude))
+    shares = {name: settings.shares[name] for name in candidates}
+    ranked = {
+        name: _ranked(images, teacher_logits[name], seen) if shares[name] else [] for name, images in candidates.items()
+    }
+    available = [len(indices) for indices in ranked.values()]
+    wanted = _quotas(list(shares.values()), settings.num_images)
+    taken = _fill(wanted, available, settings.num_images)
+    chosen = {name: indices[:count] for (name, indices), count in zip(ranked.items(), taken, strict=True)}
+    # Whoever holds every n-th image out must not hold out some classes and sources only.
+    order = np.random.default_rng(0).permutation(sum(taken))
+    return Calibration(
+        images=np.concatenate([candidates[name][indices] for name, indices in chosen.items()])[order],
+        source=np.repeat(np.arange(len(chosen), dtype=np.int8), taken)[order],
+        sources=tuple(chosen),
+        classes=np.concatenate([teacher_logits[name][indices].argmax(1) for name, indices in chosen.items()])[order],
+        notes=_notes(list(chosen), wanted, available, settings.num_images),
+    )
+
+
+def _ranked(images: StoredImages, logits: npt.NDArray[np.float32], seen: set[bytes]) -> list[int]:
+    """Indices of the usable images that are not in ``seen``, the classes taking turns; ``seen`` grows by them."""
+    usable = []
+    for index, digest in enumerate(_digests(images)):
+        if digest not in seen and np.isfinite(logits[index]).all():
+            seen.add(digest)
+            usable.append(index)
+    return [usable[position] for position in take_turns(logits[usable].argmax(axis=1).tolist())]
+
+
+def _quotas(shares: Sequence[float], count: int) -> list[int]:
+    """Whole numbers in proportion to ``shares`` (which add up to 1) whose sum is ``count``."""
+    ends = [round(share * count) for share in accumulate(shares)]
+    return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def _fill(wanted: Sequence[int], available: Sequence[int], total: int) -> list[int]:
+    """What is wanted of each source, as far as it goes; the first that have more make up ``total``."""
+    taken = [min(pair) for pair in zip(wanted, available, strict=True)]
+    for position, stock in enumerate(available):
+        taken[position] += min(total - sum(taken), stock - taken[position])
+    return taken
+
+
+def _notes(names: Sequence[str], wanted: Sequence[int], available: Sequence[int], total: int) -> tuple[str, ...]:
+    short = [
+        f"{name}: {stock} usable images, {count} wanted"
+        for name, count, stock in zip(names, wanted, available, strict=True)
+        if stock < count
+    ]
+    if sum(available) < total:
+        short.append(f"{sum(available)} calibration images in all, {total} wanted")
+    return tuple(short)
+
+
+def _digests(images: StoredImages) -> Iterator[bytes]:
+    """What tells one stored image from another: 16 bytes each, for the images themselves may be large."""
+    for image in images:
+        yield hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()

@@ -1,0 +1,1 @@
+"""Teacher: from a file to a frozen network with its image contract."""

@@ -1,0 +1,246 @@
+"""What a teacher file is, as far as it can be told without running any code of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from dfadc.contract import ContractFields
+from dfadc.errors import DfadcError
+from dfadc.networks.flops import count_flops, count_parameters
+from dfadc.networks.names import resolve_architecture
+from dfadc.networks.norm_layers import NormLayer, find_norm_layers
+from dfadc.networks.user_code import UserCodeFailed
+from dfadc.preprocessing import Preprocessing
+from dfadc.storage import sha256_file
+from dfadc.teacher.file_kind import CODE_KINDS, FileKind, describe_unknown, sniff_kind
+from dfadc.teacher.plan import TeacherPlan, build_planned_module, freeze_, plan_teacher
+from dfadc.teacher.probe import run_dry
+from dfadc.teacher.read import TeacherFile, read_teacher_file
+from dfadc.teacher.safe_globals import list_unsafe_globals
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """A value that could not be told, and why."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        return f"unknown, because {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherReport:
+    """Everything that ``dfadc inspect`` shows of a teacher file.
+
+    Args:
+        path: the file.
+        kind: by bytes.
+        size_bytes: of the file.
+        sha256: of the file's bytes.
+        safety: whether loading it runs code.
+        foreign_globals: what its pickle names beyond plain tensors.
+        architecture: canonical name or class.
+        stem: of the network.
+        num_parameters: of the network, or of the weights where no network could be built.
+        flops: floating-point operations for one image, 2 for each multiply-add.
+        norm_layers: all normalisation layers.
+        contract: field -> value.
+        contract_sources: field -> where its value came from.
+        outputs: what a dry run on random images told.
+        notes: what was decided or looks odd.
+    """
+
+    path: Path
+    kind: FileKind
+    size_bytes: int
+    sha256: str
+    safety: str
+    foreign_globals: tuple[str, ...]
+    architecture: str | Unknown
+    stem: str | Unknown
+    num_parameters: int | Unknown
+    flops: int | Unknown
+    norm_layers: tuple[NormLayer, ...] | Unknown
+    contract: Mapping[str, object]
+    contract_sources: Mapping[str, str]
+    outputs: str | Unknown
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; what is unknown reads ``unknown, because …``."""
+        layers = self.norm_layers
+        return {
+            "path": str(self.path),
+            "kind": str(self.kind),
+            "size_bytes": self.size_bytes,
+            "sha256": self.sha256,
+            "safety": self.safety,
+            "foreign_globals": list(self.foreign_globals),
+            "architecture": _plain(self.architecture),
+            "stem": _plain(self.stem),
+            "num_parameters": _plain(self.num_parameters),
+            "flops": _plain(self.flops),
+            "norm_layers": str(layers) if isinstance(layers, Unknown) else [_layer_dict(layer) for layer in layers],
+            "contract": {name: _plain(value) for name, value in self.contract.items()},
+            "contract_sources": dict(self.contract_sources),
+            "outputs": _plain(self.outputs),
+            "notes": list(self.notes),
+        }
+
+
+def inspect_teacher(
+    path: Path | str, *, architecture: str | None = None, fields: ContractFields | None = None
+) -> TeacherReport:
+    """Reports on a teacher file of any kind without running code of it.
+
+    Args:
+        path: the file.
+        architecture: as for ``load_teacher``.
+        fields: as for ``load_teacher``.
+
+    Raises:
+        DfadcError: there is no such file, it cannot be read, or it is a damaged archive; or the code of a factory that
+            ``architecture`` names fails.
+    """
+    path = Path(path)
+    kind = sniff_kind(path)
+    basis = TeacherReport(
+        path=path,
+        kind=kind,
+        size_bytes=path.stat().st_size,
+        sha256=sha256_file(path),
+        safety=_describe_safety(path, kind),
+        foreign_globals=_foreign_globals(path, kind),
+        **_all_unknown("the file was not opened"),
+    )
+    try:
+        contents = read_teacher_file(path)
+    except DfadcError as exc:
+        return replace(basis, **_all_unknown(exc.message))
+    basis = replace(basis, notes=contents.notes, num_parameters=_num_weights(contents))
+    try:
+        plan = plan_teacher(contents, architecture=architecture, fields=fields or ContractFields())
+    except DfadcError as exc:
+        reason = _reason(exc, architecture)
+        unknown = {key: value for key, value in _all_unknown(reason).items() if key != "num_parameters"}
+        return replace(basis, **unknown)
+    return _inspect_planned(contents, plan, basis, architecture)
+
+
+def _inspect_planned(
+    contents: TeacherFile, plan: TeacherPlan, basis: TeacherReport, architecture: str | None
+) -> TeacherReport:
+    """Fills in what the network itself tells, as far as it can be built."""
+    report = replace(
+        basis,
+        architecture=plan.architecture,
+        stem=plan.stem,
+        contract=_contract_values(plan.fields, "no source says it"),
+        contract_sources=plan.sources,
+        notes=plan.notes,
+    )
+    try:
+        module = freeze_(build_planned_module(contents, plan))
+    except DfadcError as exc:
+        unknown = Unknown(_reason(exc, architecture))
+        return replace(report, flops=unknown, norm_layers=unknown, outputs=unknown)
+    report = replace(report, num_parameters=count_parameters(module), norm_layers=find_norm_layers(module))
+    try:
+        size = plan.known_input_size()
+        tried = run_dry(module, plan.fields, size)
+    except DfadcError as exc:
+        unknown = Unknown(_reason(exc, architecture))
+        return replace(report, flops=unknown, outputs=unknown)
+    flops = count_flops(module, size)
+    known = replace(plan.fields, num_classes=tried.num_classes, task=tried.task)
+    return replace(
+        report,
+        flops=Unknown("it could not be counted") if flops is None else flops,
+        outputs=f"finite logits of {tried.num_classes} classes ({tried.task}), with a gradient to the images",
+        contract=_contract_values(known, "no source says it"),
+        contract_sources={"num_classes": "shape of the outputs", "task": "shape of the outputs", **plan.sources},
+        notes=(*report.notes, *tried.warnings),
+    )
+
+
+def _reason(exc: DfadcError, architecture: str | None) -> str:
+    """Why something is unknown. What the code of a factory raises that the user named is raised."""
+    is_factory = architecture is not None and resolve_architecture(architecture).library == "factory"
+    if is_factory and isinstance(exc, UserCodeFailed):
+        raise exc
+    return exc.message
+
+
+def _describe_safety(path: Path, kind: FileKind) -> str:
+    if kind is FileKind.SAFETENSORS:
+        return "safe: holds tensors only"
+    if kind in (FileKind.CHECKPOINT, FileKind.LEGACY_CHECKPOINT):
+        return "read by torch's safe unpickler: only tensors and layer classes of torch, torchvision and timm"
+    if kind in CODE_KINDS:
+        return "is code: loading it can run anything, so it needs --trust-teacher; it was not loaded"
+    if kind is FileKind.UNKNOWN:
+        return f"not loaded: {describe_unknown(path)}"
+    return "not loaded: this kind cannot be a teacher, for it has no gradients"
+
+
+def _foreign_globals(path: Path, kind: FileKind) -> tuple[str, ...]:
+    if kind is not FileKind.CHECKPOINT:
+        return ()
+    try:
+        return tuple(list_unsafe_globals(path))
+    except (EOFError, KeyError, RuntimeError, ValueError):
+        # A damaged pickle: opening the file gives the reason.
+        return ()
+
+
+def _all_unknown(reason: str) -> dict[str, Any]:
+    unknown = Unknown(reason)
+    names = ("architecture", "stem", "num_parameters", "flops", "norm_layers", "outputs")
+    return {
+        **dict.fromkeys(names, unknown),
+        "contract": _contract_values(ContractFields(), reason),
+        "contract_sources": {},
+    }
+
+
+def _contract_values(fields: ContractFields, reason: str) -> dict[str, object]:
+    names = ("input_size", "num_classes", "mean", "std", "class_names", "task", "preprocessing")
+    found = {name: getattr(fields, name) for name in names}
+    return {name: Unknown(reason) if value is None else value for name, value in found.items()}
+
+
+def _num_weights(contents: TeacherFile) -> int:
+    """Parameters by the weights alone: floating-point tensors that are no running statistics."""
+    if isinstance(contents.module, nn.Module):
+        return count_parameters(contents.module)
+    weights: Mapping[str, Tensor] = contents.state_dict or {}
+    return sum(
+        tensor.numel()
+        for key, tensor in weights.items()
+        if tensor.is_floating_point() and not key.endswith(("running_mean", "running_var"))
+    )
+
+
+def _layer_dict(layer: NormLayer) -> dict[str, object]:
+    return {
+        "name": layer.name,
+        "kind": layer.kind,
+        "num_channels": layer.num_channels,
+        "has_statistics": layer.has_statistics,
+    }
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Unknown):
+        return str(value)
+    if isinstance(value, Preprocessing):
+        return value.to_dict()
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,122 @@
+"""Loading a teacher: bytes -> kind -> a frozen network with its contract, its hash and its norm layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dfadc.contract import ContractFields, ImageContract
+from dfadc.errors import DfadcError
+from dfadc.networks.flops import count_parameters
+from dfadc.networks.norm_layers import NormLayer, find_norm_layers, is_batch_norm_with_statistics
+from dfadc.storage import sha256_file
+from dfadc.teacher.inspect import TeacherReport, Unknown, inspect_teacher
+from dfadc.teacher.plan import TeacherPlan, build_planned_module, freeze_, plan_teacher
+from dfadc.teacher.probe import DryRun, run_dry
+from dfadc.teacher.read import read_teacher_file
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from dfadc.teacher.file_kind import FileKind
+
+__all__ = ["Teacher", "TeacherReport", "Unknown", "inspect_teacher", "load_teacher"]
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """A trained network that will not change any more.
+
+    Args:
+        module: images (N, C, H, W), normalised -> logits (N, K) or (N, K, H, W); on the CPU, in eval mode, without
+            trainable parameters. Gradients flow through it to the images.
+        architecture: canonical name, or the class of a whole module.
+        contract: its images and classes.
+        contract_sources: field of the contract -> where its value came from.
+        sha256: of the file's bytes.
+        kind: of the file.
+        norm_layers: all normalisation layers found.
+        num_parameters: of the module.
+        path: of the file.
+        requested_architecture: what the caller named, to load the file again the same way; None where nothing.
+        notes: what was decided while loading, for the user.
+        warnings: what looks odd but may be right.
+    """
+
+    module: nn.Module
+    architecture: str
+    contract: ImageContract
+    contract_sources: dict[str, str]
+    sha256: str
+    kind: FileKind
+    norm_layers: tuple[NormLayer, ...]
+    num_parameters: int
+    path: Path
+    requested_architecture: str | None = None
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def batch_norms(self) -> list[nn.Module]:
+        """The batch norms that remember the statistics of the training images."""
+        return [layer for layer in self.module.modules() if is_batch_norm_with_statistics(layer)]
+
+
+def load_teacher(
+    path: Path | str,
+    *,
+    architecture: str | None = None,
+    fields: ContractFields | None = None,
+    trust: bool = False,
+) -> Teacher:
+    """Loads a teacher file of any kind, safely, and freezes it.
+
+    Args:
+        path: the file; its kind is told by its bytes.
+        architecture: ``torchvision:NAME``, ``timm:NAME``, ``package.module:factory`` or a network of ours; needed
+            where neither the file nor the shapes of its weights tell.
+        fields: parts of the contract that overrule every other source.
+        trust: whether code in the file may run.
+
+    Raises:
+        DfadcError: the file is missing, damaged, unsafe or no teacher; or architecture, size or classes are unknown
+            or contradict each other; or its outputs are not finite logits.
+    """
+    path = Path(path)
+    contents = read_teacher_file(path, trust=trust)
+    plan = plan_teacher(contents, architecture=architecture, fields=fields or ContractFields())
+    module = freeze_(build_planned_module(contents, plan))
+    tried = run_dry(module, plan.fields, plan.known_input_size())
+    contract = _complete_contract(plan, tried)
+    sources = {"num_classes": "shape of the outputs", "task": "shape of the outputs", **plan.sources}
+    return Teacher(
+        module=freeze_(tried.module),
+        architecture=plan.architecture,
+        contract=contract,
+        contract_sources=sources,
+        sha256=sha256_file(path),
+        kind=contents.kind,
+        norm_layers=find_norm_layers(tried.module),
+        num_parameters=count_parameters(tried.module),
+        path=path,
+        requested_architecture=architecture,
+        notes=plan.notes,
+        warnings=tried.warnings,
+    )
+
+
+def _complete_contract(plan: TeacherPlan, tried: DryRun) -> ImageContract:
+    """The contract with what the dry run told.
+
+    Raises:
+        DfadcError: it told something else than the contract says.
+    """
+    for name, found in (("num_classes", tried.num_classes), ("task", tried.task)):
+        stated = getattr(plan.fields, name)
+        if stated is not None and stated != found:
+            raise DfadcError(
+                f"{name} is {stated} ({plan.sources[name]}), but the teacher's outputs say {found}",
+                f"correct or leave away {name}",
+            )
+    return replace(plan.fields, num_classes=tried.num_classes, task=tried.task).complete()

@@ -1,0 +1,88 @@
+"""One small batch through a teacher before anything is built on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dfadc.contract import ContractFields, ImageContract, Task
+from dfadc.errors import DfadcError
+from dfadc.networks.adaptation import BATCH, adapt, random_images
+
+#: How close to one a row of outputs must sum to be taken for probabilities.
+_PROBABILITY_TOLERANCE = 1e-3
+#: Largest difference between the logits of two images that counts as none, relative to their size.
+_CONSTANT_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class DryRun:
+    """What the batch told.
+
+    Args:
+        module: the network, adapted to how it is called here, and wrapped where its logits had to be unwrapped.
+        num_classes: K.
+        task: by the shape of the logits.
+        warnings: what was adapted, or looks odd but may be right.
+    """
+
+    module: nn.Module
+    num_classes: int
+    task: Task
+    warnings: tuple[str, ...]
+
+
+def run_dry(module: nn.Module, fields: ContractFields, input_size: tuple[int, int, int]) -> DryRun:
+    """Sends random images in the contract's value range through a network, on the CPU.
+
+    Args:
+        module: the frozen network, in eval mode.
+        fields: what is known of its contract.
+        input_size: (C, H, W).
+
+    Raises:
+        DfadcError: it cannot take the images, gives no gradient to them, or its outputs are not finite logits.
+    """
+    contract = ImageContract(input_size, num_classes=2, mean=fields.mean, std=fields.std)
+    tried = adapt(module, random_images(contract), "the teacher", learns=False)
+    num_classes, task = _classes_of(tried.logits)
+    if not tried.has_gradient:
+        raise DfadcError(
+            "no gradient flows through the teacher to its images",
+            "its forward runs under no_grad or on integers; adversarial distillation needs the gradient",
+        )
+    return DryRun(tried.module, num_classes, task, (*tried.notes, *_judge_logits(tried.logits)))
+
+
+def _classes_of(logits: Tensor) -> tuple[int, Task]:
+    if logits.ndim in (2, 4) and logits.shape[0] == BATCH:
+        return int(logits.shape[1]), "classification" if logits.ndim == 2 else "segmentation"
+    raise DfadcError(
+        f"the teacher's outputs for {BATCH} images have shape {tuple(logits.shape)}",
+        "logits must be (N, K) for classification or (N, K, H, W) for segmentation",
+    )
+
+
+def _judge_logits(logits: Tensor) -> tuple[str, ...]:
+    if not bool(logits.isfinite().all()):
+        raise DfadcError(
+            "the teacher's outputs are not finite (NaN or infinity) on images in the contract's range",
+            "check the weights, --mean and --std",
+        )
+    sums = logits.sum(dim=1)
+    if bool((logits >= 0).all()) and bool(((sums - 1).abs() < _PROBABILITY_TOLERANCE).all()):
+        raise DfadcError(
+            "the teacher's outputs are probabilities, not logits (none is negative and they sum to 1)",
+            "remove the final softmax: its gradient vanishes where the teacher is sure",
+        )
+    warnings: list[str] = []
+    if bool((torch.logsumexp(logits, dim=1).abs() < _PROBABILITY_TOLERANCE).all()):
+        warnings.append("the outputs look like log-probabilities; remove the final log_softmax if you can")
+    spread = (logits[0] - logits[1]).abs().max()
+    if float(spread) <= _CONSTANT_TOLERANCE * float(logits.abs().max()):
+        warnings.append("two different random images give the same outputs: the teacher may be dead or untrained")
+    elif bool((logits >= 0).all()) and bool((logits <= 1).all()):
+        warnings.append("all outputs lie in [0, 1]: does the teacher end in a sigmoid?")
+    return tuple(warnings)

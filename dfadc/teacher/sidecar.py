@@ -1,0 +1,75 @@
+"""What the files say of a teacher: metadata inside, and a sidecar ``teacher.toml`` beside it."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dfadc.contract import ContractFields
+from dfadc.errors import DfadcError
+from dfadc.networks.network_file import ARCHITECTURE_KEY, CONTRACT_KEY, STEM_KEY, parse_contract_json
+from dfadc.networks.published_config import read_published_configs
+from dfadc.networks.stems import Stem, parse_stem
+
+if TYPE_CHECKING:
+    from dfadc.teacher.read import TeacherFile
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """What one file says of a teacher."""
+
+    source: str
+    fields: ContractFields
+    architecture: str | None = None
+    stem: Stem | None = None
+
+
+def read_statements(contents: TeacherFile) -> list[Statement]:
+    """What the file's metadata and its sidecar say, the stronger first."""
+    statements = []
+    metadata = contents.metadata
+    if any(key in metadata for key in (ARCHITECTURE_KEY, CONTRACT_KEY)):
+        text = metadata.get(CONTRACT_KEY)
+        known = {} if text is None else parse_contract_json(text, contents.path)
+        statements.append(
+            Statement(
+                "metadata of the file",
+                ContractFields.from_dict(known),
+                metadata.get(ARCHITECTURE_KEY),
+                parse_stem(metadata.get(STEM_KEY, "default"), contents.path),
+            )
+        )
+    for sidecar in sidecar_paths(contents.path):
+        if Path(sidecar).is_file():
+            statements.append(_read_sidecar(Path(sidecar)))
+            break
+    for name, fields in read_published_configs(contents.path):
+        statements.append(Statement(name, fields))
+    return statements
+
+
+def sidecar_paths(path: Path) -> tuple[str, ...]:
+    """Where a sidecar may lie: the teacher's own name first."""
+    return tuple(dict.fromkeys((str(path.with_suffix(".toml")), str(path.parent / "teacher.toml"))))
+
+
+def _read_sidecar(path: Path) -> Statement:
+    try:
+        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+        raise DfadcError(f"cannot read the sidecar {path}: {exc}") from exc
+    values = {**values.pop("contract", {}), **values}
+    architecture, stem = values.pop("architecture", None), values.pop("stem", None)
+    try:
+        fields = ContractFields.from_dict(values)
+    except DfadcError as exc:
+        raise DfadcError(f"{path}: {exc.message}", exc.hint) from exc
+    return Statement(
+        path.name,
+        fields,
+        None if architecture is None else str(architecture),
+        None if stem is None else parse_stem(stem, path),
+    )

@@ -1,0 +1,1 @@
+"""Training of a student from start to end: plan, cost, run, callbacks."""

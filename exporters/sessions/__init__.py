@@ -1,0 +1,1 @@
+"""Sessions: a loaded artifact behind one verb, ``run(images) -> logits``."""

@@ -1,0 +1,125 @@
+"""The exporter called ``onnx``: typed ONNX files, derived from the fp32 one. Free of torch."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import onnxruntime
+
+from dfadc.errors import DfadcError
+from dfadc.storage import atomic_write_bytes, sha256_file
+from exporters.exporter import (
+    KEEP_FP32_AUTO,
+    BuildSettings,
+    Capability,
+    ExportRequest,
+    ExportResult,
+    PoolUnusable,
+    Precision,
+)
+from exporters.to_onnx.file import load_onnx, package_versions, to_checked_bytes, with_metadata
+from exporters.to_onnx.fp16 import check_no_overflow, convert_to_fp16
+from exporters.to_onnx.int8.quantise import Quantised, quantise
+from exporters.to_onnx.int8.sensitivity import has_recovered
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import onnx
+
+
+class DerivedOnnxExporter:
+    """Makes ``onnx:fp16`` and ``onnx:int8`` from ``onnx:fp32``, which itself comes from a torch module."""
+
+    name = "onnx"
+
+    def capability(self) -> Capability:
+        """ONNX Runtime is a dependency: everything builds and runs here."""
+        return Capability(can_build=True, can_run=True, version=onnxruntime.__version__)
+
+    def check(self, settings: BuildSettings) -> None:
+        """No setting depends on the machine."""
+
+    def export(self, source_onnx: Path, target: Path, request: ExportRequest, settings: BuildSettings) -> ExportResult:
+        """Derives ``target`` from the fp32 ONNX ``source_onnx``.
+
+        ``settings.calibration`` is what INT8 is calibrated with, and what fp16 looks for overflowing activations with;
+        on ``settings.verification`` fp16 must not overflow.
+
+        Raises:
+            DfadcError: the source is not an fp32 ONNX.
+            PoolUnusable: INT8 has nothing to calibrate with.
+            ExportFailed: the conversion failed, or fp16 overflows.
+            StorageFailed: the file cannot be written.
+        """
+        source = load_onnx(source_onnx)
+        parent = sha256_file(source_onnx)
+        if request.precision is Precision.FP32:
+            raise DfadcError("onnx:fp32 is exported from the torch student", "use export_onnx(module, path, ...)")
+        model, effective, notes = _derive(source, request, settings)
+        with_metadata(model, {"precision": str(request.precision), "parent_sha256": parent})
+        data = to_checked_bytes(model, target.name)
+        atomic_write_bytes(target, data)
+        return ExportResult(
+            path=target,
+            request=request,
+            effective_precision=effective,
+            sha256=hashlib.sha256(data).hexdigest(),
+            size_bytes=len(data),
+            parent_sha256=parent,
+            tool_versions=package_versions("onnx", "onnxruntime", "onnx-ir"),
+            notes=notes,
+        )
+
+
+def _derive(
+    source: onnx.ModelProto, request: ExportRequest, settings: BuildSettings
+) -> tuple[onnx.ModelProto, str, tuple[str, ...]]:
+    """The typed graph, what precision it really has, and what to say about it."""
+    if request.precision is Precision.FP16:
+        converted = convert_to_fp16(
+            source, images=settings.calibration, keep_fp32=set(settings.keep_fp32 or ()) - {KEEP_FP32_AUTO}
+        )
+        kept = converted.fp32_nodes
+        if settings.verification is not None:
+            check_no_overflow(source, settings.verification, kept)
+        effective = f"fp16, {len(kept)} nodes in fp32" if kept else "fp16"
+        return converted.model, effective, (f"kept in fp32: {', '.join(kept)}",) if kept else ()
+    if settings.calibration is None:
+        raise PoolUnusable(f"{request} needs calibration images", "a finished run has them in calibration.npz")
+    keep_fp32 = (KEEP_FP32_AUTO,) if settings.keep_fp32 is None else settings.keep_fp32
+    quantised = quantise(
+        source,
+        settings.calibration,
+        preset=request.preset,
+        calibrator=settings.calibrator,
+        keep_fp32=keep_fp32,
+        on_progress=settings.on_progress,
+    )
+    effective = f"int8, {len(quantised.kept)} nodes in fp32" if quantised.kept else "int8"
+    return quantised.model, effective, _int8_notes(quantised, len(settings.calibration))
+
+
+def _int8_notes(quantised: Quantised, num_images: int) -> tuple[str, ...]:
+    """What a reader of the report should know of a quantised graph."""
+    found, num_held_out = quantised.held_out, quantised.num_held_out
+    judged = "" if found.n == num_held_out else f"{found.n:,} pixels of "
+    answered = f"{judged}{num_held_out} held-out images"
+    notes = [
+        f"calibrator {quantised.calibrator}, {num_images - num_held_out} images",
+        f"agreement with fp32 on {answered}: {found.agreement:.3f}, SQNR {found.sqnr_db:.1f} dB",
+    ]
+    if quantised.kept:
+        notes.append(f"kept in fp32: {', '.join(quantised.kept)}")
+    if (before := quantised.all_int8) is not None:
+        notes.append(f"agreement before layers were kept: {before.agreement:.3f}, SQNR {before.sqnr_db:.1f} dB")
+    if quantised.worst:
+        layers = ", ".join(
+            f"{layer.name} ({layer.alone_in_fp32.agreement:.3f}, {layer.alone_in_fp32.sqnr_db:.1f} dB without it)"
+            for layer in quantised.worst
+        )
+        notes.append(f"agreement fell; the layers that INT8 hurts most: {layers}")
+    elif not has_recovered(found):
+        notes.append("agreement fell; --keep-fp32 auto keeps the fewest layers in fp32 that bring it back")
+    return tuple(notes)

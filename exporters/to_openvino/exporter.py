@@ -1,0 +1,125 @@
+"""OpenVINO IR (student.openvino.xml and .bin) from the ONNX. Free of torch."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dfadc.errors import DfadcError, ExportFailed, RequirementMissing, StorageFailed
+from dfadc.storage import replace_together, sha256_file
+from exporters.exporter import BuildSettings, Capability, ExportRequest, ExportResult, Precision
+from exporters.sessions.openvino_core import shared_core
+from exporters.to_onnx.file import METADATA_PREFIX, first_line, load_onnx, read_metadata
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+INSTALL = "pip install openvino"
+
+
+class OpenVinoExporter:
+    """Builds IR for OpenVINO, which runs on any x86-64 or ARM CPU."""
+
+    name = "openvino"
+
+    def capability(self) -> Capability:
+        """Everything where the package is installed."""
+        if importlib.util.find_spec("openvino") is None:
+            return Capability(can_build=False, can_run=False, reason="openvino is not installed", install=INSTALL)
+        return Capability(can_build=True, can_run=True, version=importlib.metadata.version("openvino"))
+
+    def check(self, settings: BuildSettings) -> None:
+        """No setting depends on the machine."""
+
+    def export(self, source_onnx: Path, target: Path, request: ExportRequest, settings: BuildSettings) -> ExportResult:  # noqa: ARG002
+        """Converts the ONNX that ``request.source`` names; fp16 stores the weights in half precision.
+
+        Raises:
+            RequirementMissing: openvino is not installed.
+            DfadcError: the source is not ONNX.
+            ExportFailed: OpenVINO does not take the graph, or the graph has another precision than requested.
+            StorageFailed: a file cannot be written.
+        """
+        openvino = import_openvino()
+        metadata = read_metadata(load_onnx(source_onnx))
+        try:
+            model = shared_core().read_model(source_onnx)
+        except RuntimeError as exc:
+            raise ExportFailed(f"OpenVINO cannot take {source_onnx.name}: {_last_line(exc)}") from exc
+        parent = sha256_file(source_onnx)
+        for key, value in {**metadata, "precision": str(request.precision), "parent_sha256": parent}.items():
+            model.set_rt_info(value, ["dfadc", key.removeprefix(METADATA_PREFIX)])
+        _check_precision(model, request.precision)
+        weights = target.with_suffix(".bin")
+        _save(openvino, model, target, compress=request.precision is Precision.FP16)
+        return ExportResult(
+            path=target,
+            request=request,
+            effective_precision="fp16 weights" if request.precision is Precision.FP16 else str(request.precision),
+            sha256=sha256_file(target),
+            size_bytes=target.stat().st_size + weights.stat().st_size,
+            parent_sha256=parent,
+            tool_versions={"openvino": importlib.metadata.version("openvino")},
+            extra_files=(weights,),
+        )
+
+
+def import_openvino() -> ModuleType:
+    """The package.
+
+    Raises:
+        RequirementMissing: it is not installed.
+    """
+    try:
+        import openvino  # noqa: PLC0415 - an optional backend
+    except (ImportError, OSError) as exc:
+        raise RequirementMissing(f"openvino is not installed: {exc}", INSTALL) from exc
+    module: ModuleType = openvino
+    return module
+
+
+def _check_precision(model: Any, requested: Precision) -> None:
+    """Quantised graphs quantise, others do not."""
+    operators = Counter(node.get_type_name() for node in model.get_ops())
+    halves = sum(
+        node.get_element_type().get_type_name() == "f16"
+        for node in model.get_ops()
+        if node.get_type_name() == "Constant"
+    )
+    quantised = operators["FakeQuantize"] > 0
+    if quantised != (requested is Precision.INT8):
+        state = "quantised" if quantised else "not quantised"
+        raise ExportFailed(f"the graph is {state}, and {requested} was requested", f"build from onnx:{requested}")
+    if halves and requested is Precision.FP32:
+        raise DfadcError("the graph has fp16 weights, and fp32 was requested", "build from onnx:fp32")
+
+
+def _save(openvino: ModuleType, model: Any, target: Path, *, compress: bool) -> None:
+    """Writes both files of the IR, or neither: first into a folder of its own beside the target.
+
+    The xml comes last: who sees it finds its weights.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
+            draft = Path(folder) / target.name
+            try:
+                openvino.save_model(model, draft, compress_to_fp16=compress)
+            except RuntimeError as exc:  # OpenVINO reports a full disk like anything else
+                raise StorageFailed(f"OpenVINO cannot write {target}: {_last_line(exc)}") from exc
+            aside = Path(folder) / "replaced"
+            aside.mkdir()
+            places = (target, target.with_suffix(".bin"))
+            replace_together({place: draft.with_suffix(place.suffix) for place in places}, aside)
+    except OSError as exc:
+        raise StorageFailed(f"cannot write {target}: {exc.strerror or exc}") from exc
+
+
+def _last_line(error: BaseException) -> str:
+    """OpenVINO's reasons come after the source files they were raised in."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else first_line(error)

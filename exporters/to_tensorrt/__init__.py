@@ -1,0 +1,1 @@
+"""Export to TensorRT and TensorRT-RTX engines."""

@@ -1,0 +1,139 @@
+"""Generator terms against independent NumPy formulas."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import special
+
+from dfadc.distillation.losses.priors import RunningBalance, class_balance, l2, one_hot, total_variation
+
+Array = npt.NDArray[np.float64]
+SHAPES = ((9, 6), (2, 3), (3, 4, 5, 2))
+
+
+def draw(shape: tuple[int, ...], seed: int, scale: float = 3.0) -> Array:
+    return np.random.default_rng(seed).normal(scale=scale, size=shape)
+
+
+def rows(logits: Array) -> Array:
+    """One row of K logits for each sample and pixel."""
+    return np.moveaxis(logits, 1, -1).reshape(-1, logits.shape[1])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_one_hot_is_the_negative_log_of_the_largest_probability(shape: tuple[int, ...]) -> None:
+    logits = draw(shape, 0)
+    expected = np.mean([-np.log(special.softmax(row).max()) for row in rows(logits)])
+    assert one_hot(torch.from_numpy(logits)).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_one_hot_to_given_classes_is_the_negative_log_of_their_probabilities() -> None:
+    logits, targets = draw((6, 4), 20), [3, 0, 1, 1, 2, 3]
+    expected = np.mean([-np.log(special.softmax(row)[target]) for row, target in zip(logits, targets, strict=True)])
+    assert one_hot(torch.from_numpy(logits), torch.tensor(targets)).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_one_hot_to_its_own_argmax_is_one_hot_to_that_class() -> None:
+    logits = torch.from_numpy(draw((6, 4), 21))
+    assert torch.equal(one_hot(logits), one_hot(logits, logits.argmax(dim=1)))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_class_balance_is_the_negative_entropy_of_the_mean_prediction(shape: tuple[int, ...]) -> None:
+    logits = draw(shape, 1)
+    mean = np.mean([special.softmax(row) for row in rows(logits)], axis=0)
+    assert class_balance(torch.from_numpy(logits)).item() == pytest.approx(np.sum(mean * np.log(mean)), rel=1e-5)
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 9999), num_classes=st.integers(2, 9), scale=st.sampled_from([0.1, 3.0, 100.0]))
+def test_class_balance_is_lowest_for_a_uniform_batch(seed: int, num_classes: int, scale: float) -> None:
+    lowest = -math.log(num_classes)
+    balance = class_balance(torch.from_numpy(draw((8, num_classes), seed, scale))).item()
+    assert lowest - 1e-5 <= balance <= 1e-6
+    sure_of_each = 1000 * torch.eye(num_classes)
+    assert class_balance(sure_of_each).item() == pytest.approx(lowest, rel=1e-5)
+    assert class_balance(torch.zeros(3, num_classes)).item() == pytest.approx(lowest, rel=1e-5)
+
+
+def test_class_balance_of_a_collapsed_batch_is_zero_and_pushes_back() -> None:
+    """A probability of exactly 0 must neither give NaN nor stop the gradient of the others."""
+    logits = torch.full((4, 3), -20.0)
+    logits[:, 0] = 20.0
+    logits.requires_grad_()
+    balance = class_balance(logits)
+    (gradient,) = torch.autograd.grad(balance, logits)
+    assert balance.item() == pytest.approx(0.0, abs=1e-6)
+    assert gradient.isfinite().all()
+    hard = torch.tensor([[1e4, -1e4]] * 2, requires_grad=True)
+    assert torch.autograd.grad(class_balance(hard), hard)[0].isfinite().all()
+
+
+def numpy_mean_prediction(logits: Array) -> Array:
+    mean: Array = np.mean([special.softmax(row) for row in rows(logits)], axis=0)
+    return mean
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_running_balance_remembers_earlier_turns(shape: tuple[int, ...]) -> None:
+    running = RunningBalance(shape[1], 0.7, torch.device("cpu"))
+    mean = np.full(shape[1], 1 / shape[1])
+    for seed in range(4):
+        logits = draw(shape, 30 + seed)
+        mean = 0.7 * mean + 0.3 * numpy_mean_prediction(logits)
+        assert running(torch.from_numpy(logits)).item() == pytest.approx(np.sum(mean * np.log(mean)), rel=1e-5)
+        running.end_turn()
+
+
+def test_running_balance_balances_over_time_what_no_batch_can() -> None:
+    """Two images cannot show four classes; in turn they can, and the missing ones are asked for."""
+    running = RunningBalance(4, 0.9, torch.device("cpu"))
+    logits = 10 * torch.eye(4)[:2]
+    for _ in range(40):
+        running(logits)
+        running.end_turn()
+    wanted = (10 * torch.eye(4)[2:]).requires_grad_()
+    (gradient,) = torch.autograd.grad(running(wanted), wanted)
+    # Minimised, so a negative gradient asks for more: of its own class, which memory lacks, and less of those it has.
+    assert gradient[0, 2] < 0 < gradient[0, 0]
+
+
+def test_running_balance_goes_on_from_its_state() -> None:
+    one, other = (RunningBalance(5, 0.5, torch.device("cpu")) for _ in range(2))
+    one(torch.from_numpy(draw((6, 5), 40)))
+    one.end_turn()
+    other.load_state_dict({name: value.clone() for name, value in one.state_dict().items()})
+    logits = torch.from_numpy(draw((6, 5), 41))
+    assert torch.equal(one(logits), other(logits))
+    assert torch.equal(one.log_mean, other.log_mean)
+
+
+def test_l2_is_numpys() -> None:
+    images = draw((3, 2, 4, 5), 42)
+    assert l2(torch.from_numpy(images)).item() == pytest.approx(np.mean(images**2), rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 4, 5), (3, 2, 2, 7)])
+def test_total_variation_is_numpys(shape: tuple[int, ...]) -> None:
+    images = draw(shape, 2)
+    expected = np.abs(np.diff(images, axis=2)).mean() + np.abs(np.diff(images, axis=3)).mean()
+    assert total_variation(torch.from_numpy(images)).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_total_variation_of_a_flat_image_is_zero() -> None:
+    assert total_variation(torch.full((2, 3, 5, 5), 0.7)).item() == 0.0
+
+
+@pytest.mark.parametrize("prior", [one_hot, class_balance])
+def test_priors_of_half_precision_logits_are_computed_in_fp32(prior: Any) -> None:
+    logits = torch.from_numpy(draw((32, 10), 3)).bfloat16()
+    assert prior(logits).dtype == torch.float32
+    assert prior(logits).item() == pytest.approx(prior(logits.double()).item(), rel=1e-5)

@@ -1,0 +1,85 @@
+"""Sharpened samples: a real teacher is surer of them, its batch norms know them, and nothing else has changed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from miniature import build_game
+
+from dfadc.distillation.losses.batch_norm import BatchNormMatching
+from dfadc.networks.norm_layers import is_batch_norm_with_statistics
+from dfadc.pipeline.distill import load_teacher
+from dfadc.sampling.generators import sharpen_steps
+from dfadc.sampling.refine import sharpen
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from conftest import Digits
+    from torch import Tensor, nn
+
+    from dfadc.teacher.load import Teacher
+
+
+@pytest.fixture(scope="module")
+def teacher(digits_teacher: Path) -> Teacher:
+    return load_teacher(digits_teacher)
+
+
+def batch_norms_of(teacher: Teacher) -> list[nn.Module]:
+    return [layer for layer in teacher.module.modules() if is_batch_norm_with_statistics(layer)]
+
+
+@pytest.fixture(scope="module")
+def noisy(teacher: Teacher, digits_split: tuple[Digits, Digits]) -> Tensor:
+    """Unseen digits under noise, over the whole range of pixels, ends included."""
+    digits = torch.from_numpy(digits_split[1].images[:64]).float() / 255
+    pixels = digits + 0.6 * torch.randn(digits.shape, generator=torch.Generator().manual_seed(0))
+    (low,), (high,) = teacher.contract.value_range()
+    return low + (high - low) * pixels.clamp(0, 1)
+
+
+@torch.no_grad()
+def look(teacher: Teacher, images: Tensor) -> tuple[float, float, Tensor]:
+    """Mean confidence, distance of the batch-norm statistics, and classes."""
+    matching = BatchNormMatching(batch_norms_of(teacher))
+    matching.watching = True
+    logits = teacher.module(images)
+    distance = float(matching.take())
+    matching.close()
+    return float(logits.softmax(dim=1).amax(dim=1).mean()), distance, logits.argmax(dim=1)
+
+
+def test_the_teacher_is_surer_and_its_batch_norms_know_the_images(teacher: Teacher, noisy: Tensor) -> None:
+    images, before = noisy, noisy.clone()
+    weights = {name: value.clone() for name, value in teacher.module.state_dict().items()}
+    sharpened = sharpen(images, teacher.module, batch_norms_of(teacher), contract=teacher.contract, steps=40)
+    (confidence, distance, classes), (surer, nearer, same) = (look(teacher, each) for each in (images, sharpened))
+    assert surer > confidence
+    assert nearer < distance / 4
+    assert (classes == same).float().mean() > 0.9
+    (low,), (high,) = teacher.contract.value_range()
+    assert sharpened.shape == images.shape
+    assert low <= float(sharpened.min()) < float(sharpened.max()) <= high
+    assert not sharpened.requires_grad
+    assert torch.equal(images, before)
+    assert all(torch.equal(value, weights[name]) for name, value in teacher.module.state_dict().items())
+    hooks = [layer._forward_pre_hooks for layer in batch_norms_of(teacher)]  # noqa: SLF001
+    assert not any(hooks)
+
+
+def test_without_updates_the_images_stay(teacher: Teacher, noisy: Tensor) -> None:
+    still = sharpen(noisy, teacher.module, batch_norms_of(teacher), contract=teacher.contract, steps=0)
+    (low,), (high,) = teacher.contract.value_range()
+    torch.testing.assert_close(still, noisy, rtol=0, atol=2e-3 * (high - low))
+
+
+def test_it_takes_a_quarter_of_what_the_game_takes_at_most() -> None:
+    # 8 images, 5 + 1 updates a step: 48 images answered in each.
+    assert sharpen_steps(build_game("auto", "steps=100000"), 512) == 40
+    assert sharpen_steps(build_game("auto", "steps=1000", "batch_size=8", "student.steps=5"), 512) == 23
+    assert sharpen_steps(build_game("auto", "steps=2"), 512) == 0
+    assert sharpen_steps(build_game("auto", "steps=100000"), 0) == 40
+    assert sharpen_steps(build_game("auto", "steps=100000", "verify.sharpen_steps=3"), 512) == 3

@@ -1,0 +1,219 @@
+"""Memory: what a game holds stays the same however long it is played, and an update keeps little besides its graph."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from miniature import SmallNetwork, build_game
+from torch import Tensor, nn
+
+from dfadc.contract import ImageContract
+from dfadc.distillation.generator.networks import build_generator
+from dfadc.distillation.loop import distill, update_generator, update_student
+from dfadc.distillation.monitor import PROBE_SIZE, Monitor
+from dfadc.networks.flops import count_flops
+from dfadc.recipe.load import load_recipe
+from dfadc.sampling.freeze import collect_calibration, freeze_samples
+from dfadc.sampling.generators import train_adversary, train_prior
+from dfadc.student.build import build_student
+from dfadc.training.arithmetic import flops_per_step
+from dfadc.training.cost import estimate
+from dfadc.training.memory import ActivationBytes, peak_bytes, resident_tensors, untouched_bytes
+
+if TYPE_CHECKING:
+    from dfadc.distillation.objectives import Game
+
+STATM = Path("/proc/self/statm")
+needs_proc = pytest.mark.skipif(not STATM.exists(), reason="resident memory is read from /proc")
+MEBIBYTE = 2**20
+#: Everything that remembers: replay, reservoir, averages, momenta of priors.
+REMEMBERING = (
+    *("student.steps=1", "batch_size=4", "prior.batch_norm_momentum=0.9", "prior.balance_momentum=0.9"),
+    *("replay.balanced=true", "replay.echoes=2", "steps=100000"),
+)
+
+
+def resident_bytes_now() -> int:
+    return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def live_tensors() -> int:
+    gc.collect()
+    # By type: asking an object for its class wakes torch's deprecated ones.
+    return sum(issubclass(type(candidate), Tensor) for candidate in gc.get_objects())
+
+
+def growth(game: Game, *, warm_up: int, steps: int) -> tuple[int, int]:
+    """Tensors and resident bytes that came to stay between two steps of the game."""
+    distill(game, warm_up, lambda _: None)
+    tensors, resident = live_tensors(), resident_bytes_now()
+    distill(game, warm_up + steps, lambda _: None)
+    return live_tensors() - tensors, resident_bytes_now() - resident
+
+
+@needs_proc
+def test_a_game_holds_the_same_after_many_steps() -> None:
+    """An update keeps half a megabyte while it lasts: a fiftieth of that, left behind by each, would show."""
+    wide = SmallNetwork(width=32)
+    game = build_game("auto", *REMEMBERING, "batch_size=32", student=wide)
+    activations = ActivationBytes(set())
+    with torch.autograd.graph.saved_tensors_hooks(activations.pack, lambda kept: kept.tensor):
+        update_student(game, game.draw_student_batch())
+    assert activations.peak > 0.4 * MEBIBYTE
+    tensors, resident = growth(game, warm_up=100, steps=100)
+    assert tensors <= 0  # what tests before have left behind may go meanwhile
+    assert resident < 100 * activations.peak / 50
+
+
+def test_nothing_holds_more_images_at_once_than_an_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a look at the game nor what finishes it: at 224 px the probe alone would take gigabytes."""
+    monkeypatch.setattr("dfadc.distillation.objectives.FREE_VALUES", 0)  # these images are small
+    game = build_game("auto", "batch_size=8", "compute.micro_batch=4", "verify.num_samples=64", "steps=40")
+    networks = [game.teacher, game.players.student.average, game.players.student.module, game.players.generator.average]
+    seen: list[int] = []
+
+    def count(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen.append(len(inputs[0]))
+
+    for network in networks:
+        network.register_forward_pre_hook(count)
+    Monitor(game).look(float("nan"))
+    assert sum(seen) == 3 * PROBE_SIZE
+    prior, adversary = train_prior(game), train_adversary(game)
+    for players in (prior, adversary):
+        players.generator.average.register_forward_pre_hook(count)
+    samples = freeze_samples(game, prior=prior, adversary=adversary)
+    collect_calibration(game, prior=prior, exclude=samples)
+    assert max(seen) == game.images_at_once == 4
+
+
+@needs_proc
+@pytest.mark.slow
+def test_memory_is_flat_over_ten_thousand_steps() -> None:
+    tensors, resident = growth(build_game("auto", *REMEMBERING), warm_up=500, steps=9_500)
+    assert tensors <= 0  # what tests before have left behind may go meanwhile
+    assert resident < 8 * MEBIBYTE
+
+
+def print_need(recipe: str, teacher: str, student: str, side: str, *rules: str) -> None:
+    """The bytes that two rounds of updates keep for their backward passes, and those by which the process grew."""
+    torch.set_num_threads(1)
+    contract = ImageContract((3, int(side), int(side)), 10, mean=(0.5,) * 3, std=(0.5,) * 3)
+    networks = [build_student(name, contract).module for name in (teacher, student)]
+    frozen = networks[0].eval().requires_grad_(requires_grad=False)
+    game = build_game(recipe, *rules, teacher=frozen, student=networks[1], contract=contract)
+    before = resident_bytes_now()
+    activations = ActivationBytes({tensor.untyped_storage().data_ptr() for tensor in resident_tensors(game)})
+    with torch.autograd.graph.saved_tensors_hooks(activations.pack, lambda kept: kept.tensor):
+        for _ in range(2):
+            update_student(game, game.draw_student_batch())
+            update_generator(game)
+    print(activations.peak, peak_bytes(torch.device("cpu")) - before)
+
+
+@needs_proc
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "game",
+    [
+        ("auto", "compact_resnet_48", "compact_resnet_20", "64", "batch_size=64"),
+        ("dfad", "resnet34_8x", "resnet18_8x", "32", "batch_size=64", "generator.architecture=paper"),
+    ],
+    ids=["the default", "the paper's networks"],
+)
+def test_an_update_needs_little_more_than_what_its_graph_keeps(game: tuple[str, ...]) -> None:
+    """In a process whose allocator gives back at once what is free: by default it holds half as much again."""
+    at_once = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
+    path = os.pathsep.join(map(str, (Path(__file__).parent, Path(__file__).parents[1], Path(__file__).parents[2])))
+    program = "import sys\nfrom test_memory import print_need\nprint_need(*sys.argv[1:])"
+    command = [sys.executable, "-c", program, *game]
+    environment = {**os.environ, **at_once, "PYTHONPATH": path}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
+    assert done.returncode == 0, done.stderr
+    kept, grown = map(int, done.stdout.split())
+    assert kept > 200 * MEBIBYTE, "large enough that libraries do not count"
+    assert grown < 1.2 * kept
+
+
+def test_a_graph_is_counted_once_and_released() -> None:
+    activations = ActivationBytes(set())
+    values = torch.randn(1000, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(activations.pack, lambda kept: kept.tensor):
+        first = (values.exp() * 2).sum()
+        second = values.exp().sum()
+    # exp keeps its result, 4,000 bytes; a product with a number and a sum keep nothing.
+    assert activations.peak == 8000
+    del first
+    with torch.autograd.graph.saved_tensors_hooks(activations.pack, lambda kept: kept.tensor):
+        third = values.exp().sum()
+    assert activations.peak == 8000
+    del second, third
+
+
+def test_the_peak_is_the_process_and_the_room_that_fills_later() -> None:
+    game = build_game("auto", "replay.capacity=5000")
+    assert 5000 * 64 * 2 <= untouched_bytes(game) < 5100 * 64 * 2 + players_echo_bytes(game)
+    # Two steps of six updates, of eight images for the ring and four for the reservoir, in half precision.
+    assert untouched_bytes(
+        build_game("auto", "replay.capacity=5000", "replay.reservoir=1000", "replay.echoes=0"), 2
+    ) == (12 * (8 + 4) * 64 * 2)
+    cost = estimate(game, "off")
+    assert cost.peak_bytes >= peak_bytes(torch.device("cpu")) > cost.memory_bytes > 0
+
+
+@pytest.mark.parametrize("recipe", ["dfad", "dafl", "zskt"])
+def test_the_arithmetic_of_a_step_is_what_torch_counts(recipe: str) -> None:
+    """Within a tenth: the first layer of a network that learns has no gradient to compute for its images."""
+    contract = ImageContract((3, 16, 16), 10)
+    teacher = WideNetwork().eval().requires_grad_(requires_grad=False)
+    game = build_game(recipe, "prior.activation=0", teacher=teacher, student=WideNetwork(), contract=contract)
+    generator = game.players.generator.module
+    asked = ((teacher, (3, 16, 16)), (game.players.student.module, (3, 16, 16)), (generator, (8,)))
+    flops = [count_flops(network, size) or 0 for network, size in asked]
+    counted = flops_per_step(game.recipe, teacher=flops[0], student=flops[1], generator=flops[2])
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        distill(game, 1, lambda _: None)
+    assert counted == pytest.approx(counter.get_total_flops(), rel=0.1)
+
+
+def test_free_pixels_cost_nothing() -> None:
+    contract = ImageContract((3, 16, 16), 10, mean=(0.5,) * 3, std=(0.5,) * 3)
+    generator = build_generator(load_recipe("deepinversion").generator, contract)
+    assert count_flops(generator, (3 * 16 * 16,)) == 0
+
+
+def test_a_step_at_half_the_sides_is_a_quarter_of_the_arithmetic() -> None:
+    recipe = load_recipe("dfad", ["generator.low_resolution=0.5"])
+    costs = {"teacher": 10, "student": 5, "generator": 20}
+    whole = flops_per_step(load_recipe("dfad"), **costs)
+    # 5 student updates of 20 + 10 + 3 * 5, one generator update of 3 * 20 + 2 * 15, on 256 images.
+    assert whole == 256 * (5 * 45 + 90)
+    assert flops_per_step(recipe, **costs) == pytest.approx(whole * (0.5 + 0.5 / 4))
+
+
+def players_echo_bytes(game: Game) -> int:
+    return game.players.echo.images.nbytes + game.players.echo.answers.nbytes
+
+
+class WideNetwork(nn.Module):
+    """Enough layers that the first one is not all of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = [nn.Conv2d(3, 16, 3, padding=1), nn.ReLU()]
+        for _ in range(3):
+            layers += [nn.Conv2d(16, 16, 3, padding=1), nn.ReLU()]
+        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(16 * 256, 10))
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.layers(images)
+        return logits

@@ -1,0 +1,501 @@
+"""A run of the game on the level of :class:`Training`: exact resume, plans, readings, samples set aside."""
+
+from __future__ import annotations
+
+import copy
+import json
+import signal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from states import assert_same_state
+from torch import Tensor, nn
+
+from dfadc.contract import ContractFields, ImageContract
+from dfadc.distillation.loop import distill
+from dfadc.errors import DfadcError, Interrupted
+from dfadc.networks.network_file import save_network
+from dfadc.networks.zoo.compact_resnet import CompactResNet
+from dfadc.recipe.load import change_recipe, load_recipe, recipe_names
+from dfadc.run_folder import RunFolder, claim_folder
+from dfadc.sampling.freeze import write_results
+from dfadc.teacher.load import Teacher, load_teacher
+from dfadc.training.callbacks import Reading, set_samples_aside, snapshot_size, snapshot_steps
+from dfadc.training.run import Plan, Training, prepare
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from dfadc.recipe.schema import Recipe
+
+CONTRACT = ImageContract((1, 8, 8), 10, mean=(0.3,), std=(0.4,))
+STUDENT = f"{__name__}:DropoutNetwork"
+STEPS = 6
+#: Laid over every recipe: seconds become milliseconds.
+MINIATURE: dict[str, Any] = {
+    "steps": STEPS,
+    "batch_size": 8,
+    "student.steps": 2,
+    "generator.latent_dim": 8,
+    "replay.capacity": 24,
+    "replay.reservoir": 16,
+    "verify.num_samples": 32,
+    "verify.snapshots": 2,
+    "log.interval": 1,
+    "compute.compile": "off",
+}
+
+
+class DropoutNetwork(nn.Module):
+    """A student that draws from torch's global stream of random numbers in every update."""
+
+    def __init__(self, contract: ImageContract) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(contract.channels, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten())
+        self.dropout = nn.Dropout(0.5)
+        self.classifier = nn.Linear(6 * 36, contract.num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.dropout(self.features(images)))
+        return logits
+
+
+@pytest.fixture(scope="module")
+def teacher_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained teacher whose batch norms have seen images: training it would add nothing here."""
+    torch.manual_seed(0)
+    network = CompactResNet(CONTRACT, width=8)
+    with torch.no_grad():
+        for _ in range(10):
+            network(torch.randn(32, 1, 8, 8))
+    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    save_network(path, network, architecture="compact_resnet_8", stem="default", contract=CONTRACT)
+    return path
+
+
+@pytest.fixture
+def teacher(teacher_file: Path) -> Teacher:
+    return load_teacher(teacher_file)
+
+
+def miniature(name: str = "auto", changes: dict[str, Any] | None = None) -> Recipe:
+    return change_recipe(load_recipe(name), {**MINIATURE, **(changes or {})})
+
+
+def begin(teacher: Teacher, out: Path, recipe: Recipe) -> tuple[Training, RunFolder]:
+    training = prepare(teacher, STUDENT, recipe=recipe, device="cpu")
+    folder = claim_folder(out, force=False)
+    training.start(folder, training.plan())
+    return training, folder
+
+
+def go_on(teacher_file: Path, folder: RunFolder) -> tuple[Training, Plan]:
+    """As another process would: everything from files, with other random numbers drawn before."""
+    torch.manual_seed(4711)
+    torch.rand(7)
+    training = prepare(load_teacher(teacher_file), STUDENT, recipe=load_recipe(folder.recipe), device="cpu")
+    return training, training.resume(folder)
+
+
+# --------------------------------------------------------------------------------------------------- exact resume
+
+
+@pytest.mark.parametrize(("name", "precision"), [("auto", "bf16"), ("auto", "fp32"), ("dfad", "fp32")])
+def test_three_steps_and_three_more_are_six_bit_for_bit(
+    name: str, precision: str, teacher_file: Path, tmp_path: Path
+) -> None:
+    recipe = miniature(name, {"compute.precision": precision})
+    whole, whole_folder = begin(load_teacher(teacher_file), tmp_path / "whole", recipe)
+    whole.play(whole_folder, lambda _: None)
+
+    first, folder = begin(load_teacher(teacher_file), tmp_path / "halves", recipe)
+
+    def stop_at_three(reading: Reading) -> None:
+        if reading.step == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Interrupted, match="interrupted at step 3 of 6") as caught:
+        first.play(folder, stop_at_three)
+    assert str(folder.path) in caught.value.hint
+
+    second, plan = go_on(teacher_file, folder)
+    assert plan.notes[-1] == "going on from step 3 of 6"
+    second.play(folder, lambda _: None)
+
+    assert_same_state(second.game.players.state_dict(), whole.game.players.state_dict())
+    for training, run in ((whole, whole_folder), (second, folder)):
+        write_results(training, run)
+    for file in ("student.safetensors", "generator.safetensors", "calibration.npz", "samples.npz"):
+        assert (folder.path / file).read_bytes() == (whole_folder.path / file).read_bytes(), file
+    assert losses(folder) == losses(whole_folder)
+
+
+def losses(folder: RunFolder) -> list[dict[str, Any]]:
+    """The lines of the metrics without what a clock says."""
+    timed = ("images_per_second", "seconds_left")
+    return [{name: value for name, value in line.items() if name not in timed} for line in folder.read_metrics()]
+
+
+def test_a_run_resumed_after_a_rollback_is_the_run_that_was_not_interrupted(teacher_file: Path, tmp_path: Path) -> None:
+    def play(out: Path, stop_at: int | None) -> tuple[Training, RunFolder]:
+        training, folder = begin(load_teacher(teacher_file), out, miniature("auto", {"steps": 8}))
+        if stop_at is None:
+            training.play(folder, spoiler(training))
+            return training, folder
+        with pytest.raises(Interrupted):
+            training.play(folder, spoiler(training, stop_at))
+        again, _ = go_on(teacher_file, folder)
+        again.play(folder, spoiler(again))
+        return again, folder
+
+    def spoiler(training: Training, stop_at: int | None = None) -> Callable[[Reading], None]:
+        def spoil(reading: Reading) -> None:
+            if reading.step in (2, 5):
+                with torch.no_grad():
+                    training.game.players.student.parameters[0].fill_(float("nan"))
+            if reading.step == stop_at:
+                signal.raise_signal(signal.SIGINT)
+
+        return spoil
+
+    whole, whole_folder = play(tmp_path / "whole", None)
+    # Interrupted after the first rollback, and before the second, which goes back to a state from before.
+    halves, folder = play(tmp_path / "halves", 5)
+    assert_same_state(halves.game.players.state_dict(), whole.game.players.state_dict())
+    assert losses(folder) == losses(whole_folder)
+    assert sum("taken back" in line["note"] for line in folder.read_metrics()) == 2
+
+
+def test_what_was_computed_after_the_last_checkpoint_is_computed_again(teacher_file: Path, tmp_path: Path) -> None:
+    """A process that is killed leaves metrics that are ahead of its checkpoint, the last line perhaps in part."""
+    recipe = miniature("auto", {"log.checkpoint_minutes": 1e-6})
+    training, folder = begin(load_teacher(teacher_file), tmp_path / "run", recipe)
+
+    def die_at_five(reading: Reading) -> None:
+        if reading.step == 5:
+            with folder.metrics.open("a") as stream:
+                stream.write('{"step": 6, "stu')
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        training.play(folder, die_at_five)
+    again, plan = go_on(teacher_file, folder)
+    assert plan.notes[-1] == "going on from step 4 of 6"
+    again.play(folder, lambda _: None)
+    assert [line["step"] for line in folder.read_metrics()] == [1, 2, 3, 4, 5, 6]
+    assert again.game.players.step == STEPS
+
+
+def test_a_run_that_has_played_to_its_end_only_finishes(teacher: Teacher, teacher_file: Path, tmp_path: Path) -> None:
+    training, folder = begin(teacher, tmp_path / "run", miniature())
+    training.play(folder, lambda _: None)
+    again, _ = go_on(teacher_file, folder)
+    before = copy.deepcopy(again.game.players.state_dict())
+    again.play(folder, lambda _: None)
+    assert_same_state(again.game.players.state_dict(), before)
+
+
+def test_resume_needs_a_checkpoint(teacher: Teacher, teacher_file: Path, tmp_path: Path) -> None:
+    _, folder = begin(teacher, tmp_path / "run", miniature())
+    with pytest.raises(DfadcError, match="it holds no checkpoint yet"):
+        go_on(teacher_file, folder)
+
+
+def test_resume_refuses_a_recipe_that_the_checkpoint_does_not_fit(
+    teacher: Teacher, teacher_file: Path, tmp_path: Path
+) -> None:
+    training, folder = begin(teacher, tmp_path / "run", miniature("auto", {"log.checkpoint_minutes": 1e-6}))
+    training.play(folder, lambda _: None)
+    changed = prepare(
+        load_teacher(teacher_file), STUDENT, recipe=miniature("auto", {"generator.latent_dim": 9}), device="cpu"
+    )
+    with pytest.raises(DfadcError, match="does not fit the run's recipe"):
+        changed.resume(folder)
+
+
+# ------------------------------------------------------------------------------------------------------- the plan
+
+
+def test_a_plan_says_what_will_be_done(teacher: Teacher) -> None:
+    plan = prepare(teacher, STUDENT, recipe=miniature(), device="cpu").plan()
+    assert plan.images == STEPS * 8 * (2 + plan.recipe.replay.echoes + 1)
+    assert plan.seconds == pytest.approx(STEPS * plan.estimate.seconds_per_step)
+    assert plan.device == "cpu"
+    assert plan.precision.startswith("fp32"), "networks so small gain nothing from bf16"
+    assert any("batch-norm layers" in note for note in plan.notes)
+
+
+def test_a_student_of_the_teachers_family_starts_from_its_weights_and_resumes_at_its_own_rate(
+    teacher: Teacher, teacher_file: Path, tmp_path: Path
+) -> None:
+    training = prepare(teacher, "compact_resnet_4", recipe=miniature(), device="cpu")
+    given = teacher.module.state_dict()["classifier.weight"]
+    own = training.student.module.state_dict()["classifier.weight"]
+    columns = {tuple(column.tolist()) for column in given.T}
+    assert all(tuple(column.tolist()) in columns for column in own.T)
+    assert any("starts as compact_resnet_8 made smaller" in note for note in training.notes)
+    assert training.recipe.student.optimizer.learning_rate == pytest.approx(0.01)
+    folder = claim_folder(tmp_path / "run", force=False)
+    training.start(folder, training.plan())
+    again = prepare(load_teacher(teacher_file), "compact_resnet_4", recipe=load_recipe(folder.recipe), device="cpu")
+    assert again.recipe == training.recipe
+
+
+def test_a_student_of_another_family_has_no_hints_and_who_asks_for_them_is_told(teacher: Teacher) -> None:
+    with prepare(teacher, "compact_resnet_4", recipe=miniature(), device="cpu") as training:
+        assert training.game.hints is not None
+    with prepare(teacher, "wrn_10_1", recipe=miniature(), device="cpu") as training:
+        assert training.game.hints is None
+        assert training.recipe.student.hints == 0
+        assert not any("hints" in note for note in training.notes)
+    asked = load_recipe("auto", ["student.hints=2", "steps=4"])
+    with pytest.raises(DfadcError, match=r"student\.hints = 2 .* wrn_10_1 is not the teacher made narrower") as caught:
+        prepare(teacher, "wrn_10_1", recipe=asked, device="cpu")
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_takes_a_student_of_another_family(teacher: Teacher, name: str) -> None:
+    """What a recipe says of students of the teacher's family keeps no other from playing."""
+    with prepare(teacher, "wrn_10_1", recipe=load_recipe(name), device="cpu") as training:
+        assert training.game.hints is None
+
+
+@pytest.fixture
+def stock_teacher(tmp_path: Path) -> Teacher:
+    """A network of torchvision as it comes, for images that are small for it."""
+    torch.manual_seed(0)
+    torch.save(torchvision.models.shufflenet_v2_x1_0(num_classes=4).state_dict(), tmp_path / "teacher.pt")
+    return load_teacher(tmp_path / "teacher.pt", fields=ContractFields(input_size=(3, 32, 32)))
+
+
+def test_a_student_of_the_teachers_family_has_its_stem(stock_teacher: Teacher) -> None:
+    training = prepare(stock_teacher, "shufflenet_v2_x0_5", recipe=miniature(), device="cpu")
+    assert training.student.is_inherited
+    assert training.student.stem == "default"
+    assert "default stem, as the teacher has" in training.student.notes[-1]
+    distill(training.game, 1, lambda _: None)
+    training.game.close()
+
+
+@pytest.mark.parametrize("settings", [{"student.stem": "small"}, {"student.inherit": "off"}])
+def test_a_student_with_another_stem_than_the_teachers_starts_from_random_weights(
+    stock_teacher: Teacher, settings: dict[str, Any]
+) -> None:
+    recipe = change_recipe(miniature(), settings)
+    training = prepare(stock_teacher, "shufflenet_v2_x0_5", recipe=recipe, device="cpu")
+    assert training.student.stem == "small"
+    assert not training.student.is_inherited
+    assert training.game.hints is None
+    distill(training.game, 1, lambda _: None)
+    training.game.close()
+
+
+def test_a_student_may_be_asked_to_start_from_random_weights(teacher: Teacher) -> None:
+    recipe = miniature("auto", {"student.inherit": "off"})
+    training = prepare(teacher, "compact_resnet_4", recipe=recipe, device="cpu")
+    assert training.recipe.student.optimizer.learning_rate == recipe.student.optimizer.learning_rate
+    assert not any("made smaller" in note for note in training.notes)
+
+
+@pytest.mark.parametrize("stem", ["small", "default"])
+def test_of_a_budget_that_is_too_small_it_is_said_what_may_help(teacher: Teacher, stem: str) -> None:
+    """The default stem is no help to a student that has it."""
+    recipe = miniature("dfad", {"student.stem": stem})
+    plan = prepare(teacher, "torchvision:shufflenet_v2_x0_5", recipe=recipe, device="cpu").plan(minutes=0.02)
+    (note,) = [note for note in plan.notes if "a student needs hundreds" in note]
+    assert "take more minutes or a smaller student" in note
+    assert ("student.stem=default" in note) == (stem == "small")
+
+
+def test_a_time_budget_becomes_the_steps_of_the_run(teacher: Teacher, tmp_path: Path) -> None:
+    training = prepare(teacher, STUDENT, recipe=miniature(), device="cpu")
+    plan = training.plan(minutes=0.02)
+    assert plan.recipe.steps == max(1, int(1.2 / plan.estimate.seconds_per_step))
+    assert plan.recipe == training.recipe == training.game.recipe
+    assert any(f"0.02 minutes are {plan.recipe.steps} steps here" in note for note in plan.notes)
+    assert not any("minutes are" in note for note in training.plan().notes)
+    folder = claim_folder(tmp_path / "run", force=False)
+    training.start(folder, plan)
+    assert load_recipe(folder.recipe) == plan.recipe
+
+
+def test_a_warm_up_is_in_the_plan_and_a_budget_too_small_for_it_is_refused(teacher: Teacher) -> None:
+    pool = {"replay.share": 1.0, "student.start": 0.5, "generator.latents": "optimised"}
+    plan = prepare(teacher, STUDENT, recipe=miniature("auto", pool), device="cpu").plan()
+    assert plan.notes[-1].startswith("warm-up: the first 3 of 6 steps")
+    assert plan.images == 8 * (3 * 2 + 6 * 1)
+    with pytest.raises(DfadcError, match="budget of 1 steps is too small for the warm-up") as caught:
+        prepare(teacher, STUDENT, recipe=miniature("auto", pool), device="cpu").plan(minutes=1e-9)
+    assert caught.value.exit_code == 2
+    assert "--minutes" in caught.value.hint
+
+
+@pytest.mark.parametrize("factor", [0.0, 1e8])
+def test_a_teacher_that_cannot_teach_is_refused_before_the_first_step(
+    factor: float, teacher: Teacher, tmp_path: Path
+) -> None:
+    network = copy.deepcopy(teacher.module)
+    with torch.no_grad():
+        # Without weights only the biases of the last layer are left, the same for every image.
+        list(network.parameters())[-2].mul_(factor)
+    path = tmp_path / "teacher.safetensors"
+    save_network(path, network, architecture="compact_resnet_8", stem="default", contract=CONTRACT)
+    with pytest.raises(DfadcError, match="wild scale" if factor else "same logits"):
+        prepare(load_teacher(path), STUDENT, recipe=miniature(), device="cpu")
+
+
+def test_a_plan_computes_nothing_that_lasts(teacher: Teacher) -> None:
+    planned, plain = (prepare(teacher, STUDENT, recipe=miniature(), device="cpu") for _ in range(2))
+    planned.plan()
+    assert_same_state(planned.game.players.state_dict(), plain.game.players.state_dict())
+
+
+def test_a_student_that_is_not_smaller_is_noted(teacher: Teacher) -> None:
+    large = prepare(teacher, "compact_resnet_16", recipe=miniature(), device="cpu")
+    for problem in ("is not smaller than the teacher", "computes no less than the teacher"):
+        assert any(problem in note for note in large.notes)
+    small = prepare(teacher, "compact_resnet_4", recipe=miniature(), device="cpu")
+    assert not any("is not smaller" in note or "computes no less" in note for note in small.notes)
+
+
+class DenseNetwork(nn.Conv2d):
+    """A class for every pixel."""
+
+    def __init__(self, contract: ImageContract) -> None:
+        super().__init__(contract.channels, 5, 3, padding=1)
+
+
+def test_the_students_dense_logits_are_brought_to_the_teachers_size(tmp_path: Path) -> None:
+    name, fields = f"{__name__}:DenseNetwork", ContractFields(input_size=(1, 8, 8), num_classes=5)
+    torch.save(DenseNetwork(CONTRACT).state_dict(), tmp_path / "teacher.pt")
+    dense = load_teacher(tmp_path / "teacher.pt", architecture=name, fields=fields)
+    assert dense.contract.task == "segmentation"
+    alike = prepare(dense, name, recipe=miniature(), device="cpu")
+    assert not any("resized" in note for note in alike.notes)
+    smaller = prepare(dense, "compact_unet_8", recipe=miniature(), device="cpu")
+    assert any("logits are 4x4, the teacher's 8x8" in note for note in smaller.notes)
+    assert smaller.game.players.student.module(torch.zeros(2, 1, 8, 8)).shape == (2, 5, 8, 8)
+    with pytest.raises(DfadcError, match="the teacher answers for every pixel"):
+        prepare(dense, "compact_resnet_8", recipe=miniature(), device="cpu")
+
+
+def test_the_seed_decides_the_start(teacher: Teacher) -> None:
+    def start(seed: int) -> dict[str, Any]:
+        torch.rand(3)
+        return prepare(
+            teacher, STUDENT, recipe=miniature("auto", {"seed": seed}), device="cpu"
+        ).game.players.state_dict()
+
+    assert_same_state(start(1), start(1))
+    with pytest.raises(AssertionError):
+        assert_same_state(start(1), start(2))
+
+
+# ------------------------------------------------------------------------------------------------------ the record
+
+
+def test_the_record_says_what_the_run_is(teacher: Teacher, tmp_path: Path) -> None:
+    training, folder = begin(teacher, tmp_path / "run", miniature("auto", {"seed": 3}))
+    record = folder.record()
+    assert (record["status"], record["seed"], record["device"]) == ("running", 3, "cpu")
+    assert record["teacher"]["sha256"] == teacher.sha256
+    assert record["teacher"]["architecture"] == "compact_resnet_8"
+    assert record["student"]["architecture"] == STUDENT
+    assert record["student"]["num_parameters"] == training.student.num_parameters
+    assert folder.contract() == CONTRACT
+    assert load_recipe(folder.recipe) == training.recipe
+
+
+def test_a_run_leaves_teacher_and_signal_handlers_as_it_found_them(teacher: Teacher, tmp_path: Path) -> None:
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    weights = copy.deepcopy(teacher.module.state_dict())
+    training, folder = begin(teacher, tmp_path / "run", miniature())
+    with training:
+        training.play(folder, lambda _: None)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert_same_state(teacher.module.state_dict(), weights)
+    assert not any(module._forward_pre_hooks for module in teacher.module.modules())  # noqa: SLF001 -- torch's place
+
+
+def test_readings_are_the_lines_of_the_metrics(teacher: Teacher, tmp_path: Path) -> None:
+    training, folder = begin(teacher, tmp_path / "run", miniature("auto", {"log.interval": 4}))
+    readings: list[Reading] = []
+    training.play(folder, readings.append)
+    # At every interval, and at the end whatever the interval is.
+    assert [reading.step for reading in readings] == [4, 6]
+    assert [json.loads(line)["step"] for line in folder.metrics.read_text().splitlines()] == [4, 6]
+    last = readings[-1]
+    assert last.steps == STEPS
+    assert last.seconds_left == 0
+    assert last.images_per_second > 0
+    assert 0 <= last.class_entropy <= 1
+    assert 0 <= last.agreement <= 1
+    assert set(last.terms) == {"discrepancy", "batch_norm", "one_hot", "balance"}
+    assert last.note == ""
+
+
+def test_a_player_that_is_taken_back_is_noted(teacher: Teacher, tmp_path: Path) -> None:
+    training, folder = begin(teacher, tmp_path / "run", miniature())
+    readings: list[Reading] = []
+
+    def spoil(reading: Reading) -> None:
+        readings.append(reading)
+        if reading.step == 2:
+            with torch.no_grad():
+                training.game.players.student.parameters[0].fill_(float("nan"))
+
+    training.play(folder, spoil)
+    assert ["taken back" in reading.note for reading in readings] == [False, False, True, False, False, False]
+    rates = [reading.student_rate for reading in readings]
+    assert rates[3] < 0.6 * rates[1]
+    assert all(value.isfinite().all() for value in training.game.players.student.average.state_dict().values())
+
+
+# ---------------------------------------------------------------------------------------------------- the samples
+
+
+@settings(deadline=None, max_examples=60)
+@given(steps=st.integers(1, 5000), moments=st.integers(0, 64), samples=st.integers(1, 5000))
+def test_samples_are_set_aside_evenly_over_the_run(steps: int, moments: int, samples: int) -> None:
+    recipe = change_recipe(
+        load_recipe("auto"), {"steps": steps, "verify.snapshots": moments, "verify.num_samples": samples}
+    )
+    chosen = sorted(snapshot_steps(recipe))
+    assert len(chosen) <= moments
+    assert all(1 <= step <= steps for step in chosen)
+    if steps > 2 * (moments + 1) and moments:
+        assert len(chosen) == moments
+        assert chosen[-1] < steps
+        gaps = [after - before for before, after in zip([0, *chosen], [*chosen, steps], strict=True)]
+        assert max(gaps) - min(gaps) <= 1
+    if moments:
+        wanted = max(1, samples // 6)
+        assert wanted <= moments * snapshot_size(recipe, CONTRACT) < wanted + moments
+
+
+def test_setting_samples_aside_changes_nothing_that_is_trained(teacher: Teacher) -> None:
+    """They come from a stream of latents that training never draws from."""
+    disturbed, plain = (prepare(teacher, STUDENT, recipe=miniature(), device="cpu").game for _ in range(2))
+    for game in (disturbed, plain):
+        torch.manual_seed(0)
+        distill(game, 1, lambda _: None)
+        if game is disturbed:
+            set_samples_aside(game, 5)
+        distill(game, 3, lambda _: None)
+    one, other = disturbed.players.state_dict(), plain.players.state_dict()
+    assert one.pop("set_aside").shape == (5, 1, 8, 8)
+    assert len(other.pop("set_aside")) == 0
+    assert not torch.equal(one.pop("sample_rng"), other.pop("sample_rng"))
+    assert_same_state(one, other)
+
+
+def test_a_run_sets_aside_what_the_snapshots_have_of_its_samples(teacher: Teacher, tmp_path: Path) -> None:
+    training, folder = begin(teacher, tmp_path / "run", miniature())
+    training.play(folder, lambda _: None)
+    assert len(training.game.players.set_aside) == 6
