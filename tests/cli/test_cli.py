@@ -99,7 +99,7 @@ def test_an_unknown_student_cannot_be_listed() -> None:
     assert "lenet5" in outcome.hints[0]
 
 
-@pytest.mark.slow  # builds all of torchvision on the meta device; tests/models does it once already
+@pytest.mark.slow  # builds all of torchvision on the meta device; tests/networks does it once already
 def test_all_students_are_listed() -> None:
     listed = json.loads(run_command("students", "--json").out)
     assert all((row["reason"] == "") == (row["num_parameters"] is not None) for row in listed)
