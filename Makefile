@@ -3,7 +3,7 @@
 
 VENV ?= .venv
 PYTHON ?= python3
-EXTRAS ?= test,timm,openvino,tensorrt-rtx
+EXTRAS ?= test,docs,timm,openvino,tensorrt-rtx
 # Tested versions, for a virtual environment that make creates; `make CONSTRAINTS=` takes the newest ones instead.
 CONSTRAINTS ?= constraints.txt
 DEMO ?= runs/demo
@@ -17,7 +17,7 @@ FASHION_MNIST := examples/fashion_mnist
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test check lint types tests format clean
+.PHONY: help install demo test check lint types tests docs format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -41,6 +41,9 @@ types: $(INSTALLED) ## mypy, strict
 
 tests: $(INSTALLED) ## pytest, a process for each core, up to four
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+docs: $(INSTALLED) ## Documentation as a site in build/site; broken links are errors
+	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/python -m mkdocs build --strict
 
 format: $(INSTALLED) ## Format and fix what ruff can
 	$(BIN)/ruff check --fix .
