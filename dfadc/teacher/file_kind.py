@@ -1,13 +1,15 @@
-"""What a file is, by its bytes and never by its suffix."""
+"""Kind of a file, told by its bytes and never by its suffix."""
 
 from __future__ import annotations
 
+import json
 import re
 import zipfile
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from dfadc.errors import DfadcError
+from dfadc.teacher.unknown_file import describe_archive
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,6 +23,8 @@ class FileKind(StrEnum):
     LEGACY_CHECKPOINT = "PyTorch checkpoint (legacy pickle)"
     TORCHSCRIPT = "TorchScript"
     EXPORTED_PROGRAM = "exported program (.pt2)"
+    SHARDS = "index of sharded weights"
+    FOLDER = "folder"
     ONNX = "ONNX"
     ENGINE = "TensorRT engine"
     UNKNOWN = "unknown"
@@ -34,8 +38,14 @@ MAX_UNPACKED_BYTES = 16 * 2**30
 #: torch stores its archives uncompressed; a ratio above this is a zip bomb.
 MAX_COMPRESSION = 100
 
-_LEGACY_MAGIC = b"\x80\x02\x8a\x0a"
+#: torch's magic number, pickled; protocol 4 and above may put a frame before it.
+_LEGACY_MAGIC = re.compile(rb"\x80[\x02-\x05](\x95.{8})?\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19", re.DOTALL)
+_TAR_MEMBERS = (b"sys_info", b"pickle", b"storages", b"tensors")
 _ZIP_MAGIC = b"PK\x03\x04"
+#: A larger JSON file is no index of shards.
+MAX_INDEX_BYTES = 64 * 2**20
+#: Beginning of a file that is looked at: a tar header is 512 bytes long.
+_HEAD_BYTES = 512
 _ONNX_FIELDS = (0x12, 0x1A, 0x22, 0x2A, 0x32, 0x3A, 0x42, 0x72)
 _ENGINE_MAGIC = re.compile(rb"[a-z]trt")
 
@@ -44,50 +54,60 @@ def sniff_kind(path: Path) -> FileKind:
     """Tells a file's kind without unpacking or running any of it.
 
     Raises:
-        DfadcError: it does not exist, is a folder, is empty, cannot be read, or is a damaged or oversized archive.
+        DfadcError: it does not exist, is empty, cannot be read, or is a damaged or oversized archive.
     """
+    if path.is_dir():
+        return FileKind.FOLDER
     head, size = _read_head(path)
     if head.startswith(_ZIP_MAGIC):
         return _sniff_archive(path, size)
-    if head.startswith(_LEGACY_MAGIC):
+    kind = _sniff_head(head, path, size)
+    if kind in (FileKind.LEGACY_CHECKPOINT, FileKind.SAFETENSORS):
         _refuse_large(path, size)
+    return kind
+
+
+def _sniff_head(head: bytes, path: Path, size: int) -> FileKind:
+    """The kind of a file that is no zip archive, by its first bytes."""
+    if _LEGACY_MAGIC.match(head) or _is_torch_tar(head):
         return FileKind.LEGACY_CHECKPOINT
     if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**32:
-        _refuse_large(path, size)
         return FileKind.SAFETENSORS
+    if head.lstrip().startswith(b"{") and is_shard_index(path, size):
+        return FileKind.SHARDS
     if _ENGINE_MAGIC.match(head):
         return FileKind.ENGINE
     if len(head) > 2 and head[0] == 0x08 and 0 < head[1] < 0x20 and head[2] in _ONNX_FIELDS:
-        return FileKind.ONNX
+        return FileKind.UNKNOWN if _is_saved_model(head) else FileKind.ONNX
     return FileKind.UNKNOWN
 
 
-def describe_unknown(path: Path) -> str:
-    """A guess at what a file of unknown kind is, for the error message."""
-    head, _ = _read_head(path)
-    text = head.lstrip().lower()
-    known = (
-        (text.startswith((b"<!doctype", b"<html", b"<?xml")), "an HTML page (a download that failed?)"),
-        (text.startswith(b"version https://git-lfs"), "a Git LFS pointer (run `git lfs pull`)"),
-        (head.startswith(b"\x80"), "a plain Python pickle, which only running it could open"),
-        (head.startswith(b"\x89HDF"), "an HDF5 file (Keras?)"),
-        (head[4:8] == b"TFL3", "a TensorFlow Lite model"),
-        (head.startswith(b"\x1f\x8b"), "a gzip archive"),
-        (text.startswith((b"{", b"[")), "JSON text"),
-    )
-    for matches, description in known:
-        if matches:
-            return description
-    printable = all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head)
-    return "a text file" if printable else f"of no known kind (it starts with {head[:8].hex(' ')})"
+def is_shard_index(path: Path, size: int) -> bool:
+    """True for JSON that maps names of weights to files, as Hugging Face writes it beside shards."""
+    if size > MAX_INDEX_BYTES:
+        return False
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    weight_map = values.get("weight_map") if isinstance(values, dict) else None
+    return isinstance(weight_map, dict) and bool(weight_map)
+
+
+def _is_torch_tar(head: bytes) -> bool:
+    """A tar file whose first member is one of torch 0.1's."""
+    return head[257:262] == b"ustar" and head[:100].rstrip(b"\0").removeprefix(b"./") in _TAR_MEMBERS
+
+
+def _is_saved_model(head: bytes) -> bool:
+    """TensorFlow's SavedModel begins like ONNX; its second field is a message, ONNX's a producer's name."""
+    return head[1] == 1 and head[2] == 0x12 and b"\x0a" in head[4:7]
 
 
 def _read_head(path: Path) -> tuple[bytes, int]:
-    if path.is_dir():
-        raise DfadcError(f"{path} is a folder, not a teacher file", "name the file in it")
     try:
         with path.open("rb") as stream:
-            head = stream.read(64)
+            head = stream.read(_HEAD_BYTES)
         size = path.stat().st_size
     except FileNotFoundError as exc:
         raise DfadcError(f"there is no file {path}", "check the path") from exc
@@ -112,7 +132,8 @@ def _sniff_archive(path: Path, size: int) -> FileKind:
             "this looks like a zip bomb; it was not opened",
         )
     names = [member.filename for member in members]
-    if any(name.endswith("/constants.pkl") for name in names) and any("/code/" in name for name in names):
+    # Constants alone are enough for torch.load to run the archive as a script.
+    if any(name.endswith("/constants.pkl") or name == "constants.pkl" for name in names):
         return FileKind.TORCHSCRIPT
     if any(name.endswith("archive_format") for name in names) or any(
         "/models/" in name and name.endswith(".json") for name in names
@@ -120,10 +141,8 @@ def _sniff_archive(path: Path, size: int) -> FileKind:
         return FileKind.EXPORTED_PROGRAM
     if any(name.endswith("/data.pkl") for name in names):
         return FileKind.CHECKPOINT
-    raise DfadcError(
-        f"{path} is a zip archive, but no PyTorch file (it holds {', '.join(names[:3]) or 'nothing'})",
-        "unpack it and name the file inside",
-    )
+    description, remedy = describe_archive(names)
+    raise DfadcError(f"{path} is {description} (it holds {', '.join(names[:3]) or 'nothing'})", remedy)
 
 
 def _refuse_large(path: Path, num_bytes: int) -> None:

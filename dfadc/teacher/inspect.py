@@ -16,11 +16,11 @@ from dfadc.networks.norm_layers import NormLayer, find_norm_layers
 from dfadc.networks.user_code import UserCodeFailed
 from dfadc.preprocessing import Preprocessing
 from dfadc.storage import sha256_file
-from dfadc.teacher.file_kind import CODE_KINDS, FileKind, describe_unknown, sniff_kind
+from dfadc.teacher.file_kind import CODE_KINDS, FileKind, sniff_kind
 from dfadc.teacher.plan import TeacherPlan, build_planned_module, freeze_, plan_teacher
 from dfadc.teacher.probe import run_dry
 from dfadc.teacher.read import TeacherFile, read_teacher_file
-from dfadc.teacher.safe_globals import list_unsafe_globals
+from dfadc.teacher.unknown_file import describe_unknown, weights_in_folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,7 +46,7 @@ class TeacherReport:
         size_bytes: of the file.
         sha256: of the file's bytes.
         safety: whether loading it runs code.
-        foreign_globals: what its pickle names beyond plain tensors.
+        foreign_globals: classes and functions in its pickle that became inert records.
         architecture: canonical name or class.
         stem: of the network.
         num_parameters: of the network, or of the weights where no network could be built.
@@ -112,20 +112,23 @@ def inspect_teacher(
     """
     path = Path(path)
     kind = sniff_kind(path)
+    if kind is FileKind.FOLDER:
+        path = weights_in_folder(path)
+        kind = sniff_kind(path)
     basis = TeacherReport(
         path=path,
         kind=kind,
         size_bytes=path.stat().st_size,
         sha256=sha256_file(path),
         safety=_describe_safety(path, kind),
-        foreign_globals=_foreign_globals(path, kind),
+        foreign_globals=(),
         **_all_unknown("the file was not opened"),
     )
     try:
         contents = read_teacher_file(path)
     except DfadcError as exc:
         return replace(basis, **_all_unknown(exc.message))
-    basis = replace(basis, notes=contents.notes, num_parameters=_num_weights(contents))
+    basis = replace(basis, notes=contents.notes, num_parameters=_num_weights(contents), foreign_globals=contents.inert)
     try:
         plan = plan_teacher(contents, architecture=architecture, fields=fields or ContractFields())
     except DfadcError as exc:
@@ -183,22 +186,12 @@ def _describe_safety(path: Path, kind: FileKind) -> str:
     if kind is FileKind.SAFETENSORS:
         return "safe: holds tensors only"
     if kind in (FileKind.CHECKPOINT, FileKind.LEGACY_CHECKPOINT):
-        return "read by torch's safe unpickler: only tensors and layer classes of torch, torchvision and timm"
+        return "safe: tensors and layers of torch, torchvision and timm are restored, all else becomes inert records"
     if kind in CODE_KINDS:
         return "is code: loading it can run anything, so it needs --trust-teacher; it was not loaded"
     if kind is FileKind.UNKNOWN:
-        return f"not loaded: {describe_unknown(path)}"
+        return f"not loaded: {describe_unknown(path)[0]}"
     return "not loaded: this kind cannot be a teacher, for it has no gradients"
-
-
-def _foreign_globals(path: Path, kind: FileKind) -> tuple[str, ...]:
-    if kind is not FileKind.CHECKPOINT:
-        return ()
-    try:
-        return tuple(list_unsafe_globals(path))
-    except (EOFError, KeyError, RuntimeError, ValueError):
-        # A damaged pickle: opening the file gives the reason.
-        return ()
 
 
 def _all_unknown(reason: str) -> dict[str, Any]:

@@ -1,77 +1,126 @@
-"""Which Python globals a pickled network may name: layers of torch, torchvision and timm, and nothing that acts."""
+"""Python globals that a pickled checkpoint may call: tensor rebuilding, containers, layers of installed libraries."""
 
 from __future__ import annotations
 
 import functools
 import importlib
-import pickletools
-import zipfile
+import pickle
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn import functional
-from torch.serialization import get_unsafe_globals_in_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 #: Packages whose layer classes may be restored; importing their modules runs installed library code only.
 LAYER_PACKAGES = ("torch.nn.modules.", "torchvision.models.", "torchvision.ops.", "timm.models.", "timm.layers.")
 
-#: The few other globals that library networks pickle. Calling any of them with any argument is harmless.
-HARMLESS: dict[str, Callable[..., Any]] = {
+_REBUILD = (
+    torch._utils._rebuild_tensor,  # noqa: SLF001 -- the names that torch's files carry
+    torch._utils._rebuild_tensor_v2,  # noqa: SLF001
+    torch._utils._rebuild_tensor_v3,  # noqa: SLF001
+    torch._utils._rebuild_qtensor,  # noqa: SLF001
+)
+
+
+def _parameter(data: Tensor, *_: object) -> nn.Parameter:
+    """A parameter without the hooks and attributes that the file gives it."""
+    return nn.Parameter(data, requires_grad=False)
+
+
+def _plain_tensor(function: Callable[..., Tensor], _type: object, arguments: tuple[Any, ...], _state: object) -> Tensor:
+    """The plain tensor behind a subclass of Tensor or a tensor with attributes."""
+    if function is _parameter or any(function is known for known in _REBUILD):
+        return function(*arguments)
+    raise pickle.UnpicklingError("it rebuilds a tensor by an unknown function")
+
+
+def _bytes(text: str, encoding: str) -> bytes:
+    """Bytes as protocol 2 writes them."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"it encodes text as {encoding!r}")
+    return text.encode("latin1")
+
+
+def _bytes_of(values: object = b"", encoding: str = "latin1") -> bytes:
+    """Bytes of what protocols 0 to 2 call ``bytes`` and ``bytearray`` with; not of a number, which is a size."""
+    if isinstance(values, str):
+        return _bytes(values, encoding.replace("-", ""))
+    if isinstance(values, bytes | list | tuple):
+        return bytes(values)
+    raise pickle.UnpicklingError("it makes bytes of an unknown object")
+
+
+def _dictionary(*_: object) -> dict[Any, Any]:
+    """An empty dictionary instead of a ``defaultdict``, whose factory is left out."""
+    return {}
+
+
+#: Globals that are called with the file's arguments, by the name that a file calls them. None acts outside its result.
+CALLABLES: dict[str, Callable[..., Any]] = {
+    **{f"torch._utils.{function.__name__}": function for function in _REBUILD},
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter_with_state": _parameter,
+    "torch.nn.parameter.Parameter": _parameter,
+    "torch._tensor._rebuild_from_type_v2": _plain_tensor,
+    "torch.Size": torch.Size,
+    "torch.device": torch.device,
+    "collections.OrderedDict": OrderedDict,
+    "collections.defaultdict": _dictionary,
+    "builtins.dict": dict,
+    "builtins.list": list,
+    "builtins.tuple": tuple,
+    "builtins.set": set,
+    "builtins.frozenset": frozenset,
+    "builtins.bytes": _bytes_of,
+    "builtins.bytearray": _bytes_of,
+    "builtins.complex": complex,
+    "_codecs.encode": _bytes,
     "functools.partial": functools.partial,
+}
+_STORAGES = tuple(f"{kind}Storage" for kind in ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Byte", "Bool"))
+#: Globals that are restored as values and never called while a file is read.
+VALUES: dict[str, Any] = {
+    **{str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)},
+    **{str(scheme): scheme for scheme in (torch.per_tensor_affine, torch.per_channel_affine)},
+    "torch.storage.UntypedStorage": torch.UntypedStorage,
+    **{f"torch.{name}": torch.serialization.StorageType(name) for name in _STORAGES},
     "torch.nn.functional.relu": functional.relu,
     "torch.nn.functional.gelu": functional.gelu,
     "torch.nn.functional.silu": functional.silu,
-    "torch.nn.parallel.data_parallel.DataParallel": nn.DataParallel,
+}
+#: Packages and builtins that act on the system. No checkpoint needs them: a file that names one is refused as a whole.
+_ACTING_PACKAGES = {
+    *("os", "posix", "nt", "sys", "subprocess", "shutil", "pty", "socket"),
+    *("runpy", "importlib", "ctypes", "webbrowser", "pdb", "bdb", "pip"),
+}
+_ACTING_BUILTINS = {
+    *("eval", "exec", "compile", "__import__", "open", "input", "breakpoint", "execfile", "globals", "locals"),
 }
 
 
-def list_unsafe_globals(path: Path) -> list[str]:
-    """Names of the globals in a checkpoint that torch's safe loader does not know; the pickle is read, never run.
+def refuse_acting(module_name: str, name: str) -> None:
+    """Refuses a global that acts on the system.
 
-    Empty for legacy files, which torch cannot list; :func:`list_legacy_globals` reads those.
+    Raises:
+        UnpicklingError: it does.
     """
-    if not zipfile.is_zipfile(path):
-        return []
-    return sorted(get_unsafe_globals_in_checkpoint(path))
+    is_builtin = module_name in ("builtins", "__builtin__")
+    if module_name.partition(".")[0] in _ACTING_PACKAGES or (is_builtin and name in _ACTING_BUILTINS):
+        raise pickle.UnpicklingError(f"it names {module_name}.{name}, which acts on the system; it was not run")
 
 
-def list_legacy_globals(path: Path) -> list[str]:
-    """Names of all globals in a legacy checkpoint's pickles, read opcode by opcode and never run."""
-    found: set[str] = set()
-    with path.open("rb") as stream:
-        # magic, protocol version, system information, the object, the storage keys
-        for _ in range(5):
-            try:
-                for opcode, argument, _position in pickletools.genops(stream):
-                    if opcode.name == "GLOBAL" and isinstance(argument, str):
-                        found.add(argument.replace(" ", ".").replace("__builtin__.", "builtins."))
-            except (ValueError, UnicodeDecodeError):
-                break
-    return sorted(found)
+def find_layer_class(name: str) -> type[nn.Module] | None:
+    """The layer class of an installed library that a file names; None for anything else.
 
-
-def resolve_allowed(names: list[str]) -> tuple[list[tuple[Callable[..., Any], str]], list[str]]:
-    """Splits globals into allowed ones, ready for ``torch.serialization.safe_globals``, and refused names.
-
-    Allowed are classes (classes only: a prefix alone would admit functions) that derive from ``nn.Module`` and are
-    defined in a library's layer packages, and the few of :data:`HARMLESS`.
+    A class only (a prefix alone would admit functions) that derives from ``nn.Module`` and is defined in a library's
+    layer packages.
     """
-    allowed: list[tuple[Callable[..., Any], str]] = []
-    refused: list[str] = []
-    for name in names:
-        found = HARMLESS.get(name) or _layer_class(name)
-        if found is None:
-            refused.append(name)
-        else:
-            allowed.append((found, name))
-    return allowed, refused
-
-
-def _layer_class(name: str) -> type[nn.Module] | None:
+    if name == "torch.nn.parallel.data_parallel.DataParallel":
+        return nn.DataParallel
     module_name, _, attribute = name.rpartition(".")
     if not f"{module_name}.".startswith(LAYER_PACKAGES):
         return None

@@ -1,0 +1,206 @@
+"""Arguments that a training framework saved beside the weights: architecture, image size, mean, std, class names.
+
+They are read from timm's and torchvision's scripts (``args``), PyTorch Lightning (``hyper_parameters``), the MM
+libraries (``meta``) and any dictionary with the usual names. Weights are facts and win over them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dfadc.contract import ContractFields
+from dfadc.errors import DfadcError
+from dfadc.networks.names import documented_contract
+from dfadc.preprocessing import Preprocessing
+from dfadc.teacher.unpickle import Record
+
+#: Keys of a checkpoint under which arguments are saved.
+_CONTAINERS = (
+    "args", "hyper_parameters", "hparams", "config", "cfg", "opt", "options", "meta", "dataset_meta", "model_args",
+    "model_config", "train_args", "model", "data", "datamodule_hyper_parameters", "preprocessing", "data_preprocessor",
+)  # fmt: skip
+_ARCHITECTURE = ("arch", "architecture", "model_name", "model", "backbone", "encoder_name", "network", "net", "type")
+_SIZE = ("val_crop_size", "input_size", "img_size", "image_size", "imsize", "img_dim", "resolution", "crop_size")
+_STATISTICS = (("mean", "std"), ("image_mean", "image_std"), ("img_mean", "img_std"), ("norm_mean", "norm_std"))
+_CLASSES = ("class_names", "classes", "CLASSES", "labels", "idx_to_class", "class_to_idx")
+_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+_DEPTH = 4
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingArguments:
+    """Arguments as one checkpoint holds them.
+
+    Args:
+        source: framework and key, for the user.
+        values: name -> plain value.
+        is_timm: whether timm's training script wrote them.
+        is_reference: whether torchvision's did.
+    """
+
+    source: str
+    values: Mapping[str, Any]
+    is_timm: bool = False
+    is_reference: bool = False
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """Names under which the network may be known; hints only."""
+        names = [self.values[key] for key in _ARCHITECTURE if isinstance(self.values.get(key), str)]
+        # timm's own network, where its script wrote the file: torchvision may have another of that name.
+        return tuple(f"timm:{name}" for name in names if self.is_timm) + tuple(names)
+
+    @property
+    def side(self) -> tuple[int, int] | None:
+        """(H, W) of the images."""
+        return next((size for key in _SIZE if (size := _pair(self.values.get(key)))), None)
+
+    def to_fields(self, *, channels: int | None, num_classes: int | None) -> ContractFields:
+        """The contract's fields, as far as they fit the weights' channels and classes."""
+        documented = self._timm_defaults() if self.is_timm else ContractFields()
+        channels = channels or 3
+        side = self.side or (documented.input_size[1:] if documented.input_size else None)
+        mean, std = self._statistics(channels)
+        if mean is None and documented.mean is not None and len(documented.mean) == channels:
+            mean, std = documented.mean, documented.std
+        names = self._class_names()
+        return ContractFields(
+            input_size=None if side is None else (channels, *side),
+            mean=mean,
+            std=std,
+            class_names=names if names and len(names) == num_classes else None,
+            preprocessing=self._preprocessing(side) or documented.preprocessing,
+        )
+
+    def _timm_defaults(self) -> ContractFields:
+        """Defaults of timm for the network, which its script used for what its arguments leave open."""
+        name = str(self.values.get("model", ""))
+        try:
+            return documented_contract(f"timm:{name}")
+        except DfadcError:
+            return ContractFields()
+
+    def _statistics(self, channels: int) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+        for names in _STATISTICS:
+            mean, std = (_floats(self.values.get(name), channels) for name in names)
+            if mean and std and min(std) > 0:
+                is_bytes = max(map(abs, mean)) > 1 or max(std) > 1
+                factor = 255 if is_bytes else 1
+                return tuple(value / factor for value in mean), tuple(value / factor for value in std)
+        if self.is_reference and channels == 3:
+            return _IMAGENET["mean"], _IMAGENET["std"]
+        return None, None
+
+    def _class_names(self) -> tuple[str, ...] | None:
+        for key in _CLASSES:
+            value = self.values.get(key)
+            if isinstance(value, Mapping) and value:
+                by_index = {index: name for name, index in value.items()} if _is_name(next(iter(value))) else value
+                value = [by_index.get(index) for index in range(len(by_index))]
+            if isinstance(value, Sequence) and len(value) > 1 and all(map(_is_name, value)):
+                return tuple(value)
+        return None
+
+    def _preprocessing(self, side: tuple[int, int] | None) -> Preprocessing | None:
+        share = self.values.get("crop_pct")
+        resized = self.values.get("val_resize_size")
+        if isinstance(resized, int) and resized > 0 and side is not None:
+            share = side[0] / resized
+        interpolation = str(self.values.get("interpolation") or "bilinear")
+        if not isinstance(share, int | float) or isinstance(share, bool):
+            return None
+        try:
+            return Preprocessing(crop_share=float(share), interpolation=interpolation)  # type: ignore[arg-type]
+        except DfadcError:
+            return None
+
+
+def read_training_arguments(value: object) -> TrainingArguments | None:
+    """The arguments in an unpickled checkpoint; None where it holds none."""
+    if not isinstance(value, Mapping):
+        return None
+    found: dict[str, Any] = {}
+    keys: list[str] = []
+    for key, entry in _entries(value):
+        if key in found or entry is None:
+            continue
+        found[key] = entry
+    wanted = {*_ARCHITECTURE, *_SIZE, *_CLASSES, *(name for pair in _STATISTICS for name in pair), "crop_pct"}
+    found = {key: entry for key, entry in found.items() if key in wanted | {"val_resize_size", "interpolation"}}
+    if not found:
+        return None
+    keys = [str(key) for key in _CONTAINERS if key in value and _plain_mapping(value[key]) is not None]
+    arguments = _plain_mapping(value.get("args")) or {}
+    is_timm = {"model", "crop_pct"} <= arguments.keys() and bool({"in_chans", "gp", "drop_path"} & arguments.keys())
+    is_reference = not is_timm and {"model", "data_path"} <= arguments.keys()
+    kind = (
+        "timm's training script" if is_timm else "torchvision's reference script" if is_reference else "the checkpoint"
+    )
+    if "pytorch-lightning_version" in value:
+        kind = "PyTorch Lightning"
+    place = f" ({', '.join(keys[:3])})" if keys else ""
+    return TrainingArguments(f"arguments of {kind}{place}", found, is_timm, is_reference)
+
+
+def plain(value: object) -> object:
+    """A record as plain values: its attributes and entries; omegaconf's nodes as what they hold."""
+    if not isinstance(value, Record):
+        return value
+    attributes = value.attributes
+    if "_content" in attributes:
+        content = plain(attributes["_content"])
+        if isinstance(content, Mapping):
+            return {key: plain(entry) for key, entry in content.items()}
+        return [plain(entry) for entry in content] if isinstance(content, list) else content
+    if "_val" in attributes:
+        return plain(attributes["_val"])
+    if value.elements and not attributes and not value.entries:
+        return value.elements
+    return attributes | {key: entry for key, entry in value.entries.items() if isinstance(key, str)}
+
+
+def _plain_mapping(value: object) -> Mapping[Any, Any] | None:
+    found = plain(value)
+    return found if isinstance(found, Mapping) else None
+
+
+def _entries(value: Mapping[Any, Any], depth: int = _DEPTH) -> Iterator[tuple[str, Any]]:
+    """Names and plain values, those of the containers first."""
+    for key in _CONTAINERS:
+        inner = _plain_mapping(value.get(key))
+        if inner is not None and depth:
+            if key in ("model", "backbone") and isinstance(inner.get("name"), str):
+                yield "model_name", inner["name"]
+            yield from _entries(inner, depth - 1)
+    for key, entry in value.items():
+        if isinstance(key, str):
+            yield key, plain(entry)
+
+
+def _pair(value: object) -> tuple[int, int] | None:
+    """(H, W) of one number, of two, or of three with the channels first or last."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return (value, value) if 4 <= value <= 4096 else None
+    if isinstance(value, Sequence) and all(isinstance(entry, int) for entry in value):
+        sides = list(value)
+        if len(sides) == 3:
+            sides = sides[1:] if sides[0] <= 16 else sides[:2]
+        if len(sides) == 2 and all(4 <= side <= 4096 for side in sides):
+            return sides[0], sides[1]
+    return None
+
+
+def _floats(value: object, channels: int) -> tuple[float, ...] | None:
+    if isinstance(value, int | float) and not isinstance(value, bool) and channels == 1:
+        value = (value,)
+    if isinstance(value, Sequence) and not isinstance(value, str) and len(value) == channels:
+        numbers = [entry for entry in value if isinstance(entry, int | float) and math.isfinite(entry)]
+        return tuple(map(float, numbers)) if len(numbers) == channels else None
+    return None
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str)
