@@ -79,6 +79,8 @@ def distill(  # noqa: PLR0913, PLR0917 -- the signature is the command line
     force: Annotated[bool, typer.Option("--force", help="Replace a run that is there.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     teacher_arch: options.TeacherArchitecture = None,
+    arch_arg: options.ArchitectureArguments = None,
+    teacher_weights: options.TeacherWeights = None,
     input_size: options.InputSize = None,
     mean: options.Mean = None,
     std: options.Std = None,
@@ -109,6 +111,7 @@ def distill(  # noqa: PLR0913, PLR0917 -- the signature is the command line
                 f"--factory {factory[0]} goes with --resume", "a new run has its factories of --student, --teacher-arch"
             )
         # Only what is named on this command line may be imported.
+        teacher_arch = options.architecture(teacher_arch, arch_arg)
         factories = factory or [name for name in (student, teacher_arch) if name]
         wanted = _verification(data, baseline, gates, require or [], trust_teacher, factories)
         exports = _Exports(export, options.nodes_in_fp32(keep_fp32))
@@ -136,7 +139,7 @@ def distill(  # noqa: PLR0913, PLR0917 -- the signature is the command line
             from dfadc.recipe.load import load_recipe  # noqa: PLC0415 -- keeps `--help` light
 
             resolved = load_recipe(recipe, [*(assign or []), *given, *gates])
-            loaded = _load(teacher, teacher_arch, fields, trust=trust_teacher, quiet=quiet)
+            loaded = _load(teacher, teacher_arch, fields, trust=trust_teacher, weights=teacher_weights, quiet=quiet)
             _check_gates(exports, resolved, loaded.contract)
             _check_what_follows(exports, wanted, resolved, loaded.contract, loaded.sha256)
             job = _Job(loaded, student, resolved, device, minutes)
@@ -202,10 +205,12 @@ def _verification(
     )
 
 
-def _load(path: Path, architecture: str | None, fields: ContractFields, *, trust: bool, quiet: bool) -> Teacher:
+def _load(
+    path: Path, architecture: str | None, fields: ContractFields, *, trust: bool, weights: str | None, quiet: bool
+) -> Teacher:
     from dfadc.pipeline.distill import load_teacher  # noqa: PLC0415
 
-    teacher = load_teacher(path, architecture=architecture, fields=fields, trust=trust)
+    teacher = load_teacher(path, architecture=architecture, fields=fields, trust=trust, weights=weights)
     say(
         f"teacher: {teacher.architecture} from {path} ({teacher.kind}), {teacher.num_parameters:,} parameters",
         quiet=quiet,

@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 _ARTIFACTS = (".onnx", ".xml", ".engine")
 
 
-def inspect(
+def inspect(  # noqa: PLR0913, PLR0917 -- the signature is the command line
     file: Annotated[Path, typer.Argument(help="Teacher file, or an artifact: .onnx, .xml (OpenVINO) or .engine.")],
     teacher_arch: options.TeacherArchitecture = None,
+    arch_arg: options.ArchitectureArguments = None,
+    teacher_weights: options.TeacherWeights = None,
     input_size: options.InputSize = None,
     mean: options.Mean = None,
     std: options.Std = None,
@@ -38,7 +40,8 @@ def inspect(
     from dfadc.teacher.inspect import inspect_teacher  # noqa: PLC0415 -- keeps `--help` light
 
     fields = options.contract_fields(input_size, mean, std, num_classes, task)
-    found = inspect_teacher(file, architecture=teacher_arch, fields=fields)
+    named = options.architecture(teacher_arch, arch_arg)
+    found = inspect_teacher(file, architecture=named, fields=fields, weights=teacher_weights)
     if as_json:
         print_json(found.to_dict())
     else:

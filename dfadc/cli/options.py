@@ -16,12 +16,32 @@ if TYPE_CHECKING:
 _CONTRACT = "Image contract"
 _GATES = "Gates"
 _OUTPUT = "Output"
+#: An image with more channels is no image: a last number up to this is one of channels.
+_MOST_CHANNELS = 4
 
 TeacherArchitecture = Annotated[
     str | None,
     typer.Option(
         "--teacher-arch",
-        help="torchvision:NAME, timm:NAME, smp:NAME:ENCODER, package.module:factory or one of dfadc's networks.",
+        help="torchvision:NAME, timm:NAME, smp:NAME:ENCODER, file.py:factory, package.module:factory or one of dfadc's "
+        "networks.",
+        rich_help_panel=_CONTRACT,
+    ),
+]
+ArchitectureArguments = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--arch-arg",
+        help="NAME=VALUE that --teacher-arch is built with (repeatable); for a library's network stem=small|pooled and "
+        "activation=relu|gelu|….",
+        rich_help_panel=_CONTRACT,
+    ),
+]
+TeacherWeights = Annotated[
+    str | None,
+    typer.Option(
+        "--teacher-weights",
+        help="Weights of a checkpoint that holds several: ema (the default where it has some), raw, a key or a prefix.",
         rich_help_panel=_CONTRACT,
     ),
 ]
@@ -114,6 +134,19 @@ Exports = Annotated[
 ]
 
 
+def architecture(name: str | None, arguments: list[str] | None) -> str | None:
+    """``--teacher-arch`` with the arguments of ``--arch-arg``.
+
+    Raises:
+        DfadcError: an argument cannot be read, or no architecture is named.
+    """
+    if not arguments:
+        return name
+    from dfadc.networks.architecture_name import add_arguments  # noqa: PLC0415 -- keeps `--help` light
+
+    return add_arguments(name, arguments)
+
+
 def gates(
     *,
     min_agreement: float | None,
@@ -173,10 +206,14 @@ def parse_input_size(text: str) -> tuple[int, int, int]:
     Raises:
         DfadcError: it is not three whole numbers above 0.
     """
-    parts = text.lower().replace(",", "x").split("x")
+    parts = text.lower().replace(",", "x").replace("\N{MULTIPLICATION SIGN}", "x").split("x")
     if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
         raise DfadcError(f"--input-size {text!r} is not CxHxW", "e.g. --input-size 3x32x32")
     channels, height, width = map(int, parts)
+    if width <= _MOST_CHANNELS < min(channels, height):
+        raise DfadcError(
+            f"--input-size {text} has its channels last (HxWxC)", f"write --input-size {width}x{channels}x{height}"
+        )
     return channels, height, width
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import re
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,9 +14,9 @@ import torchvision
 from torch import nn
 
 from dfadc.contract import ContractFields, ImageContract
-from dfadc.errors import DfadcError
+from dfadc.errors import DfadcError, RequirementMissing
+from dfadc.networks.architecture_name import ArchitectureName, library_form, split_arguments
 from dfadc.networks.construct import (
-    ArchitectureName,
     WeightsOnMeta,
     construct,
     import_smp,
@@ -23,7 +25,7 @@ from dfadc.networks.construct import (
     torchvision_segmenters,
 )
 from dfadc.networks.published_config import timm_preprocessing
-from dfadc.networks.stems import Stem, adapt_channels_, apply_small_stem_
+from dfadc.networks.stems import Stem, adapt_channels_, apply_pooled_stem_, apply_small_stem_
 from dfadc.networks.user_code import running_user_code
 from dfadc.networks.zoo import NETWORKS, SEGMENTERS, find_network
 from dfadc.preprocessing import Preprocessing
@@ -68,36 +70,65 @@ def training_only_prefixes(canonical: str) -> tuple[str, ...]:
     return known.get(canonical, ())
 
 
-def resolve_architecture(name: str) -> ArchitectureName:
-    """Finds out what a name means, without building anything.
+def resolve_architecture(written: str) -> ArchitectureName:
+    """Finds out the library and the name that a text means, without building anything.
 
-    Bare names are looked up among our own networks first, then in torchvision.
+    Bare names are looked up among our own networks first, then in torchvision, then in timm where it is installed;
+    ``ResNet-18`` is ``resnet18``. Arguments may follow in parentheses.
 
     Raises:
         DfadcError: nobody knows the name; the hint gives the nearest ones.
         RequirementMissing: a timm or smp name where that package is not installed.
     """
+    name, arguments = split_arguments(written)
+    found = _resolve_plain(library_form(name))
+    return replace(found, arguments=arguments)
+
+
+def _resolve_plain(name: str) -> ArchitectureName:
     prefix, colon, rest = name.partition(":")
     if colon and prefix == "torchvision":
-        if rest in _torchvision_names():
-            return ArchitectureName("torchvision", rest)
+        known = next((each for each in _spellings(rest) if each in _torchvision_names()), None)
+        if known is not None:
+            return ArchitectureName("torchvision", known)
         raise _unknown(name, _torchvision_names(), rest)
     if colon and prefix == "timm":
         timm = import_timm()
         # A tag such as resnet18.a1_in1k chooses weights, which are never fetched.
-        if timm.is_model(rest):
-            return ArchitectureName("timm", rest)
+        known = next((each for each in _spellings(rest) if timm.is_model(each)), None)
+        if known is not None:
+            return ArchitectureName("timm", known)
         raise _unknown(name, timm.list_models(), rest)
     if colon and prefix == "smp":
         return ArchitectureName("smp", _known_to_smp(rest))
+    if colon and prefix in ("hf-hub", "hf_hub"):
+        raise DfadcError(f"{name} would be downloaded", "nothing is: give the folder of the downloaded repository")
     if colon:
         return ArchitectureName("factory", name)
-    if find_network(name) is not None:
-        return ArchitectureName("own", name)
-    bare = ALIASES.get(name, name)
-    if bare in _torchvision_names():
-        return ArchitectureName("torchvision", bare)
+    return _resolve_bare(name)
+
+
+def _resolve_bare(name: str) -> ArchitectureName:
+    """A name without a library before it."""
+    for spelling in _spellings(name):
+        if find_network(spelling) is not None:
+            return ArchitectureName("own", spelling)
+        bare = ALIASES.get(spelling, spelling)
+        if bare in _torchvision_names():
+            return ArchitectureName("torchvision", bare)
+    with contextlib.suppress(RequirementMissing):
+        timm = import_timm()
+        known = next((each for each in _spellings(name) if timm.is_model(each)), None)
+        if known is not None:
+            return ArchitectureName("timm", known)
     raise _unknown(name, [*NETWORKS, *SEGMENTERS, *ALIASES, *_torchvision_names()], name)
+
+
+def _spellings(name: str) -> tuple[str, ...]:
+    """A name as it is, in small letters, and with the separators that libraries use or none."""
+    small = name.lower()
+    forms = (name, small, small.replace("-", "_"), small.replace("-", ""), re.sub(r"[-_]", "", small))
+    return tuple(dict.fromkeys(forms))
 
 
 def build_architecture(
@@ -108,8 +139,8 @@ def build_architecture(
     Args:
         name: as :func:`resolve_architecture` takes it.
         contract: the images and classes to build for.
-        stem: ``small`` removes early strides until the total stride is 8; our own networks and the user's
-            factories are built as they are.
+        stem: ``small`` removes early strides until the total stride is 8, ``pooled`` that of a large first kernel;
+            our own networks and the user's factories are built as they are.
         device: ``cpu``, or ``meta`` for shapes without weights; it is built on the CPU where its code does not bear
             that device.
 
@@ -122,17 +153,22 @@ def build_architecture(
         module = _construct_on_meta(resolved, contract) if device == "meta" else construct(resolved, contract)
         if resolved.library == "torchvision" and adapt_channels_(module, contract.channels):
             notes.append(f"first convolution takes {contract.channels} channels")
-        if stem == "small":
-            note = None
-            if resolved.library in ("torchvision", "timm"):
-                note = apply_small_stem_(module, contract.channels)
-            stem = "default" if note is None else "small"
-            notes.append(note or f"no small stem known for {resolved.canonical}: default stem")
+        if stem != "default":
+            apply_ = apply_small_stem_ if stem == "small" else apply_pooled_stem_
+            has_stems = resolved.library in ("torchvision", "timm")
+            note = apply_(module, contract.channels) if has_stems else None
+            notes.append(note or f"no {stem} stem known for {resolved.canonical}: default stem")
+            stem = "default" if note is None else stem
     return Architecture(module, resolved.canonical, stem, tuple(notes))
 
 
 def _construct_on_meta(resolved: ArchitectureName, contract: ImageContract) -> nn.Module:
-    """A network without weights; with weights where its code reads numbers back from tensors, which have none there."""
+    """A network without weights; with weights where its code reads numbers back from tensors, which have none there.
+
+    A factory's code runs on the CPU alone: on the meta device it warns, and networks at its module's level fail.
+    """
+    if resolved.library == "factory":
+        return construct(resolved, contract)
     try:
         with running_user_code(f"{resolved.canonical} cannot be built without weights"), WeightsOnMeta():
             return construct(resolved, contract).to("meta")

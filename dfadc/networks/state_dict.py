@@ -35,8 +35,22 @@ def strip_wrapper_prefixes(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor
     return stripped
 
 
-def load_strictly_(module: nn.Module, state_dict: Mapping[str, Tensor], *, architecture: str, source: str) -> None:
+def load_strictly_(
+    module: nn.Module,
+    state_dict: Mapping[str, Tensor],
+    *,
+    architecture: str,
+    source: str,
+    classes_may_differ: bool = False,
+) -> None:
     """Copies the weights into the module in place.
+
+    Args:
+        module: the network; on the meta device it is checked alone.
+        state_dict: weights by name.
+        architecture: its name, for errors.
+        source: the file, for errors.
+        classes_may_differ: leaves out a difference in shapes where no name is missing or unexpected.
 
     Raises:
         DfadcError: a key is missing or unexpected, or a shape differs; the first few are named and all are counted.
@@ -51,6 +65,8 @@ def load_strictly_(module: nn.Module, state_dict: Mapping[str, Tensor], *, archi
         for key, tensor in state_dict.items()
         if key in expected and tensor.shape != expected[key].shape
     ]
+    if classes_may_differ and not missing and not unexpected:
+        return
     problems = [
         f"{len(found)} {what} ({', '.join(found[:_SHOWN])}{', …' if len(found) > _SHOWN else ''})"
         for what, found in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))

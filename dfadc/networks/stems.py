@@ -13,8 +13,8 @@ from dfadc.errors import DfadcError
 from dfadc.networks.flops import ShapesOnly
 from dfadc.networks.user_code import UserCodeFailed, running_user_code
 
-Stem = Literal["default", "small"]
-_STEMS: dict[object, Stem] = {"default": "default", "small": "small"}
+Stem = Literal["default", "small", "pooled"]
+_STEMS: dict[object, Stem] = {"default": "default", "small": "small", "pooled": "pooled"}
 
 #: Images up to this side are small: a network for them should have a small stem.
 SMALL_SIDE = 64
@@ -32,7 +32,7 @@ def parse_stem(value: object, source: object) -> Stem:
     """
     if isinstance(value, str) and value in _STEMS:
         return _STEMS[value]
-    raise DfadcError(f"{source}: unknown stem {value!r}", "it is 'default' or 'small'")
+    raise DfadcError(f"{source}: unknown stem {value!r}", "it is 'default', 'small' or 'pooled'")
 
 
 def first_convolution(module: nn.Module) -> tuple[str, nn.Conv2d] | None:
@@ -76,6 +76,22 @@ def apply_small_stem_(module: nn.Module, channels: int) -> str | None:
         removed += level.names
         remaining //= level.stride
     return f"small stem: total stride {total} -> {remaining} (no stride in {', '.join(removed)})"
+
+
+def apply_pooled_stem_(module: nn.Module, channels: int) -> str | None:
+    """Makes the first kernel 3x3 without a stride, in place, and keeps the pooling after it.
+
+    Its weights have the shapes of the small stem's, but it is another network.
+
+    Returns:
+        A note for the user, or None where the first kernel is no larger than 3x3; then nothing was changed.
+    """
+    found = first_convolution(module)
+    if found is None or max(found[1].kernel_size) <= 3:
+        return None
+    name, layer = found
+    _replace(module, name, _convolution_like(layer, channels=channels, kernel_size=3))
+    return f"pooled stem: {name} is 3x3 without a stride, the pooling after it is kept"
 
 
 @dataclass(slots=True)

@@ -190,7 +190,13 @@ def load_run_teacher(
     if sha256 != known["sha256"]:
         raise _another_teacher(run, path, sha256)
     fields = ContractFields.from_dict(record["contract"])
-    teacher = load_teacher(path, architecture=known["requested_architecture"], fields=fields, trust=trust)
+    teacher = load_teacher(
+        path,
+        architecture=known["requested_architecture"],
+        fields=fields,
+        trust=trust,
+        weights=known.get("requested_weights"),
+    )
     _check_teacher(run, teacher)
     return teacher
 

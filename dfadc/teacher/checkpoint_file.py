@@ -15,7 +15,7 @@ from dfadc.teacher.file_kind import FileKind
 from dfadc.teacher.module_tree import class_name, is_complete
 from dfadc.teacher.teacher_file import DAMAGED, SAVE_AGAIN, TeacherFile
 from dfadc.teacher.training_arguments import read_training_arguments
-from dfadc.teacher.unpickle import inert_pickle_module
+from dfadc.teacher.unpickle import inert_pickle_module, trusting_pickle_module
 from dfadc.teacher.weights import find_weights
 
 if TYPE_CHECKING:
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 _SHOWN = 6
 
 
-def read_checkpoint(path: Path, kind: FileKind, *, trust: bool, weights: str | None = None) -> TeacherFile:
+def read_checkpoint(
+    path: Path, kind: FileKind, *, trust: bool, weights: str | None = None, code: str | None = None
+) -> TeacherFile:
     """Reads weights or a whole network out of a checkpoint.
 
     Args:
@@ -32,17 +34,18 @@ def read_checkpoint(path: Path, kind: FileKind, *, trust: bool, weights: str | N
         kind: by bytes.
         trust: whether code in the file may run; else what is not on the safe list becomes inert records.
         weights: ``--teacher-weights``: ``ema``, ``raw`` or a key.
+        code: ``file.py:Net`` whose module stands for ``__main__`` in a trusted file.
 
     Raises:
         DfadcError: it is damaged, holds no weights, or names code that acts on the system.
     """
     inert: tuple[str, ...] = ()
     if trust:
-        value = _torch_load(path, kind, pickle_module=None)
+        value = _torch_load(path, kind, pickle_module=trusting_pickle_module(code), trust=True)
         notes = ["loaded with --trust-teacher: code of the file may have run"]
     else:
         pickles = inert_pickle_module()
-        value = _torch_load(path, kind, pickle_module=pickles)
+        value = _torch_load(path, kind, pickle_module=pickles, trust=False)
         inert = tuple(sorted(pickles.Unpickler.seen))
         notes = [_describe_inert(inert)] if inert else []
     found = find_weights(value, path, weights)
@@ -60,7 +63,7 @@ def _describe_inert(names: tuple[str, ...]) -> str:
     return f"read as plain records, none of their code ran: {', '.join(names[:_SHOWN])}{more}"
 
 
-def _torch_load(path: Path, kind: FileKind, *, pickle_module: Any) -> object:
+def _torch_load(path: Path, kind: FileKind, *, pickle_module: Any, trust: bool) -> object:
     # Only zip archives can be mapped, which spares a second copy of the weights in memory. torch takes any path that
     # ends in .safetensors for such a file, whatever it holds: then it gets the open file instead.
     by_path = kind is FileKind.CHECKPOINT and path.suffix != ".safetensors"
@@ -77,11 +80,11 @@ def _torch_load(path: Path, kind: FileKind, *, pickle_module: Any) -> object:
         reason = str(exc).strip().splitlines()[0] if str(exc).strip() else "it is no pickle of torch.save"
         raise DfadcError(f"{path} cannot be loaded: {reason}", SAVE_AGAIN) from exc
     except (AttributeError, ImportError) as exc:
-        if pickle_module is not None:
+        if not trust:
             raise DfadcError(f"cannot read {path}: {exc}", DAMAGED) from exc
         raise DfadcError(
             f"{path} needs code that is not here: {exc}",
-            "run dfadc where the network's code can be imported, or load its weights with --teacher-arch file.py:Net",
+            "name the file that defines its network: --teacher-arch file.py:Net; that needs no --trust-teacher",
         ) from exc
     except (
         EOFError, IndexError, KeyError, OSError, OverflowError, RecursionError, RuntimeError, TypeError, ValueError,

@@ -70,8 +70,8 @@ def _owner_of(module: fx.GraphModule, node: fx.Node) -> str:
 def _restore(module: fx.GraphModule, node: fx.Node, owner: str) -> None:
     container = module.get_submodule(owner)
     if not isinstance(container, ExportedBatchNorm):  # else the network calls the layer more than once
-        epsilon = node.args[_FORMS[cast(Any, node.target)]]
-        module.set_submodule(owner, ExportedBatchNorm(container, cast(float, epsilon)))
+        epsilon = node.args[_FORMS[cast("Any", node.target)]]
+        module.set_submodule(owner, ExportedBatchNorm(container, cast("float", epsilon)))
     with module.graph.inserting_before(node):
         call = module.graph.call_module(owner, (node.args[0],))
     # The second form gives a tuple, of which eval mode uses the first part alone.

@@ -19,6 +19,7 @@ from dfadc.networks.names import (
 )
 from dfadc.networks.stems import Stem, first_convolution
 from dfadc.networks.zoo import NETWORKS, SEGMENTERS
+from dfadc.teacher.heads import ReplacedHead, read_head
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -28,6 +29,29 @@ _COUNTER = "num_batches_tracked"
 #: another stem and other channels move them by less.
 _TOLERANCE = 0.03
 _TOLERANCE_PARAMETERS = 25_000
+#: Parameters that the documented heads of 1000 classes have, from SqueezeNet's to MobileNetV3's; VGG's and AlexNet's.
+_HEADS = (200_000, 4_500_000)
+_LARGE_HEADS = (50_000_000, 130_000_000)
+#: Beginning of torchvision's names -> name of its first weights.
+_FIRST_NAMES = {
+    **dict.fromkeys(("resnet", "resnext", "wide_resnet"), "conv1.weight"),
+    **dict.fromkeys(("mobilenet", "efficientnet", "convnext", "swin"), "features.0.0.weight"),
+    **dict.fromkeys(("vgg", "alexnet", "squeezenet"), "features.0.weight"),
+    "densenet": "features.conv0.weight",
+    "googlenet": "conv1.conv.weight",
+    "inception": "Conv2d_1a_3x3.conv.weight",
+    "mnasnet": "layers.0.weight",
+    "shufflenet": "conv1.0.weight",
+    "regnet": "stem.0.weight",
+    "vit": "conv_proj.weight",
+    "maxvit": "stem.0.0.weight",
+}
+#: Names of positional embeddings (1, cells, width) and of the convolutions that cut images into patches.
+_POSITIONS = (
+    ("encoder.pos_embedding", "conv_proj.weight"),
+    ("pos_embed", "patch_embed.proj.weight"),
+    ("embeddings.position_embeddings", "embeddings.patch_embeddings.projection.weight"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +63,20 @@ class Match:
         stem: ``small`` only where the default stem does not fit.
         channels: C, read off the first convolution.
         num_classes: K, read off the last layer.
+        head: the classifier, where it is another than the architecture's.
     """
 
     architecture: str
     stem: Stem
     channels: int
     num_classes: int
+    head: ReplacedHead | None = None
 
 
 def match_architecture(
     state_dict: Mapping[str, Tensor], *, input_size: tuple[int, int, int] | None = None
 ) -> list[Match]:
-    """Every torchvision classifier and network of ours that these weights fit, for any channels and classes.
+    """Matches of these weights among torchvision's classifiers and our networks, for any channels and classes.
 
     Args:
         state_dict: weights by name, without wrapper prefixes.
@@ -68,12 +94,12 @@ def match_one(
     stem: Stem | None = None,
     input_size: tuple[int, int, int] | None = None,
 ) -> Match | None:
-    """Whether these weights fit one architecture, for any channels and classes; None where they do not.
+    """The match of these weights with one architecture, for any channels and classes; None where they do not fit.
 
     Args:
         name: the architecture.
         state_dict: weights by name.
-        stem: the only stem to try; None tries the default one, then the small one.
+        stem: the only stem to try; None tries the default one, then the small one, whose shapes the pooled one shares.
         input_size: as for :func:`match_architecture`.
     """
     canonical = resolve_architecture(name).canonical
@@ -87,6 +113,51 @@ def match_one(
         channels, num_classes = read_shapes(reference, weights)
         if channels is not None and num_classes is not None and _fits(reference, weights):
             return Match(canonical, tried, channels, num_classes)
+    return None
+
+
+def match_with_other_head(
+    name: str,
+    state_dict: Mapping[str, Tensor],
+    *,
+    stem: Stem | None = None,
+    input_size: tuple[int, int, int] | None = None,
+) -> Match | None:
+    """The match of all weights but the classifier's, where that is a Sequential of linear and normalisation layers."""
+    canonical = resolve_architecture(name).canonical
+    weights = drop_auxiliary(canonical, state_dict)
+    stems: tuple[Stem, ...] = ("default", "small") if stem is None else (stem,)
+    for tried in stems:
+        try:
+            reference = reference_network(name, stem=tried, input_size=input_size)
+        except DfadcError:
+            continue
+        channels, _ = read_shapes(reference, weights)
+        for path in _replaceable(reference):
+            head = read_head(weights, path)
+            if head is None or channels is None or head.in_features != _in_features(reference, path):
+                continue
+            if _fits(reference, weights, without=f"{path}."):
+                return Match(canonical, tried, channels, head.num_classes, head)
+    return None
+
+
+def match_any_head(state_dict: Mapping[str, Tensor], *, input_size: tuple[int, int, int] | None = None) -> list[Match]:
+    """Matches among torchvision's classifiers of weights whose classifier is another than the architecture's."""
+    matches = (match_with_other_head(name, state_dict, input_size=input_size) for name in _with_other_head(state_dict))
+    return [match for match in matches if match is not None]
+
+
+def size_of_positions(state_dict: Mapping[str, Tensor]) -> int | None:
+    """Side of the images that a vision transformer's positional embedding is made for; None for other networks."""
+    for positions_name, patches_name in _POSITIONS:
+        positions, patches = state_dict.get(positions_name), state_dict.get(patches_name)
+        if positions is None or patches is None or positions.ndim != 3 or patches.ndim != 4:
+            continue
+        for extra in (1, 0, 2):
+            cells = math.isqrt(max(0, positions.shape[1] - extra))
+            if cells and cells * cells + extra == positions.shape[1]:
+                return cells * int(patches.shape[2])
     return None
 
 
@@ -115,10 +186,42 @@ def read_shapes(reference: nn.Module, state_dict: Mapping[str, Tensor]) -> tuple
     return channels, num_classes
 
 
-def _fits(reference: nn.Module, state_dict: Mapping[str, Tensor]) -> bool:
-    """Whether names are equal and shapes differ at most in the first layer's channels and the last one's classes."""
-    expected = {key: tensor for key, tensor in reference.state_dict().items() if not key.endswith(_COUNTER)}
-    given = {key: tensor for key, tensor in state_dict.items() if not key.endswith(_COUNTER)}
+def _replaceable(reference: nn.Module) -> list[str]:
+    """Paths whose module may have been replaced: the last linear layer, and what holds linear layers and no others."""
+    head = _head_name(reference)
+    if head is None or not isinstance(reference.get_submodule(head), nn.Linear):
+        return []
+    parts = head.split(".")
+    paths = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
+    return [path for path in paths if all(map(_is_linear_or_plain, reference.get_submodule(path).modules()))]
+
+
+def _is_linear_or_plain(layer: nn.Module) -> bool:
+    """True for a linear layer, for a Sequential, and for a layer without weights that keeps the shape."""
+    kept = (
+        nn.Linear,
+        nn.Sequential,
+        nn.Dropout,
+        nn.ReLU,
+        nn.ReLU6,
+        nn.Hardswish,
+        nn.SiLU,
+        nn.GELU,
+        nn.Tanh,
+        nn.Identity,
+    )
+    return isinstance(layer, kept)
+
+
+def _in_features(reference: nn.Module, path: str) -> int:
+    layers = reference.get_submodule(path).modules()
+    return next(int(layer.in_features) for layer in layers if isinstance(layer, nn.Linear))
+
+
+def _fits(reference: nn.Module, state_dict: Mapping[str, Tensor], *, without: str | None = None) -> bool:
+    """True where names are equal and shapes differ at most in the first layer's channels and the last one's classes."""
+    expected = _compared(reference.state_dict(), without)
+    given = _compared(state_dict, without)
     if expected.keys() != given.keys():
         return False
     first, head = first_convolution(reference), _head_name(reference)
@@ -133,6 +236,14 @@ def _fits(reference: nn.Module, state_dict: Mapping[str, Tensor]) -> bool:
         if wanted != found:
             return False
     return True
+
+
+def _compared(state_dict: Mapping[str, Tensor], without: str | None) -> dict[str, Tensor]:
+    return {
+        key: tensor
+        for key, tensor in state_dict.items()
+        if not key.endswith(_COUNTER) and not (without and key.startswith(without))
+    }
 
 
 def _head_name(module: nn.Module) -> str | None:
@@ -159,13 +270,39 @@ def _own_candidates(state_dict: Mapping[str, Tensor]) -> Iterator[str]:
         yield f"wrn_{6 * blocks + 4}_{widened.shape[0] // 16}"
 
 
-def _torchvision_candidates(state_dict: Mapping[str, Tensor]) -> Iterator[str]:
-    """Classifiers whose documented number of parameters is near, whichever layer the classes sit in."""
-    learned = {
+def _with_other_head(state_dict: Mapping[str, Tensor]) -> Iterator[str]:
+    """Classifiers whose documented number of parameters leaves room for their own head alone, beside these weights."""
+    body = sum(
+        tensor.numel()
+        for key, tensor in _learned(state_dict).items()
+        if key.partition(".")[0] not in ("fc", "classifier", "head", "heads")
+    )
+    for name in _families_of(state_dict):
+        documented = int(next(iter(torchvision.models.get_model_weights(name))).meta["num_params"])
+        rooms = _LARGE_HEADS if name.startswith(("vgg", "alexnet")) else _HEADS
+        if rooms[0] <= documented - body <= rooms[1]:
+            yield f"torchvision:{name}"
+
+
+def _families_of(state_dict: Mapping[str, Tensor]) -> Iterator[str]:
+    """Torchvision's classifiers whose first weights have a name that these weights have, too."""
+    for name in torchvision_classifiers():
+        first = next((key for family, key in _FIRST_NAMES.items() if name.startswith(family)), None)
+        if first is None or first in state_dict:
+            yield name
+
+
+def _learned(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {
         key: tensor
         for key, tensor in state_dict.items()
         if tensor.is_floating_point() and not key.endswith(("running_mean", "running_var"))
     }
+
+
+def _torchvision_candidates(state_dict: Mapping[str, Tensor]) -> Iterator[str]:
+    """Classifiers whose documented number of parameters is near, whichever layer the classes sit in."""
+    learned = _learned(state_dict)
     total = sum(tensor.numel() for tensor in learned.values())
     totals = {total}
     for key, tensor in learned.items():
@@ -173,7 +310,7 @@ def _torchvision_candidates(state_dict: Mapping[str, Tensor]) -> Iterator[str]:
         if is_head and (bias := learned.get(key.removesuffix("weight") + "bias")) is not None:
             rows = math.prod(tensor.shape[1:]) + 1
             totals.add(total + (1000 - bias.numel()) * rows)
-    for name in torchvision_classifiers():
+    for name in _families_of(state_dict):
         weights = torchvision.models.get_model_weights(name)
         documented = int(next(iter(weights)).meta["num_params"])
         margin = _TOLERANCE * documented + _TOLERANCE_PARAMETERS

@@ -97,7 +97,11 @@ class TeacherReport:
 
 
 def inspect_teacher(
-    path: Path | str, *, architecture: str | None = None, fields: ContractFields | None = None
+    path: Path | str,
+    *,
+    architecture: str | None = None,
+    fields: ContractFields | None = None,
+    weights: str | None = None,
 ) -> TeacherReport:
     """Reports on a teacher file of any kind without running code of it.
 
@@ -105,6 +109,7 @@ def inspect_teacher(
         path: the file.
         architecture: as for ``load_teacher``.
         fields: as for ``load_teacher``.
+        weights: as for ``load_teacher``.
 
     Raises:
         DfadcError: there is no such file, it cannot be read, or it is a damaged archive; or the code of a factory that
@@ -125,7 +130,7 @@ def inspect_teacher(
         **_all_unknown("the file was not opened"),
     )
     try:
-        contents = read_teacher_file(path)
+        contents = read_teacher_file(path, weights=weights)
     except DfadcError as exc:
         return replace(basis, **_all_unknown(exc.message))
     basis = replace(basis, notes=contents.notes, num_parameters=_num_weights(contents), foreign_globals=contents.inert)
@@ -135,12 +140,10 @@ def inspect_teacher(
         reason = _reason(exc, architecture)
         unknown = {key: value for key, value in _all_unknown(reason).items() if key != "num_parameters"}
         return replace(basis, **unknown)
-    return _inspect_planned(contents, plan, basis, architecture)
+    return _inspect_planned(plan, basis, architecture)
 
 
-def _inspect_planned(
-    contents: TeacherFile, plan: TeacherPlan, basis: TeacherReport, architecture: str | None
-) -> TeacherReport:
+def _inspect_planned(plan: TeacherPlan, basis: TeacherReport, architecture: str | None) -> TeacherReport:
     """Fills in what the network itself tells, as far as it can be built."""
     report = replace(
         basis,
@@ -151,7 +154,7 @@ def _inspect_planned(
         notes=plan.notes,
     )
     try:
-        module = freeze_(build_planned_module(contents, plan))
+        module = freeze_(build_planned_module(plan))
     except DfadcError as exc:
         unknown = Unknown(_reason(exc, architecture))
         return replace(report, flops=unknown, norm_layers=unknown, outputs=unknown)

@@ -40,6 +40,7 @@ class Teacher:
         num_parameters: of the module.
         path: of the file.
         requested_architecture: what the caller named, to load the file again the same way; None where nothing.
+        requested_weights: weights that the caller chose among several; None where it did not.
         notes: what was decided while loading, for the user.
         warnings: what looks odd but may be right.
     """
@@ -54,6 +55,7 @@ class Teacher:
     num_parameters: int
     path: Path
     requested_architecture: str | None = None
+    requested_weights: str | None = None
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -69,24 +71,26 @@ def load_teacher(
     architecture: str | None = None,
     fields: ContractFields | None = None,
     trust: bool = False,
+    weights: str | None = None,
 ) -> Teacher:
     """Loads a teacher file of any kind, safely, and freezes it.
 
     Args:
-        path: the file; its kind is told by its bytes.
-        architecture: ``torchvision:NAME``, ``timm:NAME``, ``package.module:factory`` or a network of ours; needed
-            where neither the file nor the shapes of its weights tell.
+        path: the file, whose kind is told by its bytes, or a folder that holds one.
+        architecture: ``torchvision:NAME``, ``timm:NAME``, ``file.py:factory``, ``package.module:factory`` or a network
+            of ours, with keyword arguments in parentheses; needed where neither the file nor its weights tell.
         fields: parts of the contract that overrule every other source.
         trust: whether code in the file may run.
+        weights: weights to take where a file holds several: ``ema``, ``raw``, a key or a prefix of names.
 
     Raises:
         DfadcError: the file is missing, damaged, unsafe or no teacher; or architecture, size or classes are unknown
             or contradict each other; or its outputs are not finite logits.
     """
     path = Path(path)
-    contents = read_teacher_file(path, trust=trust)
+    contents = read_teacher_file(path, trust=trust, weights=weights, architecture=architecture)
     plan = plan_teacher(contents, architecture=architecture, fields=fields or ContractFields())
-    module = freeze_(build_planned_module(contents, plan))
+    module = freeze_(build_planned_module(plan))
     tried = run_dry(module, plan.fields, plan.known_input_size())
     contract = _complete_contract(plan, tried)
     sources = {"num_classes": "shape of the outputs", "task": "shape of the outputs", **plan.sources}
@@ -101,6 +105,7 @@ def load_teacher(
         num_parameters=count_parameters(tried.module),
         path=contents.path,
         requested_architecture=architecture,
+        requested_weights=weights,
         notes=plan.notes,
         warnings=tried.warnings,
     )

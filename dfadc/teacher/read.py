@@ -26,6 +26,12 @@ class _Request(NamedTuple):
     path: Path
     trust: bool
     weights: str | None
+    architecture: str | None = None
+
+
+def _read_checkpoint(request: _Request, kind: FileKind) -> TeacherFile:
+    code = request.architecture if request.trust else None
+    return read_checkpoint(request.path, kind, trust=request.trust, weights=request.weights, code=code)
 
 
 def _refuse_onnx(request: _Request) -> TeacherFile:
@@ -44,7 +50,8 @@ def _refuse_engine(request: _Request) -> TeacherFile:
 
 
 def _read_folder(request: _Request) -> TeacherFile:
-    return read_teacher_file(weights_in_folder(request.path), trust=request.trust, weights=request.weights)
+    path = weights_in_folder(request.path)
+    return READERS[sniff_kind(path)](request._replace(path=path))
 
 
 def _refuse_unknown(request: _Request) -> TeacherFile:
@@ -56,12 +63,8 @@ def _refuse_unknown(request: _Request) -> TeacherFile:
 READERS: dict[FileKind, Callable[[_Request], TeacherFile]] = {
     FileKind.SAFETENSORS: lambda given: read_safetensors_file(given.path, weights=given.weights),
     FileKind.SHARDS: lambda given: read_shards(given.path, weights=given.weights),
-    FileKind.CHECKPOINT: lambda given: read_checkpoint(
-        given.path, FileKind.CHECKPOINT, trust=given.trust, weights=given.weights
-    ),
-    FileKind.LEGACY_CHECKPOINT: lambda given: read_checkpoint(
-        given.path, FileKind.LEGACY_CHECKPOINT, trust=given.trust, weights=given.weights
-    ),
+    FileKind.CHECKPOINT: lambda given: _read_checkpoint(given, FileKind.CHECKPOINT),
+    FileKind.LEGACY_CHECKPOINT: lambda given: _read_checkpoint(given, FileKind.LEGACY_CHECKPOINT),
     FileKind.TORCHSCRIPT: lambda given: read_torchscript(given.path, trust=given.trust),
     FileKind.EXPORTED_PROGRAM: lambda given: read_exported_program(given.path, trust=given.trust),
     FileKind.ONNX: _refuse_onnx,
@@ -71,18 +74,21 @@ READERS: dict[FileKind, Callable[[_Request], TeacherFile]] = {
 }
 
 
-def read_teacher_file(path: Path, *, trust: bool = False, weights: str | None = None) -> TeacherFile:
+def read_teacher_file(
+    path: Path, *, trust: bool = False, weights: str | None = None, architecture: str | None = None
+) -> TeacherFile:
     """Reads any kind of teacher file.
 
     Args:
         path: the file, or a folder that holds one file of weights.
         trust: whether code in the file may run (``--trust-teacher``).
         weights: weights to take where a file holds several (``--teacher-weights``): ``ema``, ``raw`` or a key.
+        architecture: ``file.py:Net`` that a trusted file may mean by ``__main__.Net``.
 
     Raises:
         DfadcError: the file is missing, damaged, of a kind that cannot teach, or would run code and is not trusted.
     """
-    return READERS[sniff_kind(path)](_Request(path, trust, weights))
+    return READERS[sniff_kind(path)](_Request(path, trust, weights, architecture))
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

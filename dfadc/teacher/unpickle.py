@@ -10,11 +10,14 @@ from __future__ import annotations
 import functools
 import pickle
 from collections import OrderedDict
+from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any
 
 from torch import nn
 
+from dfadc.networks.architecture_name import split_arguments
+from dfadc.networks.factory import add_working_folder, import_file
 from dfadc.teacher.safe_globals import CALLABLES, VALUES, find_layer_class, refuse_acting
 
 
@@ -197,6 +200,27 @@ def inert_pickle_module() -> Any:
         return Unpickler(stream, **settings).load()
 
     return SimpleNamespace(Unpickler=Unpickler, load=load, __name__="dfadc.teacher.unpickle")
+
+
+def trusting_pickle_module(code: str | None) -> Any:
+    """The ``pickle`` module for a trusted file: the working folder can be imported, and a script stands for itself.
+
+    Args:
+        code: ``file.py:Net`` whose module a pickle means by ``__main__``; None where nobody names it.
+    """
+    add_working_folder()
+    place = split_arguments(code)[0].rpartition(":")[0] if code is not None else ""
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module_name: str, name: str, /) -> Any:
+            if module_name == "__main__" and place.endswith(".py"):
+                return getattr(import_file(Path(place)), name)
+            return super().find_class(module_name, name)
+
+    def load(stream: IO[bytes], **settings: Any) -> object:
+        return Unpickler(stream, **settings).load()
+
+    return SimpleNamespace(Unpickler=Unpickler, load=load, __name__="pickle")
 
 
 def _name(value: object) -> str:

@@ -167,6 +167,7 @@ class Training:
             "teacher": {
                 "path": str(teacher.path.resolve()),
                 "requested_architecture": teacher.requested_architecture,
+                "requested_weights": teacher.requested_weights,
                 "sha256": teacher.sha256,
                 "kind": str(teacher.kind),
                 "architecture": teacher.architecture,

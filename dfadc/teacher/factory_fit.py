@@ -1,0 +1,134 @@
+"""Fitting weights into a factory of the user: its number of classes is found by trial among the weights' shapes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from dfadc.contract import ContractFields, ImageContract
+from dfadc.errors import DfadcError
+from dfadc.networks.factory import Factory, load_factory
+from dfadc.networks.state_dict import load_strictly_
+from dfadc.networks.user_code import UserCodeFailed
+from dfadc.teacher.prefixes import View, views_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from torch import Tensor, nn
+
+    from dfadc.networks.architecture_name import ArchitectureName
+
+#: Numbers of classes that are tried.
+_TRIALS = 8
+#: Classes and size that stand for what nobody knows, where the factory does not ask for it.
+_ANY_CLASSES, _ANY_SIDE = 2, 32
+
+
+class FittedFactory(NamedTuple):
+    """A factory's network with the weights in it.
+
+    Args:
+        module: on the CPU.
+        view: the part of the file's weights that it took.
+        channels: of its images, where they are known.
+    """
+
+    module: nn.Module
+    view: View
+    channels: int | None
+
+
+def fit_factory(
+    resolved: ArchitectureName, tensors: Mapping[str, Tensor], fields: ContractFields, source: str
+) -> FittedFactory:
+    """Builds a factory's network for these weights and loads them.
+
+    Args:
+        resolved: the factory and the user's arguments.
+        tensors: weights by name, maybe under a prefix.
+        fields: what is stated of the contract.
+        source: the file, for errors.
+
+    Raises:
+        DfadcError: the factory needs a size that nobody states, its code fails, or the weights do not fit.
+    """
+    factory = load_factory(resolved.name)
+    arguments = dict(resolved.arguments)
+    needs_size = factory.needs("size") or factory.needs("side") or factory.takes("contract")
+    if fields.input_size is None and needs_size:
+        raise DfadcError(
+            f"the input size of the teacher is unknown, and {resolved.name} needs it",
+            "pass --input-size CxHxW, e.g. --input-size 3x32x32",
+        )
+    channels = _channels(tensors) if fields.input_size is None else fields.input_size[0]
+    size = fields.input_size or (channels or 3, _ANY_SIDE, _ANY_SIDE)
+    keeps_size = fields.input_size is None
+    failure: DfadcError | None = None
+    for num_classes in _classes_to_try(factory, tensors, fields, arguments):
+        contract = ImageContract(size, num_classes or _ANY_CLASSES, mean=fields.mean, std=fields.std)
+        without = "classes" if num_classes is None else None
+        try:
+            module = _build(factory, contract, arguments, without=without, keeps_size=keeps_size)
+            view = _load(module, tensors, resolved.canonical, source)
+        except DfadcError as exc:
+            # Code that refuses one number of classes may take the next; of misfits the first tells most.
+            failure = exc if failure is None or isinstance(failure, UserCodeFailed) else failure
+            continue
+        return FittedFactory(module, view, channels)
+    assert failure is not None, "one number of classes at least was tried"  # noqa: S101
+    raise failure
+
+
+def _build(
+    factory: Factory, contract: ImageContract, arguments: dict[str, object], *, without: str | None, keeps_size: bool
+) -> nn.Module:
+    if keeps_size:
+        roles = {name: role for name, role in factory.roles.items() if role not in ("size", "side")}
+        factory = Factory(factory.name, factory.function, roles, factory.required, factory.defaults, factory.takes_any)
+    return factory.build(contract, arguments, without="classes" if without else None)
+
+
+def _load(module: nn.Module, tensors: Mapping[str, Tensor], name: str, source: str) -> View:
+    """Loads the view of the weights whose names are the module's.
+
+    Raises:
+        DfadcError: none fits; the error is about the view that shares most names.
+    """
+    expected = module.state_dict().keys()
+    views = list(views_of(tensors))
+    fitting = max(views, key=lambda view: len(expected & view.tensors.keys()) - len(view.tensors.keys() - expected))
+    if fitting.lost and not expected - fitting.tensors.keys():
+        raise DfadcError(
+            f"the weights of {source} under {fitting.prefix!r} fit {name}, but they would lose "
+            f"{', '.join(fitting.lost[:3])}",
+            f"if they are no part of the teacher, pass --teacher-weights {fitting.prefix.rstrip('.')}",
+        )
+    load_strictly_(module, fitting.tensors, architecture=name, source=source)
+    return fitting
+
+
+def _classes_to_try(
+    factory: Factory, tensors: Mapping[str, Tensor], fields: ContractFields, arguments: Mapping[str, object]
+) -> Iterator[int | None]:
+    """The stated number of classes, else the heights of matrices, the last first; None is the factory's own default."""
+    takes = factory.takes("classes") or factory.takes("contract")
+    given = any(role == "classes" and name in arguments for name, role in factory.roles.items())
+    if not takes or given:
+        yield None
+        return
+    if fields.num_classes is not None:
+        yield fields.num_classes
+        return
+    shapes = [tensor.shape for tensor in tensors.values() if tensor.ndim == 2 or tuple(tensor.shape[2:]) == (1, 1)]
+    heights = list(dict.fromkeys(int(shape[0]) for shape in reversed(shapes) if shape[0] > 1))[:_TRIALS]
+    yield from heights
+    if not factory.needs("classes") and not factory.takes("contract"):
+        yield None
+    elif not heights:
+        yield _ANY_CLASSES
+
+
+def _channels(tensors: Mapping[str, Tensor]) -> int | None:
+    """Channels of the first convolution's weights."""
+    first = next((tensor for tensor in tensors.values() if tensor.ndim == 4), None)
+    return None if first is None else int(first.shape[1])

@@ -1,0 +1,332 @@
+"""Identity of a teacher: its architecture, stem and classifier, found from its name or from its weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from dfadc.errors import DfadcError
+from dfadc.networks.names import resolve_architecture
+from dfadc.networks.network_file import refuse_factory_from_file
+from dfadc.networks.state_dict import load_strictly_
+from dfadc.networks.stems import Stem, parse_stem
+from dfadc.teacher.factory_fit import fit_factory
+from dfadc.teacher.heads import Activation, ReplacedHead, parse_activation
+from dfadc.teacher.identify import (
+    Match,
+    drop_auxiliary,
+    match_any_head,
+    match_architecture,
+    match_one,
+    match_with_other_head,
+    read_shapes,
+    reference_network,
+    size_of_positions,
+)
+from dfadc.teacher.prefixes import View, joined_views_of, prefixes_of, views_of
+from dfadc.teacher.timm_match import match_timm
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+    from dfadc.contract import ContractFields
+    from dfadc.networks.architecture_name import ArchitectureName
+    from dfadc.teacher.sidecar import Statement
+    from dfadc.teacher.teacher_file import TeacherFile
+
+_SHOWN = 3
+
+
+@dataclass(slots=True)
+class Identity:
+    """The network of a teacher file.
+
+    Args:
+        architecture: canonical name, or the class of a whole module.
+        stem: of the network to build.
+        channels: C, where the weights tell.
+        num_classes: K, where the weights tell; the outputs have the last word.
+        notes: how it was found, for the user.
+        weights: what is loaded into the network; None where it is a whole module.
+        head: the classifier, where it is another than the architecture's.
+        module: the network, where it is there already.
+        side: of the images, where the weights tell.
+    """
+
+    architecture: str
+    stem: Stem = "default"
+    channels: int | None = None
+    num_classes: int | None = None
+    notes: list[str] = field(default_factory=list)
+    weights: Mapping[str, Tensor] | None = None
+    head: ReplacedHead | None = None
+    module: nn.Module | None = None
+    side: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    """Choices that the user or a sidecar makes beside the name."""
+
+    stem: Stem | None = None
+    activation: Activation | None = None
+    input_size: tuple[int, int, int] | None = None
+
+
+def identify(
+    contents: TeacherFile, architecture: str | None, statements: list[Statement], stated: ContractFields
+) -> Identity:
+    """The network of a teacher file.
+
+    Args:
+        contents: the opened file.
+        architecture: ``--teacher-arch``.
+        statements: of the file's metadata and its sidecar.
+        stated: contract fields that they and the flags give.
+
+    Raises:
+        DfadcError: the architecture is unknown, ambiguous or does not fit.
+    """
+    said = next((each for each in statements if each.architecture is not None), None)
+    if architecture is None and said is not None and said.architecture is not None:
+        refuse_factory_from_file(said.architecture, contents.path)
+    if contents.module is not None and architecture is None:
+        return _identify_module(contents.module, stated)
+    tensors = contents.state_dict if contents.module is None else contents.module.state_dict()
+    assert tensors is not None, "a teacher file holds weights or a module"  # noqa: S101
+    stem = next((each.stem for each in statements if each.stem is not None), None)
+    named = architecture or (said.architecture if said else None)
+    if named is not None:
+        resolved, options = _options(named, stem, stated)
+        identity = _identify_named(resolved, tensors, options, stated, str(contents.path))
+        if contents.module is not None:
+            identity.notes.append(f"the file's whole network is not used: its weights were put into {named}")
+        return identity
+    options = _Options(stem, input_size=stated.input_size)
+    return _by_hints(contents, tensors, options) or _only_match(contents, tensors, options)
+
+
+def choose_match(matches: list[Match], path: Path) -> Match:
+    """The only match.
+
+    Raises:
+        DfadcError: none or several fit; several are named.
+    """
+    if not matches:
+        raise DfadcError(
+            f"the weights of {path} fit no torchvision classifier and no network of ours",
+            "name the architecture: --teacher-arch torchvision:NAME | timm:NAME | file.py:factory",
+        )
+    if len(matches) > 1:
+        names = [match.architecture for match in matches]
+        raise DfadcError(
+            f"the weights of {path} fit several architectures: {', '.join(names)}",
+            f"choose one: {' | '.join(f'--teacher-arch {name}' for name in names[:4])}",
+        )
+    return matches[0]
+
+
+def _options(named: str, stem: Stem | None, stated: ContractFields) -> tuple[ArchitectureName, _Options]:
+    """A name without the arguments that are ours: ``stem`` and ``activation`` of a library's network."""
+    resolved = resolve_architecture(named)
+    arguments = dict(resolved.arguments)
+    activation: Activation | None = None
+    if resolved.library in ("torchvision", "timm"):
+        if "stem" in arguments:
+            stem = parse_stem(arguments.pop("stem"), "--arch-arg stem")
+        if "activation" in arguments:
+            activation = parse_activation(arguments.pop("activation"))
+    plain = replace(resolved, arguments=tuple(sorted(arguments.items())))
+    return plain, _Options(stem, activation, stated.input_size)
+
+
+def _identify_module(module: nn.Module, stated: ContractFields) -> Identity:
+    """A whole module needs no name, but a known one tells its library's documentation."""
+    weights: dict[str, Tensor] = dict(module.state_dict())
+    # The first tensor with four axes is the convolution that sees the images.
+    first = next((tensor for tensor in weights.values() if tensor.ndim == 4), None)
+    channels = None if first is None else int(first.shape[1])
+    matches = match_architecture(weights, input_size=_size(weights, stated.input_size))
+    side = size_of_positions(weights)
+    if len(matches) == 1:
+        found = matches[0]
+        return Identity(found.architecture, found.stem, found.channels, found.num_classes, module=module, side=side)
+    kind = getattr(module, "original_name", None) or f"{type(module).__module__}.{type(module).__qualname__}"
+    return Identity(f"{kind} (whole module)", channels=channels, module=module, side=side)
+
+
+def _identify_named(
+    resolved: ArchitectureName, tensors: Mapping[str, Tensor], options: _Options, stated: ContractFields, source: str
+) -> Identity:
+    """The network that was named.
+
+    Raises:
+        DfadcError: the weights do not fit it; what is missing is named.
+    """
+    if resolved.library == "factory":
+        fitted = fit_factory(resolved, tensors, stated, source)
+        notes = fitted.view.notes
+        return Identity(
+            resolved.canonical, channels=fitted.channels, notes=notes, weights=fitted.view.tensors, module=fitted.module
+        )
+    name = resolved.canonical
+    views = [*views_of(tensors), *joined_views_of(tensors)]
+    found = _first_fit(name, views, options)
+    if found is not None:
+        return _accepted(*found, options, source, note="")
+    return _misfit(resolved, views, options, source)
+
+
+def _first_fit(name: str, views: list[View], options: _Options) -> tuple[View, Match] | None:
+    """The first view that an architecture fits: as it is, else with another classifier."""
+    matchers: tuple[Callable[..., Match | None], ...] = (match_one, match_with_other_head)
+    for matcher in matchers:
+        for view in views:
+            size = _size(view.tensors, options.input_size)
+            match = matcher(name, view.tensors, stem=options.stem, input_size=size)
+            if match is not None:
+                return view, match
+    return None
+
+
+def _misfit(resolved: ArchitectureName, views: list[View], options: _Options, source: str) -> Identity:
+    """What the weights tell of a network that they do not fit: the strict load will say why."""
+    stem = options.stem or "default"
+    reference = reference_network(resolved.canonical, stem=stem, input_size=options.input_size)
+    expected = reference.state_dict().keys()
+    view = max(views, key=lambda each: len(expected & each.tensors.keys()))
+    channels, num_classes = read_shapes(reference, view.tensors)
+    weights = drop_auxiliary(resolved.canonical, view.tensors)
+    if num_classes is None or options.input_size is None:
+        # Not even the last layer is there, or a size will be asked for: neither question would lead anywhere.
+        load_strictly_(reference, weights, architecture=resolved.canonical, source=source, classes_may_differ=True)
+    return Identity(resolved.canonical, stem, channels, num_classes, view.notes, weights)
+
+
+def _by_hints(contents: TeacherFile, tensors: Mapping[str, Tensor], options: _Options) -> Identity | None:
+    """The architecture that the training arguments name, where the weights fit it."""
+    arguments = contents.arguments
+    for hint in arguments.architectures if arguments is not None else ():
+        try:
+            resolved = resolve_architecture(hint)
+        except DfadcError:
+            continue
+        if resolved.library == "factory":
+            continue
+        side = arguments.side if arguments is not None else None
+        sized = options if options.input_size or side is None else replace(options, input_size=(3, *side))
+        found = _first_fit(resolved.canonical, [*views_of(tensors), *joined_views_of(tensors)], sized)
+        if found is not None and not found[0].lost:
+            source = arguments.source if arguments is not None else "the file"
+            note = f"architecture {resolved.canonical}, by {source}; the weights fit it"
+            return _accepted(*found, options, str(contents.path), note=note)
+    return None
+
+
+def _only_match(contents: TeacherFile, tensors: Mapping[str, Tensor], options: _Options) -> Identity:
+    """The one architecture that bare weights fit.
+
+    Raises:
+        DfadcError: none or several fit.
+    """
+    lossy: tuple[View, Match] | None = None
+    for view, matches in _all_matches(tensors, options):
+        if not matches:
+            continue
+        match = choose_match(matches, contents.path)
+        if view.lost:
+            lossy = lossy or (view, match)
+            continue
+        note = f"architecture {match.architecture} ({match.stem} stem), the only one that the weights fit"
+        return _accepted(view, match, options, str(contents.path), note=note)
+    if lossy is not None:
+        view, match = lossy
+        raise DfadcError(
+            f"the weights of {contents.path} under {view.prefix!r} fit {match.architecture}, but "
+            f"{', '.join(view.lost[:_SHOWN])} would be lost",
+            f"if they are no part of the teacher, pass --teacher-weights {view.prefix.rstrip('.')}; else name the code "
+            "with --teacher-arch file.py:factory",
+        )
+    prefixes = ", ".join(f"{name}.* ({count})" for name, count in list(prefixes_of(tensors).items())[:5])
+    raise DfadcError(
+        f"the weights of {contents.path} fit no torchvision classifier and no network of ours; their names begin with "
+        f"{prefixes}",
+        "name the architecture: --teacher-arch torchvision:NAME | timm:NAME | file.py:factory",
+    )
+
+
+def _all_matches(tensors: Mapping[str, Tensor], options: _Options) -> Iterator[tuple[View, list[Match]]]:
+    """Views with their matches, the plainest explanation first."""
+    views = list(views_of(tensors))
+    for view in views:
+        yield view, match_architecture(view.tensors, input_size=_size(view.tensors, options.input_size))
+    for view in views:
+        yield view, match_any_head(view.tensors, input_size=_size(view.tensors, options.input_size))
+    for view in joined_views_of(tensors):
+        yield view, match_architecture(view.tensors, input_size=_size(view.tensors, options.input_size))
+    for view in views:
+        yield view, match_timm(view.tensors, input_size=_size(view.tensors, options.input_size))
+
+
+def _accepted(view: View, match: Match, options: _Options, source: str, *, note: str) -> Identity:
+    """The identity of a match.
+
+    Raises:
+        DfadcError: the weights cannot tell the stem or the classifier's activation.
+    """
+    if match.stem == "small" and options.stem is None:
+        _refuse_unknown_stem(match, source)
+    head = match.head
+    if head is not None and head.needs_activation:
+        if options.activation is None:
+            raise DfadcError(
+                f"the weights of {source} fit {match.architecture} with several linear layers as {head.path}, and do "
+                "not tell the activation between them",
+                f"name it: --teacher-arch {match.architecture} --arch-arg activation=relu (or gelu, tanh, none, …)",
+            )
+        head = replace(head, activation=options.activation)
+    notes = [*([note] if note else []), *view.notes]
+    if head is not None:
+        notes.append(f"its classifier {head.path} is the file's own: {_describe_head(head)}")
+    return Identity(
+        match.architecture,
+        match.stem,
+        match.channels,
+        match.num_classes,
+        notes,
+        view.tensors,
+        head,
+        side=size_of_positions(view.tensors),
+    )
+
+
+def _refuse_unknown_stem(match: Match, source: str) -> None:
+    """Refuses a 3x3 first kernel whose pooling cannot be told from weights.
+
+    Raises:
+        DfadcError: two networks fit.
+    """
+    reference = reference_network(match.architecture, stem="default", input_size=None)
+    if not any(type(layer).__name__ == "MaxPool2d" for layer in reference.children()):
+        return
+    raise DfadcError(
+        f"the weights of {source} fit two networks: {match.architecture} with a 3x3 first convolution, and the pooling "
+        "after it kept or removed",
+        f"choose one: --teacher-arch {match.architecture} --arch-arg stem=small (no pooling, as for 32 px images) | "
+        "--arch-arg stem=pooled",
+    )
+
+
+def _describe_head(head: ReplacedHead) -> str:
+    widths = [shapes["weight"] for shapes in head.layers.values() if len(shapes["weight"]) == 2]
+    described = " -> ".join([str(widths[0][1]), *(str(shape[0]) for shape in widths)])
+    return f"{described}, {head.activation} between them" if head.activation else described
+
+
+def _size(tensors: Mapping[str, Tensor], stated: tuple[int, int, int] | None) -> tuple[int, int, int] | None:
+    """The stated size, else that of a positional embedding."""
+    side = size_of_positions(tensors)
+    return stated if stated is not None or side is None else (3, side, side)
