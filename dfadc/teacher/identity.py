@@ -254,7 +254,8 @@ def _only_match(contents: TeacherFile, tensors: Mapping[str, Tensor], options: _
     raise DfadcError(
         f"the weights of {contents.path} fit no torchvision classifier and no network of ours; their names begin with "
         f"{prefixes}",
-        "name the architecture: --teacher-arch torchvision:NAME | timm:NAME | file.py:factory",
+        "name the architecture: --teacher-arch torchvision:NAME | timm:NAME | file.py:factory; where the file holds "
+        "several networks, choose one: --teacher-weights PREFIX",
     )
 
 

@@ -23,7 +23,9 @@ _AVERAGED = re.compile(r"(^|[_./])(ema|model_ema|averaged?|averaging|avg|swa|sha
 _PREFERRED = (re.compile(r"best", re.IGNORECASE), re.compile(r"^(module|model|state_dict|model_state_dict|net)($|\.)"))
 _SECOND = re.compile(r"last|current|latest|init|start|previous|prev", re.IGNORECASE)
 #: Tensors that profilers and averaging add to a state dict.
-_ADDED = re.compile(r"(^|\.)(total_ops|total_params|n_averaged|num_averaged|num_updates|_extra_state)$")
+_ADDED = re.compile(r"(^|\.)(total_ops|total_params|n_averaged|num_averaged|_extra_state)$")
+#: Counters beside the weights, where they are single numbers at the top.
+_COUNTERS = re.compile(r"^(steps?|global_step|num_updates|epoch|iteration|decay|optimization_step)$")
 _QUANTISED = re.compile(r"(_packed_params|\.zero_point|^zero_point|\.SCB|weight_format)")
 #: A network with at least this share of the largest one's tensors is named in a note.
 _NOTABLE = 0.2
@@ -67,8 +69,8 @@ def find_weights(value: object, source: object, choice: str | None = None) -> Fo
     Raises:
         DfadcError: there are none, several networks have equal claim, or the choice names none of them.
     """
-    candidates = sorted(_candidates(value), key=lambda found: -found.num_elements)
-    candidates = [found for found in candidates if found.num_elements]
+    candidates = [part for found in _candidates(value) if found.num_elements for part in _split_average(found)]
+    candidates.sort(key=lambda found: -found.num_elements)
     if not candidates:
         keys = ", ".join(map(str, list(value)[:6])) if isinstance(value, Mapping) else type(value).__name__
         raise DfadcError(
@@ -80,8 +82,9 @@ def find_weights(value: object, source: object, choice: str | None = None) -> Fo
         return _named(candidates, str(choice), source)
     largest = candidates[0]
     same = [found for found in candidates if _is_version_of(found, largest)]
-    averaged = [found for found in same if _AVERAGED.search(found.key)]
-    raw = [found for found in same if not _AVERAGED.search(found.key)]
+    is_averaged = _swapped if _is_of_mmengine(value) else _AVERAGED.search
+    averaged = [found for found in same if is_averaged(found.key)]
+    raw = [found for found in same if not is_averaged(found.key)]
     _refuse_other_average(candidates, raw, averaged, source, choice)
     if choice is not None and not (averaged if choice == "ema" else raw):
         keys = ", ".join(found.key or "(top)" for found in same)
@@ -93,7 +96,11 @@ def find_weights(value: object, source: object, choice: str | None = None) -> Fo
 
 def drop_added(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """The weights without what profilers and averaging added, and without wrapper prefixes; and the dropped names."""
-    kept = {name: tensor for name, tensor in tensors.items() if not _ADDED.search(name)}
+    kept = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if not (_ADDED.search(name) or (tensor.numel() == 1 and _COUNTERS.match(name)))
+    }
     metadata = getattr(tensors, "_metadata", None)
     stripped = strip_wrapper_prefixes(kept)
     if metadata is not None and stripped.keys() == tensors.keys():
@@ -127,6 +134,29 @@ def _candidates(
                 parts.append((str(name), found))
             yield found
     yield from _joined(key, parts)
+
+
+def _split_average(found: FoundWeights) -> list[FoundWeights]:
+    """Raw and averaged weights that one state dict holds side by side, as ``model.*`` and ``ema_model.*``, apart."""
+    groups: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in found.tensors.items():
+        prefix, _, rest = name.partition(".")
+        groups.setdefault(prefix, {})[rest] = tensor
+    parts = [FoundWeights(f"{found.key}.{prefix}".strip("."), drop_added(group)[0]) for prefix, group in groups.items()]
+    largest = max(parts, key=lambda part: part.num_elements)
+    versions = [part for part in parts if _is_version_of(part, largest)]
+    if found.network is None and len(versions) > 1 and any(_AVERAGED.search(part.key) for part in versions):
+        return versions
+    return [found]
+
+
+def _is_of_mmengine(value: object) -> bool:
+    """True for a checkpoint of MMEngine's averaging hook, which swaps: its ``state_dict`` is the average."""
+    return isinstance(value, Mapping) and {"meta", "state_dict", "ema_state_dict"} <= value.keys()
+
+
+def _swapped(key: str) -> bool:
+    return key == "state_dict"
 
 
 def _joined(key: str, parts: list[tuple[str, FoundWeights]]) -> Iterator[FoundWeights]:
