@@ -300,8 +300,8 @@ def _learned(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _torchvision_candidates(state_dict: Mapping[str, Tensor]) -> Iterator[str]:
-    """Classifiers whose documented number of parameters is near, whichever layer the classes sit in."""
+def totals_of(state_dict: Mapping[str, Tensor]) -> set[int]:
+    """Parameters that these weights would have with 1000 classes, whichever layer the classes sit in."""
     learned = _learned(state_dict)
     total = sum(tensor.numel() for tensor in learned.values())
     totals = {total}
@@ -310,10 +310,20 @@ def _torchvision_candidates(state_dict: Mapping[str, Tensor]) -> Iterator[str]:
         if is_head and (bias := learned.get(key.removesuffix("weight") + "bias")) is not None:
             rows = math.prod(tensor.shape[1:]) + 1
             totals.add(total + (1000 - bias.numel()) * rows)
+    return totals
+
+
+def is_near(documented: int, totals: set[int]) -> bool:
+    """True where one of the totals is about the documented number of parameters."""
+    margin = _TOLERANCE * documented + _TOLERANCE_PARAMETERS
+    return any(abs(documented - total) <= margin for total in totals)
+
+
+def _torchvision_candidates(state_dict: Mapping[str, Tensor]) -> Iterator[str]:
+    """Classifiers whose documented number of parameters is near."""
+    totals = totals_of(state_dict)
     for name in _families_of(state_dict):
-        weights = torchvision.models.get_model_weights(name)
-        documented = int(next(iter(weights)).meta["num_params"])
-        margin = _TOLERANCE * documented + _TOLERANCE_PARAMETERS
+        documented = int(next(iter(torchvision.models.get_model_weights(name))).meta["num_params"])
         # The documented number counts Inception's training-only classifier, GoogLeNet's not; compare these two always.
-        if name in ("googlenet", "inception_v3") or any(abs(documented - corrected) <= margin for corrected in totals):
+        if name in ("googlenet", "inception_v3") or is_near(documented, totals):
             yield f"torchvision:{name}"

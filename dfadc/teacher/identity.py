@@ -328,6 +328,6 @@ def _describe_head(head: ReplacedHead) -> str:
 
 
 def _size(tensors: Mapping[str, Tensor], stated: tuple[int, int, int] | None) -> tuple[int, int, int] | None:
-    """The stated size, else that of a positional embedding."""
+    """The size that a positional embedding is made for, else the stated one."""
     side = size_of_positions(tensors)
-    return stated if stated is not None or side is None else (3, side, side)
+    return stated if side is None else (3, side, side)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from dfadc.contract import ContractFields, ImageContract, merge_fields
 from dfadc.errors import DfadcError
+from dfadc.networks.construct import SkipInitialisation
 from dfadc.networks.names import build_architecture, documented_contract
 from dfadc.networks.state_dict import load_strictly_
 from dfadc.networks.stems import SMALL_SIDE
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 FLAGS = "command line"
 SHAPES = "shapes of the weights"
 POSITIONS = "positional embedding of the weights"
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _DOCUMENTING = ("torchvision:", "timm:")
 
 
@@ -95,6 +97,7 @@ def plan_teacher(contents: TeacherFile, *, architecture: str | None, fields: Con
     library, documented = _documented(identity, has_pixels=merged.mean is not None)
     sources[library] = documented
     resolved, origins = merge_fields(sources)
+    _refuse_single_logit(identity)
     _check_shapes(identity, resolved, origins)
     notes = [*contents.notes, *identity.notes]
     has_stem = any(said.stem for said in statements)
@@ -120,9 +123,10 @@ def build_planned_module(plan: TeacherPlan) -> nn.Module:
         return guard_(identity.module, plan.architecture)
     plan.known_input_size()
     contract: ImageContract = replace(plan.fields, task=None).complete()
-    built = build_architecture(plan.architecture, contract, stem=plan.stem)
-    if identity.head is not None:
-        built.module.set_submodule(identity.head.path, identity.head.build())
+    with SkipInitialisation():
+        built = build_architecture(plan.architecture, contract, stem=plan.stem)
+        if identity.head is not None:
+            built.module.set_submodule(identity.head.path, identity.head.build())
     assert identity.weights is not None, "a teacher file holds weights or a module"  # noqa: S101
     weights = drop_auxiliary(built.name, identity.weights)
     load_strictly_(built.module, weights, architecture=built.name, source=str(plan.path))
@@ -167,9 +171,14 @@ def _documented(identity: Identity, *, has_pixels: bool) -> tuple[str, ContractF
     documented = documented_contract(identity.architecture)
     if identity.channels != 3 or documented.input_size is None:
         return f"{library}'s documentation of {name} (it does not describe these weights)", ContractFields()
-    if identity.num_classes == documented.num_classes and identity.stem == "default":
+    is_documented = identity.num_classes == documented.num_classes and identity.stem == "default"
+    if is_documented and not getattr(identity.module, "transform_input", False):
         return f"{library} weights of {name} (assumed; override with --input-size, --mean, --std)", documented
-    pair = ContractFields() if has_pixels else ContractFields(mean=documented.mean, std=documented.std)
+    mean, std = documented.mean, documented.std
+    if getattr(identity.module, "transform_input", False):
+        # It turns ImageNet's normalisation into the documented one by itself.
+        mean, std = IMAGENET_MEAN, IMAGENET_STD
+    pair = ContractFields() if has_pixels else ContractFields(mean=mean, std=std)
     return f"{library} weights of {name} (assumed; override with --mean/--std)", pair
 
 
@@ -177,7 +186,22 @@ def _may_have_small_stem(identity: Identity, resolved: ContractFields) -> bool:
     """Whether the network may have been trained with fewer strides than the default stem has."""
     size = resolved.input_size
     is_small = size is not None and max(size[1:]) <= SMALL_SIDE
-    return is_small and identity.stem == "default" and identity.architecture.startswith(_DOCUMENTING)
+    has_strides = identity.side is None and identity.architecture.startswith(_DOCUMENTING)
+    return is_small and identity.stem == "default" and has_strides
+
+
+def _refuse_single_logit(identity: Identity) -> None:
+    """Refuses a network of one output before anything else is asked.
+
+    Raises:
+        DfadcError: it has one.
+    """
+    if identity.num_classes == 1:
+        raise DfadcError(
+            "the teacher has num_classes = 1; distillation needs at least 2",
+            "give it two logits [0, z]: a module that returns torch.cat([torch.zeros_like(z), z], 1), named with "
+            "--teacher-arch file.py:factory",
+        )
 
 
 def _check_shapes(identity: Identity, resolved: ContractFields, origins: dict[str, str]) -> None:
@@ -192,6 +216,12 @@ def _check_shapes(identity: Identity, resolved: ContractFields, origins: dict[st
             f"input size {'x'.join(map(str, size))} ({origins['input_size']}) has {size[0]} channels, "
             f"but the first layer of the weights takes {identity.channels}",
             f"pass --input-size {identity.channels}x{size[1]}x{size[2]}",
+        )
+    if size is not None and identity.side is not None and size[1:] != (identity.side, identity.side):
+        raise DfadcError(
+            f"input size {'x'.join(map(str, size))} ({origins['input_size']}) does not fit the positional embedding of "
+            f"the weights, which is for {identity.side}x{identity.side} images",
+            f"pass --input-size {size[0]}x{identity.side}x{identity.side}",
         )
     if identity.num_classes is not None and resolved.num_classes != identity.num_classes:
         raise DfadcError(

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from dfadc.contract import ContractFields
 from dfadc.errors import DfadcError
 from dfadc.networks.names import documented_contract
@@ -123,7 +125,6 @@ def read_training_arguments(value: object) -> TrainingArguments | None:
     if not isinstance(value, Mapping):
         return None
     found: dict[str, Any] = {}
-    keys: list[str] = []
     for key, entry in _entries(value):
         if key in found or entry is None:
             continue
@@ -132,7 +133,7 @@ def read_training_arguments(value: object) -> TrainingArguments | None:
     found = {key: entry for key, entry in found.items() if key in wanted | {"val_resize_size", "interpolation"}}
     if not found:
         return None
-    keys = [str(key) for key in _CONTAINERS if key in value and _plain_mapping(value[key]) is not None]
+    keys = [key for key in _CONTAINERS if _arguments_in(value.get(key)) is not None]
     arguments = _plain_mapping(value.get("args")) or {}
     is_timm = {"model", "crop_pct"} <= arguments.keys() and bool({"in_chans", "gp", "drop_path"} & arguments.keys())
     is_reference = not is_timm and {"model", "data_path"} <= arguments.keys()
@@ -167,10 +168,16 @@ def _plain_mapping(value: object) -> Mapping[Any, Any] | None:
     return found if isinstance(found, Mapping) else None
 
 
+def _arguments_in(value: object) -> Mapping[Any, Any] | None:
+    """A mapping of arguments; None for a mapping that holds weights."""
+    found = _plain_mapping(value)
+    return None if found is None or any(isinstance(entry, Tensor) for entry in found.values()) else found
+
+
 def _entries(value: Mapping[Any, Any], depth: int = _DEPTH) -> Iterator[tuple[str, Any]]:
     """Names and plain values, those of the containers first."""
     for key in _CONTAINERS:
-        inner = _plain_mapping(value.get(key))
+        inner = _arguments_in(value.get(key))
         if inner is not None and depth:
             if key in ("model", "backbone") and isinstance(inner.get("name"), str):
                 yield "model_name", inner["name"]

@@ -283,7 +283,7 @@ def _explained(
     networks = [
         each.key or "(top)"
         for each in candidates
-        if id(each) not in versions and each.num_elements > threshold and not each.key.startswith(f"{found.key}.")
+        if id(each) not in versions and each.num_elements > threshold and found.key and not _is_within(each, found)
     ]
     if found.key:
         average = "averaged weights " if is_average else "weights "
@@ -292,6 +292,10 @@ def _explained(
     if networks:
         notes.append(f"other networks in the file were left out, for they are smaller: {', '.join(networks[:4])}")
     return FoundWeights(found.key, found.tensors, found.network, tuple(notes))
+
+
+def _is_within(found: FoundWeights, outer: FoundWeights) -> bool:
+    return found.key.startswith(f"{outer.key}.") or outer.key.startswith(f"{found.key}.")
 
 
 def _refuse_other_average(
