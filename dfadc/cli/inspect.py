@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dfadc.cli import options
-from dfadc.cli.console import print_json
+from dfadc.cli.console import print_json, say
 from dfadc.cli.tables import print_table
+from dfadc.errors import DfadcError
 
 if TYPE_CHECKING:
     from dfadc.teacher.inspect import TeacherReport
@@ -31,6 +32,9 @@ def inspect(  # noqa: PLR0913, PLR0917 -- the signature is the command line
     std: options.Std = None,
     num_classes: options.NumClasses = None,
     task: options.Task = None,
+    write_sidecar: Annotated[
+        bool, typer.Option("--write-sidecar", help="Write what is known into a .toml beside FILE, the gaps marked.")
+    ] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Show what FILE is: a teacher's kind, layers and contract, or an artifact's inputs, dtypes and operators."""
@@ -46,6 +50,14 @@ def inspect(  # noqa: PLR0913, PLR0917 -- the signature is the command line
         print_json(found.to_dict())
     else:
         print_table(("property", "value"), list(_rows(found)))
+    if write_sidecar and (found.problem is None or found.weights):
+        from dfadc.teacher.write_sidecar import write_sidecar as write  # noqa: PLC0415 -- keeps `--help` light
+
+        say(f"sidecar: {write(found)}")
+    if found.problem is not None:
+        raise DfadcError(found.problem, found.hint)
+    if found.hint:
+        say(f"hint: {found.hint}")
 
 
 def _inspect_artifact(file: Path, *, as_json: bool) -> None:
@@ -92,6 +104,9 @@ def _rows(found: TeacherReport) -> Iterator[tuple[str, str]]:
     for name in ("num_parameters", "flops", "size_bytes"):
         if isinstance(values[name], int):
             values[name] = f"{values[name]:,}"
+    # The error after the table says it once.
+    values = _without_repetition(values, {f"unknown, because {values.pop('problem')}"})
+    weights = values.pop("weights")
     sources = values.pop("contract_sources")
     contract = values.pop("contract")
     for name, value in values.items():
@@ -99,3 +114,18 @@ def _rows(found: TeacherReport) -> Iterator[tuple[str, str]]:
     for name, value in contract.items():
         shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
         yield f"contract.{name}", f"{shown}  ({sources[name]})" if name in sources else shown
+    yield from (("weights", line) for line in weights)
+
+
+def _without_repetition(values: dict[str, Any], said: set[str]) -> dict[str, Any]:
+    """The values with each reason for one that is unknown said once."""
+    short: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            short[key] = _without_repetition(value, said)
+            continue
+        is_reason = isinstance(value, str) and value.startswith("unknown, because ")
+        short[key] = "unknown" if is_reason and value in said else value
+        if is_reason:
+            said.add(value)
+    return short

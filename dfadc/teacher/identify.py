@@ -46,6 +46,8 @@ _FIRST_NAMES = {
     "vit": "conv_proj.weight",
     "maxvit": "stem.0.0.weight",
 }
+#: Architectures that are named where none fits.
+_NEAREST = 3
 #: Names of positional embeddings (1, cells, width) and of the convolutions that cut images into patches.
 _POSITIONS = (
     ("encoder.pos_embedding", "conv_proj.weight"),
@@ -311,6 +313,16 @@ def totals_of(state_dict: Mapping[str, Tensor]) -> set[int]:
             rows = math.prod(tensor.shape[1:]) + 1
             totals.add(total + (1000 - bias.numel()) * rows)
     return totals
+
+
+def nearest_names(state_dict: Mapping[str, Tensor]) -> list[str]:
+    """Torchvision's classifiers whose weights begin alike, the nearest in their number of parameters first."""
+    totals = totals_of(state_dict)
+    found = []
+    for name in _families_of(state_dict):
+        documented = int(next(iter(torchvision.models.get_model_weights(name))).meta["num_params"])
+        found.append((min(abs(documented - total) for total in totals), f"torchvision:{name}"))
+    return [name for _, name in sorted(found)[:_NEAREST]]
 
 
 def is_near(documented: int, totals: set[int]) -> bool:

@@ -19,6 +19,7 @@ from dfadc.teacher.identify import (
     match_architecture,
     match_one,
     match_with_other_head,
+    nearest_names,
     read_shapes,
     reference_network,
     size_of_positions,
@@ -250,10 +251,11 @@ def _only_match(contents: TeacherFile, tensors: Mapping[str, Tensor], options: _
             f"if they are no part of the teacher, pass --teacher-weights {view.prefix.rstrip('.')}; else name the code "
             "with --teacher-arch file.py:factory",
         )
+    near = nearest_names(next(reversed(list(views_of(tensors)))).tensors) or nearest_names(tensors)
     prefixes = ", ".join(f"{name}.* ({count})" for name, count in list(prefixes_of(tensors).items())[:5])
     raise DfadcError(
         f"the weights of {contents.path} fit no torchvision classifier and no network of ours; their names begin with "
-        f"{prefixes}",
+        f"{prefixes}" + (f"; near are {', '.join(near)}" if near else ""),
         "name the architecture: --teacher-arch torchvision:NAME | timm:NAME | file.py:factory; where the file holds "
         "several networks, choose one: --teacher-weights PREFIX",
     )

@@ -18,12 +18,17 @@ from dfadc.preprocessing import Preprocessing
 from dfadc.storage import sha256_file
 from dfadc.teacher.file_kind import CODE_KINDS, FileKind, sniff_kind
 from dfadc.teacher.plan import TeacherPlan, build_planned_module, freeze_, plan_teacher
+from dfadc.teacher.prefixes import prefixes_of
 from dfadc.teacher.probe import run_dry
 from dfadc.teacher.read import TeacherFile, read_teacher_file
 from dfadc.teacher.unknown_file import describe_unknown, weights_in_folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+
+#: Weights that are listed from either end.
+_SHOWN = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,9 @@ class TeacherReport:
         contract_sources: field -> where its value came from.
         outputs: what a dry run on random images told.
         notes: what was decided or looks odd.
+        weights: names and shapes of the weights, where no network was found for them.
+        problem: why the file is no teacher as it is; None where it is one, or a kind that is not opened untrusted.
+        hint: remedy for the problem.
     """
 
     path: Path
@@ -73,6 +81,9 @@ class TeacherReport:
     contract_sources: Mapping[str, str]
     outputs: str | Unknown
     notes: tuple[str, ...] = ()
+    weights: tuple[str, ...] = ()
+    problem: str | None = None
+    hint: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; what is unknown reads ``unknown, because …``."""
@@ -93,6 +104,8 @@ class TeacherReport:
             "contract_sources": dict(self.contract_sources),
             "outputs": _plain(self.outputs),
             "notes": list(self.notes),
+            "weights": list(self.weights),
+            "problem": self.problem,
         }
 
 
@@ -132,14 +145,17 @@ def inspect_teacher(
     try:
         contents = read_teacher_file(path, weights=weights)
     except DfadcError as exc:
-        return replace(basis, **_all_unknown(exc.message))
+        is_known = kind in (*CODE_KINDS, FileKind.ONNX, FileKind.ENGINE)
+        problem = None if is_known else exc.message
+        return replace(basis, **_all_unknown(exc.message), problem=problem, hint=exc.hint)
     basis = replace(basis, notes=contents.notes, num_parameters=_num_weights(contents), foreign_globals=contents.inert)
     try:
         plan = plan_teacher(contents, architecture=architecture, fields=fields or ContractFields())
     except DfadcError as exc:
         reason = _reason(exc, architecture)
         unknown = {key: value for key, value in _all_unknown(reason).items() if key != "num_parameters"}
-        return replace(basis, **unknown)
+        listed = _list_weights(contents)
+        return replace(basis, **unknown, weights=listed, problem=exc.message, hint=exc.hint)
     return _inspect_planned(plan, basis, architecture)
 
 
@@ -157,14 +173,16 @@ def _inspect_planned(plan: TeacherPlan, basis: TeacherReport, architecture: str 
         module = freeze_(build_planned_module(plan))
     except DfadcError as exc:
         unknown = Unknown(_reason(exc, architecture))
-        return replace(report, flops=unknown, norm_layers=unknown, outputs=unknown)
+        # A size that nobody states is a gap; anything else is an error of the file or the flags.
+        problem = None if plan.fields.input_size is None else exc.message
+        return replace(report, flops=unknown, norm_layers=unknown, outputs=unknown, problem=problem, hint=exc.hint)
     report = replace(report, num_parameters=count_parameters(module), norm_layers=find_norm_layers(module))
     try:
         size = plan.known_input_size()
         tried = run_dry(module, plan.fields, size)
     except DfadcError as exc:
         unknown = Unknown(_reason(exc, architecture))
-        return replace(report, flops=unknown, outputs=unknown)
+        return replace(report, flops=unknown, outputs=unknown, hint=exc.hint)
     flops = count_flops(module, size)
     known = replace(plan.fields, num_classes=tried.num_classes, task=tried.task)
     return replace(
@@ -183,6 +201,19 @@ def _reason(exc: DfadcError, architecture: str | None) -> str:
     if is_factory and isinstance(exc, UserCodeFailed):
         raise exc
     return exc.message
+
+
+def _list_weights(contents: TeacherFile) -> tuple[str, ...]:
+    """Names and shapes of the first and last weights, and how many begin with each prefix."""
+    tensors = contents.state_dict if contents.module is None else contents.module.state_dict()
+    lines = [f"{name} {'x'.join(map(str, tensor.shape)) or 'scalar'}" for name, tensor in (tensors or {}).items()]
+    shown = (
+        lines
+        if len(lines) <= 2 * _SHOWN
+        else [*lines[:_SHOWN], f"… {len(lines) - 2 * _SHOWN} more …", *lines[-_SHOWN:]]
+    )
+    prefixes = ", ".join(f"{name}.* {count}" for name, count in prefixes_of(tensors or {}).items())
+    return (*shown, f"prefixes: {prefixes}")
 
 
 def _describe_safety(path: Path, kind: FileKind) -> str:

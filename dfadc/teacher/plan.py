@@ -16,6 +16,7 @@ from dfadc.networks.user_code import guard_
 from dfadc.teacher.identify import drop_auxiliary
 from dfadc.teacher.identity import Identity, identify
 from dfadc.teacher.sidecar import read_statements, sidecar_paths
+from dfadc.teacher.suggestions import commands, likely_sizes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,6 +46,7 @@ class TeacherPlan:
         path: of the file.
         notes: what was decided, for the user.
         tried: the sources that were asked.
+        requested: architecture that the user named.
     """
 
     architecture: str
@@ -55,6 +57,7 @@ class TeacherPlan:
     path: Path
     notes: tuple[str, ...] = ()
     tried: tuple[str, ...] = ()
+    requested: str | None = None
 
     def known_input_size(self) -> tuple[int, int, int]:
         """The input size.
@@ -64,9 +67,11 @@ class TeacherPlan:
         """
         if self.fields.input_size is not None:
             return self.fields.input_size
+        found = commands(likely_sizes(self.identity), self.path, self.requested)
+        paste = f"one of these: {', '.join(found)}" if found else "--input-size CxHxW, e.g. --input-size 3x32x32"
         raise DfadcError(
             f"the input size of the teacher is unknown; asked were: {', '.join(self.tried)}",
-            "pass --input-size CxHxW, e.g. --input-size 3x32x32, or write input_size into a teacher.toml beside it",
+            f"pass {paste}; or write it into a teacher.toml beside it (`dfadc inspect {self.path} --write-sidecar`)",
         )
 
 
@@ -83,6 +88,7 @@ def plan_teacher(contents: TeacherFile, *, architecture: str | None, fields: Con
     """
     statements = read_statements(contents)
     merged, _ = merge_fields({FLAGS: fields, **{said.source: said.fields for said in statements}})
+    _refuse_single_logit(fields.num_classes)
     identity = identify(contents, architecture, statements, merged)
     sources = {FLAGS: fields} | {said.source: said.fields for said in statements}
     arguments = contents.arguments
@@ -97,7 +103,7 @@ def plan_teacher(contents: TeacherFile, *, architecture: str | None, fields: Con
     library, documented = _documented(identity, has_pixels=merged.mean is not None)
     sources[library] = documented
     resolved, origins = merge_fields(sources)
-    _refuse_single_logit(identity)
+    _refuse_single_logit(identity.num_classes)
     _check_shapes(identity, resolved, origins)
     notes = [*contents.notes, *identity.notes]
     has_stem = any(said.stem for said in statements)
@@ -108,7 +114,15 @@ def plan_teacher(contents: TeacherFile, *, architecture: str | None, fields: Con
         )
     tried = (FLAGS, "metadata of the file", *sidecar_paths(contents.path), _documented_size(identity))
     return TeacherPlan(
-        identity.architecture, identity.stem, resolved, origins, identity, contents.path, tuple(notes), tried
+        identity.architecture,
+        identity.stem,
+        resolved,
+        origins,
+        identity,
+        contents.path,
+        tuple(notes),
+        tried,
+        architecture,
     )
 
 
@@ -190,13 +204,13 @@ def _may_have_small_stem(identity: Identity, resolved: ContractFields) -> bool:
     return is_small and identity.stem == "default" and has_strides
 
 
-def _refuse_single_logit(identity: Identity) -> None:
+def _refuse_single_logit(num_classes: int | None) -> None:
     """Refuses a network of one output before anything else is asked.
 
     Raises:
         DfadcError: it has one.
     """
-    if identity.num_classes == 1:
+    if num_classes == 1:
         raise DfadcError(
             "the teacher has num_classes = 1; distillation needs at least 2",
             "give it two logits [0, z]: a module that returns torch.cat([torch.zeros_like(z), z], 1), named with "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from dfadc.contract import ContractFields, ImageContract, Task
 from dfadc.errors import DfadcError
 from dfadc.networks.adaptation import BATCH, adapt, random_images
+from dfadc.networks.logits import LogitsOf, unwrap_logits
 
 #: How close to one a row of outputs must sum to be taken for probabilities.
 _PROBABILITY_TOLERANCE = 1e-3
@@ -47,13 +49,29 @@ def run_dry(module: nn.Module, fields: ContractFields, input_size: tuple[int, in
     """
     contract = ImageContract(input_size, num_classes=2, mean=fields.mean, std=fields.std)
     tried = adapt(module, random_images(contract), "the teacher", learns=False)
-    num_classes, task = _classes_of(tried.logits)
+    module, logits, notes = tried.module, tried.logits, list(tried.notes)
+    if logits.ndim == 4 and tuple(logits.shape[2:]) == (1, 1) and fields.task != "segmentation":
+        module, logits = _flattened(module), logits.flatten(1)
+        notes.append("the outputs (N, K, 1, 1) are flattened to logits (N, K)")
+    num_classes, task = _classes_of(logits)
     if not tried.has_gradient:
         raise DfadcError(
             "no gradient flows through the teacher to its images",
             "its forward runs under no_grad or on integers; adversarial distillation needs the gradient",
         )
-    return DryRun(tried.module, num_classes, task, (*tried.notes, *_judge_logits(tried.logits)))
+    return DryRun(module, num_classes, task, (*notes, *_judge_logits(logits)))
+
+
+def _flattened(module: nn.Module) -> nn.Module:
+    """A classifier whose last layer is a convolution, with logits (N, K); TorchScript takes no hooks and is wrapped."""
+    if isinstance(module, torch.jit.ScriptModule):
+        module = LogitsOf(module).train(module.training)
+    module.register_forward_hook(_flatten_logits)
+    return module
+
+
+def _flatten_logits(_: nn.Module, __: tuple[Any, ...], output: Any) -> Tensor:
+    return unwrap_logits(output).flatten(1)
 
 
 def _classes_of(logits: Tensor) -> tuple[int, Task]:

@@ -108,7 +108,7 @@ def refuse_acting(module_name: str, name: str) -> None:
     Raises:
         UnpicklingError: it does.
     """
-    is_builtin = module_name in ("builtins", "__builtin__")
+    is_builtin = module_name in ("builtins", "__builtin__", "io", "_io", "codecs")
     if module_name.partition(".")[0] in _ACTING_PACKAGES or (is_builtin and name in _ACTING_BUILTINS):
         raise pickle.UnpicklingError(f"it names {module_name}.{name}, which acts on the system; it was not run")
 

@@ -156,8 +156,8 @@ def test_a_pickle_with_foreign_globals_is_named_and_not_run() -> None:
     torch.save({"weights": TouchesAFile()}, "teacher.pt")
     assert_refused(distil("teacher.pt"), "teacher.pt", "io.open", "not run", hint="--trust-teacher")
     outcome = run_command("inspect", "teacher.pt")
-    assert outcome.code == 0
-    assert "io.open" in outcome.out
+    assert outcome.code == 2
+    assert "io.open" in outcome.errors[0]
     assert not Path("it_ran").exists()
 
 
