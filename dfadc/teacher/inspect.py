@@ -179,7 +179,7 @@ def _inspect_planned(plan: TeacherPlan, basis: TeacherReport, architecture: str 
     report = replace(report, num_parameters=count_parameters(module), norm_layers=find_norm_layers(module))
     try:
         size = plan.known_input_size()
-        tried = run_dry(module, plan.fields, size)
+        tried = run_dry(module, plan.fields, size, is_known=plan.is_known)
     except DfadcError as exc:
         unknown = Unknown(_reason(exc, architecture))
         return replace(report, flops=unknown, outputs=unknown, hint=exc.hint)

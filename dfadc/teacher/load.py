@@ -91,7 +91,7 @@ def load_teacher(
     contents = read_teacher_file(path, trust=trust, weights=weights, architecture=architecture)
     plan = plan_teacher(contents, architecture=architecture, fields=fields or ContractFields())
     module = freeze_(build_planned_module(plan))
-    tried = run_dry(module, plan.fields, plan.known_input_size())
+    tried = run_dry(module, plan.fields, plan.known_input_size(), is_known=plan.is_known)
     contract = _complete_contract(plan, tried)
     sources = {"num_classes": "shape of the outputs", "task": "shape of the outputs", **plan.sources}
     return Teacher(

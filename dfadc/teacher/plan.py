@@ -15,6 +15,7 @@ from dfadc.networks.stems import SMALL_SIDE
 from dfadc.networks.user_code import guard_
 from dfadc.teacher.identify import drop_auxiliary
 from dfadc.teacher.identity import Identity, identify
+from dfadc.teacher.probe import KNOWN_FAMILIES
 from dfadc.teacher.sidecar import read_statements, sidecar_paths
 from dfadc.teacher.suggestions import commands, likely_sizes
 
@@ -58,6 +59,11 @@ class TeacherPlan:
     notes: tuple[str, ...] = ()
     tried: tuple[str, ...] = ()
     requested: str | None = None
+
+    @property
+    def is_known(self) -> bool:
+        """True for a network of torchvision that was built here and bears every call."""
+        return self.identity.module is None and self.architecture.startswith(KNOWN_FAMILIES)
 
     def known_input_size(self) -> tuple[int, int, int]:
         """The input size.

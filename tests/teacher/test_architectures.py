@@ -12,11 +12,14 @@ from command_line import run_command
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer, googlenet, mobilenet_v3_small, resnet18, squeezenet1_1
 
-from dfadc.contract import ContractFields
+from dfadc.contract import ContractFields, ImageContract
 from dfadc.errors import DfadcError
+from dfadc.networks.adaptation import adapt, random_images
 from dfadc.networks.architecture_name import add_arguments, split_arguments, with_arguments
-from dfadc.networks.names import resolve_architecture
+from dfadc.networks.names import build_architecture, resolve_architecture
 from dfadc.teacher.load import Teacher, inspect_teacher, load_teacher
+from dfadc.teacher.plan import freeze_
+from dfadc.teacher.probe import KNOWN_FAMILIES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -404,6 +407,27 @@ def test_channels_last_and_whole_pixels_are_recognised() -> None:
     outcome = run_command("inspect", "t.pt", *mean)
     assert outcome.code == 2
     assert "divide the mean and std by 255" in outcome.hints[0]
+
+
+_FAMILIES = ("shufflenet_v2_x0_5", "squeezenet1_1", "mobilenet_v3_small", "mnasnet0_5")
+_LARGE_FAMILIES = (
+    *("alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet", "inception_v3"),
+    *("mobilenet_v2", "regnet_y_400mf", "resnet18", "resnext50_32x4d", "vgg11_bn", "wide_resnet50_2"),
+)
+
+
+@pytest.mark.parametrize(
+    "name", [*_FAMILIES, *(pytest.param(each, marks=pytest.mark.slow) for each in _LARGE_FAMILIES)]
+)
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_networks_that_are_tried_once_need_no_adaptation(name: str) -> None:
+    assert f"torchvision:{name}".startswith(KNOWN_FAMILIES)
+    contract = ImageContract((3, 96, 96), 5)
+    network = freeze_(build_architecture(f"torchvision:{name}", contract).module)
+    tried = adapt(network, random_images(contract), "it", learns=False)
+    assert tried.notes == ()
+    assert tried.module is network
+    assert tried.has_gradient
 
 
 # ----------------------------------------------------------------------------------------------- what nobody states
