@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 import tarfile
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,21 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _SHOWN = 6
+#: What torch and pickle raise on a damaged file, and on one of another make.
+_UNREADABLE = (
+    *(
+        AssertionError,
+        EOFError,
+        IndexError,
+        KeyError,
+        MemoryError,
+        OSError,
+        OverflowError,
+        RecursionError,
+        RuntimeError,
+    ),
+    *(TypeError, ValueError, struct.error, tarfile.TarError),
+)
 
 
 def read_checkpoint(
@@ -86,9 +102,6 @@ def _torch_load(path: Path, kind: FileKind, *, pickle_module: Any, trust: bool) 
             f"{path} needs code that is not here: {exc}",
             "name the file that defines its network: --teacher-arch file.py:Net; that needs no --trust-teacher",
         ) from exc
-    except (
-        EOFError, IndexError, KeyError, OSError, OverflowError, RecursionError, RuntimeError, TypeError, ValueError,
-        MemoryError, tarfile.TarError,
-    ) as exc:  # fmt: skip
+    except _UNREADABLE as exc:
         reason = (str(exc).strip() or type(exc).__name__).splitlines()[0]
         raise DfadcError(f"cannot read {path}: {reason}", DAMAGED) from exc

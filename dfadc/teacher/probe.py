@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,9 @@ from dfadc.errors import DfadcError
 from dfadc.networks.adaptation import BATCH, Adapted, adapt, random_images
 from dfadc.networks.logits import LogitsOf, unwrap_logits
 from dfadc.networks.user_code import running_user_code
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 #: Torchvision's networks that bear channels_last, single images and any number of them, as a test shows.
 KNOWN_FAMILIES = tuple(
@@ -32,6 +36,12 @@ KNOWN_FAMILIES = tuple(
         *("resnet", "resnext", "shufflenet", "squeezenet", "vgg", "wide_resnet"),
     )
 )
+
+#: Logits above this are of no trained classifier on images that it knows.
+_WILD_LOGITS = 1e4
+#: Ratio of variances above which the images' range is wrong.
+_WILD_RATIO = 1e3
+_SMALLEST_VARIANCE = 1e-12
 
 #: How close to one a row of outputs must sum to be taken for probabilities.
 _PROBABILITY_TOLERANCE = 1e-3
@@ -72,7 +82,8 @@ def run_dry(
     """
     contract = ImageContract(input_size, num_classes=2, mean=fields.mean, std=fields.std)
     images = random_images(contract)
-    tried = _run_once(module, images) if is_known else adapt(module, images, "the teacher", learns=False)
+    with _watching_first_norm(module) as watched:
+        tried = _run_once(module, images) if is_known else adapt(module, images, "the teacher", learns=False)
     module, logits, notes = tried.module, tried.logits, list(tried.notes)
     if logits.ndim == 4 and tuple(logits.shape[2:]) == (1, 1) and fields.task != "segmentation":
         module, logits = _flattened(module), logits.flatten(1)
@@ -83,7 +94,45 @@ def run_dry(
             "no gradient flows through the teacher to its images",
             "its forward runs under no_grad or on integers; adversarial distillation needs the gradient",
         )
-    return DryRun(module, num_classes, task, (*notes, *_judge_logits(logits)))
+    warnings = (*_judge_logits(logits), *_judge_images(watched))
+    return DryRun(module, num_classes, task, (*notes, *warnings))
+
+
+@contextmanager
+def _watching_first_norm(module: nn.Module) -> Iterator[list[Tensor]]:
+    """Collects the ratios of remembered to seen variance per channel of the first batch norm, one tensor a forward."""
+    ratios: list[Tensor] = []
+    norm = next((layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)), None)
+    if norm is None or norm.running_var is None:
+        yield ratios
+        return
+    remembered = norm.running_var.clone()
+
+    def compare(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen = inputs[0].detach().float().var(dim=(0, 2, 3)).clamp(min=_SMALLEST_VARIANCE)
+        ratios.append(remembered / seen)
+
+    handle = norm.register_forward_pre_hook(compare)
+    try:
+        yield ratios
+    finally:
+        handle.remove()
+
+
+def _judge_images(ratios: list[Tensor]) -> tuple[str, ...]:
+    """Compares the statistics that the first batch norm remembers with those of images in the contract's range.
+
+    White noise has less variance behind a smoothing kernel than photographs have: by up to 147 for a 7x7 one over three
+    channels. Pixels of 0..255 instead of normalised ones make it 3,000 and more.
+    """
+    ratio = float(ratios[0].median()) if ratios else 0.0
+    if ratio < _WILD_RATIO:
+        return ()
+    warning = (
+        f"the first batch norm remembers a variance {ratio:,.0f} times that of images in the contract's range: if the "
+        "teacher takes pixels of 0..255, its std is that of [0, 1] divided by 255 (--std 0.0039,… without it)"
+    )
+    return (warning,)
 
 
 def _run_once(module: nn.Module, images: Tensor) -> Adapted:
@@ -129,6 +178,12 @@ def _judge_logits(logits: Tensor) -> tuple[str, ...]:
     warnings: list[str] = []
     if bool((torch.logsumexp(logits, dim=1).abs() < _PROBABILITY_TOLERANCE).all()):
         warnings.append("the outputs look like log-probabilities; remove the final log_softmax if you can")
+    scale = float(logits.abs().max())
+    if scale > _WILD_LOGITS:
+        warnings.append(
+            f"the logits reach {scale:,.0f} on images in the contract's range: --mean, --std or the value range may be "
+            "wrong"
+        )
     spread = (logits[0] - logits[1]).abs().max()
     if float(spread) <= _CONSTANT_TOLERANCE * float(logits.abs().max()):
         warnings.append("two different random images give the same outputs: the teacher may be dead or untrained")

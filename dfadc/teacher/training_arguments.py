@@ -100,8 +100,9 @@ class TrainingArguments:
         for key in _CLASSES:
             value = self.values.get(key)
             if isinstance(value, Mapping) and value:
-                by_index = {index: name for name, index in value.items()} if _is_name(next(iter(value))) else value
-                value = [by_index.get(index) for index in range(len(by_index))]
+                pairs = [(index, name) if _is_name(name) else (name, index) for name, index in value.items()]
+                by_index = {index: name for index, name in pairs if isinstance(index, int)}
+                value = [by_index.get(index) for index in range(len(pairs))]
             if isinstance(value, Sequence) and len(value) > 1 and all(map(_is_name, value)):
                 return tuple(value)
         return None

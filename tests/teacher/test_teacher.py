@@ -325,3 +325,27 @@ def test_inspect_runs_no_code_and_never_fails_on_known_kinds(tmp_path: Path) -> 
         json.dumps(report.to_dict())
     assert any("Odd" in name for name in inspect_teacher(foreign).foreign_globals)
     assert "--trust-teacher" in inspect_teacher(script).safety
+
+
+def test_a_wrong_value_range_is_said_with_its_likely_cause(tmp_path: Path) -> None:
+    """Its batch norm remembers pixels of 0..255."""
+    torch.manual_seed(0)
+    network = mobilenet_v3_small(num_classes=3)
+    network.train()
+    with torch.no_grad():
+        for _ in range(40):
+            network(255 * torch.rand(4, 3, 32, 32))
+    path = _saved(network.eval().state_dict(), tmp_path)
+    wrong = load_teacher(path, fields=RGB)
+    assert any("if the teacher takes pixels of 0..255" in warning for warning in wrong.warnings)
+    scale = (1 / 255,) * 3
+    right = load_teacher(path, fields=ContractFields(input_size=(3, 32, 32), mean=(0.0,) * 3, std=scale))
+    assert not any("0..255" in warning for warning in right.warnings)
+
+
+def test_wild_logits_are_said(tmp_path: Path) -> None:
+    network = squeezenet1_1(num_classes=3)
+    with torch.no_grad():
+        network.classifier[1].weight.mul_(1e6)
+    teacher = load_teacher(_saved(network.state_dict(), tmp_path), fields=RGB)
+    assert any("--mean, --std or the value range may be wrong" in warning for warning in teacher.warnings)
