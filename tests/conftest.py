@@ -23,7 +23,7 @@ import dfadc
 from dfadc.contract import ImageContract
 from dfadc.networks.names import build_architecture, resolve_architecture
 from dfadc.networks.network_file import save_network
-from dfadc.teacher import identify
+from dfadc.teacher import match
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -129,14 +129,14 @@ def _translations_read_once() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def _references_built_once() -> Iterator[None]:
     """What weights are compared with, our networks and torchvision's, are the same in every test."""
-    build, build_once = identify.reference_network, functools.cache(identify.reference_network)
+    build, build_once = match.reference_network, functools.cache(match.reference_network)
 
     def reference_network(name: str, **settings: Any) -> nn.Module:
         is_factory = resolve_architecture(name).library == "factory"
         return (build if is_factory else build_once)(name, **settings)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(identify, "reference_network", reference_network)
+        patch.setattr(match, "reference_network", reference_network)
         yield
 
 

@@ -24,7 +24,7 @@ from dfadc.networks.state_dict import load_strictly_
 from dfadc.networks.stems import SMALL_SIDE, Stem, parse_stem
 from dfadc.networks.user_code import running_user_code
 from dfadc.networks.zoo import NETWORKS, SEGMENTERS
-from dfadc.teacher.identify import drop_auxiliary
+from dfadc.teacher.match import drop_auxiliary
 from dfadc.teacher.read import read_state_dict
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dfadc.errors import DfadcError
@@ -10,16 +10,17 @@ from dfadc.networks.names import resolve_architecture
 from dfadc.networks.network_file import refuse_factory_from_file
 from dfadc.networks.state_dict import load_strictly_
 from dfadc.networks.stems import Stem, parse_stem
+from dfadc.teacher.accept import Choices, Identity, accept, choose_match
+from dfadc.teacher.candidates import nearest_names
 from dfadc.teacher.factory_fit import fit_factory
-from dfadc.teacher.heads import Activation, ReplacedHead, parse_activation
-from dfadc.teacher.identify import (
+from dfadc.teacher.heads import Activation, parse_activation
+from dfadc.teacher.match import (
     Match,
     drop_auxiliary,
     match_any_head,
     match_architecture,
     match_one,
     match_with_other_head,
-    nearest_names,
     read_shapes,
     reference_network,
     size_of_positions,
@@ -29,7 +30,6 @@ from dfadc.teacher.timm_match import match_timm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
 
     from torch import Tensor, nn
 
@@ -39,42 +39,6 @@ if TYPE_CHECKING:
     from dfadc.teacher.teacher_file import TeacherFile
 
 _SHOWN = 3
-
-
-@dataclass(slots=True)
-class Identity:
-    """The network of a teacher file.
-
-    Args:
-        architecture: canonical name, or the class of a whole module.
-        stem: of the network to build.
-        channels: C, where the weights tell.
-        num_classes: K, where the weights tell; the outputs have the last word.
-        notes: how it was found, for the user.
-        weights: what is loaded into the network; None where it is a whole module.
-        head: the classifier, where it is another than the architecture's.
-        module: the network, where it is there already.
-        side: of the images, where the weights tell.
-    """
-
-    architecture: str
-    stem: Stem = "default"
-    channels: int | None = None
-    num_classes: int | None = None
-    notes: list[str] = field(default_factory=list)
-    weights: Mapping[str, Tensor] | None = None
-    head: ReplacedHead | None = None
-    module: nn.Module | None = None
-    side: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Options:
-    """Choices that the user or a sidecar makes beside the name."""
-
-    stem: Stem | None = None
-    activation: Activation | None = None
-    input_size: tuple[int, int, int] | None = None
 
 
 def identify(
@@ -106,31 +70,11 @@ def identify(
         if contents.module is not None:
             identity.notes.append(f"the file's whole network is not used: its weights were put into {named}")
         return identity
-    options = _Options(stem, input_size=stated.input_size)
+    options = Choices(stem, input_size=stated.input_size)
     return _by_hints(contents, tensors, options) or _only_match(contents, tensors, options)
 
 
-def choose_match(matches: list[Match], path: Path) -> Match:
-    """The only match.
-
-    Raises:
-        DfadcError: none or several fit; several are named.
-    """
-    if not matches:
-        raise DfadcError(
-            f"the weights of {path} fit no torchvision classifier and no network of ours",
-            "name the architecture: --teacher-arch torchvision:NAME | timm:NAME | file.py:factory",
-        )
-    if len(matches) > 1:
-        names = [match.architecture for match in matches]
-        raise DfadcError(
-            f"the weights of {path} fit several architectures: {', '.join(names)}",
-            f"choose one: {' | '.join(f'--teacher-arch {name}' for name in names[:4])}",
-        )
-    return matches[0]
-
-
-def _options(named: str, stem: Stem | None, stated: ContractFields) -> tuple[ArchitectureName, _Options]:
+def _options(named: str, stem: Stem | None, stated: ContractFields) -> tuple[ArchitectureName, Choices]:
     """A name without the arguments that are ours: ``stem`` and ``activation`` of a library's network."""
     resolved = resolve_architecture(named)
     arguments = dict(resolved.arguments)
@@ -141,7 +85,7 @@ def _options(named: str, stem: Stem | None, stated: ContractFields) -> tuple[Arc
         if "activation" in arguments:
             activation = parse_activation(arguments.pop("activation"))
     plain = replace(resolved, arguments=tuple(sorted(arguments.items())))
-    return plain, _Options(stem, activation, stated.input_size)
+    return plain, Choices(stem, activation, stated.input_size)
 
 
 def _identify_module(module: nn.Module, stated: ContractFields) -> Identity:
@@ -160,7 +104,7 @@ def _identify_module(module: nn.Module, stated: ContractFields) -> Identity:
 
 
 def _identify_named(
-    resolved: ArchitectureName, tensors: Mapping[str, Tensor], options: _Options, stated: ContractFields, source: str
+    resolved: ArchitectureName, tensors: Mapping[str, Tensor], options: Choices, stated: ContractFields, source: str
 ) -> Identity:
     """The network that was named.
 
@@ -177,11 +121,11 @@ def _identify_named(
     views = [*views_of(tensors), *joined_views_of(tensors)]
     found = _first_fit(name, views, options)
     if found is not None:
-        return _accepted(*found, options, source, note="")
+        return accept(*found, options, source, note="")
     return _misfit(resolved, views, options, source)
 
 
-def _first_fit(name: str, views: list[View], options: _Options) -> tuple[View, Match] | None:
+def _first_fit(name: str, views: list[View], options: Choices) -> tuple[View, Match] | None:
     """The first view that an architecture fits: as it is, else with another classifier."""
     matchers: tuple[Callable[..., Match | None], ...] = (match_one, match_with_other_head)
     for matcher in matchers:
@@ -193,7 +137,7 @@ def _first_fit(name: str, views: list[View], options: _Options) -> tuple[View, M
     return None
 
 
-def _misfit(resolved: ArchitectureName, views: list[View], options: _Options, source: str) -> Identity:
+def _misfit(resolved: ArchitectureName, views: list[View], options: Choices, source: str) -> Identity:
     """What the weights tell of a network that they do not fit: the strict load will say why."""
     stem = options.stem or "default"
     reference = reference_network(resolved.canonical, stem=stem, input_size=options.input_size)
@@ -207,7 +151,7 @@ def _misfit(resolved: ArchitectureName, views: list[View], options: _Options, so
     return Identity(resolved.canonical, stem, channels, num_classes, view.notes, weights)
 
 
-def _by_hints(contents: TeacherFile, tensors: Mapping[str, Tensor], options: _Options) -> Identity | None:
+def _by_hints(contents: TeacherFile, tensors: Mapping[str, Tensor], options: Choices) -> Identity | None:
     """The architecture that the training arguments name, where the weights fit it."""
     arguments = contents.arguments
     for hint in arguments.architectures if arguments is not None else ():
@@ -223,11 +167,11 @@ def _by_hints(contents: TeacherFile, tensors: Mapping[str, Tensor], options: _Op
         if found is not None and not found[0].lost:
             source = arguments.source if arguments is not None else "the file"
             note = f"architecture {resolved.canonical}, by {source}; the weights fit it"
-            return _accepted(*found, options, str(contents.path), note=note)
+            return accept(*found, options, str(contents.path), note=note)
     return None
 
 
-def _only_match(contents: TeacherFile, tensors: Mapping[str, Tensor], options: _Options) -> Identity:
+def _only_match(contents: TeacherFile, tensors: Mapping[str, Tensor], options: Choices) -> Identity:
     """The one architecture that bare weights fit.
 
     Raises:
@@ -242,7 +186,7 @@ def _only_match(contents: TeacherFile, tensors: Mapping[str, Tensor], options: _
             lossy = lossy or (view, match)
             continue
         note = f"architecture {match.architecture} ({match.stem} stem), the only one that the weights fit"
-        return _accepted(view, match, options, str(contents.path), note=note)
+        return accept(view, match, options, str(contents.path), note=note)
     if lossy is not None:
         view, match = lossy
         raise DfadcError(
@@ -261,7 +205,7 @@ def _only_match(contents: TeacherFile, tensors: Mapping[str, Tensor], options: _
     )
 
 
-def _all_matches(tensors: Mapping[str, Tensor], options: _Options) -> Iterator[tuple[View, list[Match]]]:
+def _all_matches(tensors: Mapping[str, Tensor], options: Choices) -> Iterator[tuple[View, list[Match]]]:
     """Views with their matches, the plainest explanation first."""
     views = list(views_of(tensors))
     for view in views:
@@ -272,61 +216,6 @@ def _all_matches(tensors: Mapping[str, Tensor], options: _Options) -> Iterator[t
         yield view, match_architecture(view.tensors, input_size=_size(view.tensors, options.input_size))
     for view in views:
         yield view, match_timm(view.tensors, input_size=_size(view.tensors, options.input_size))
-
-
-def _accepted(view: View, match: Match, options: _Options, source: str, *, note: str) -> Identity:
-    """The identity of a match.
-
-    Raises:
-        DfadcError: the weights cannot tell the stem or the classifier's activation.
-    """
-    if match.stem == "small" and options.stem is None:
-        _refuse_unknown_stem(match, source)
-    head = match.head
-    if head is not None and head.needs_activation:
-        if options.activation is None:
-            raise DfadcError(
-                f"the weights of {source} fit {match.architecture} with several linear layers as {head.path}, and do "
-                "not tell the activation between them",
-                f"name it: --teacher-arch {match.architecture} --arch-arg activation=relu (or gelu, tanh, none, …)",
-            )
-        head = replace(head, activation=options.activation)
-    notes = [*([note] if note else []), *view.notes]
-    if head is not None:
-        notes.append(f"its classifier {head.path} is the file's own: {_describe_head(head)}")
-    return Identity(
-        match.architecture,
-        match.stem,
-        match.channels,
-        match.num_classes,
-        notes,
-        view.tensors,
-        head,
-        side=size_of_positions(view.tensors),
-    )
-
-
-def _refuse_unknown_stem(match: Match, source: str) -> None:
-    """Refuses a 3x3 first kernel whose pooling cannot be told from weights.
-
-    Raises:
-        DfadcError: two networks fit.
-    """
-    reference = reference_network(match.architecture, stem="default", input_size=None)
-    if not any(type(layer).__name__ == "MaxPool2d" for layer in reference.children()):
-        return
-    raise DfadcError(
-        f"the weights of {source} fit two networks: {match.architecture} with a 3x3 first convolution, and the pooling "
-        "after it kept or removed",
-        f"choose one: --teacher-arch {match.architecture} --arch-arg stem=small (no pooling, as for 32 px images) | "
-        "--arch-arg stem=pooled",
-    )
-
-
-def _describe_head(head: ReplacedHead) -> str:
-    widths = [shapes["weight"] for shapes in head.layers.values() if len(shapes["weight"]) == 2]
-    described = " -> ".join([str(widths[0][1]), *(str(shape[0]) for shape in widths)])
-    return f"{described}, {head.activation} between them" if head.activation else described
 
 
 def _size(tensors: Mapping[str, Tensor], stated: tuple[int, int, int] | None) -> tuple[int, int, int] | None:

@@ -13,8 +13,8 @@ from dfadc.networks.names import build_architecture, documented_contract
 from dfadc.networks.state_dict import load_strictly_
 from dfadc.networks.stems import SMALL_SIDE
 from dfadc.networks.user_code import guard_
-from dfadc.teacher.identify import drop_auxiliary
-from dfadc.teacher.identity import Identity, identify
+from dfadc.teacher.identity import identify
+from dfadc.teacher.match import drop_auxiliary
 from dfadc.teacher.probe import KNOWN_FAMILIES
 from dfadc.teacher.sidecar import read_statements, sidecar_paths
 from dfadc.teacher.suggestions import commands, likely_sizes
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dfadc.networks.stems import Stem
+    from dfadc.teacher.accept import Identity
     from dfadc.teacher.read import TeacherFile
 
 FLAGS = "command line"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from dfadc.teacher.identity import Identity
+    from dfadc.teacher.accept import Identity
 
 #: Sides that data sets and libraries have.
 _SIDES = (8, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 84, 96, 100, 112, 128, 150, 160, 192, 200, 224, 240, 256, 299, 320)

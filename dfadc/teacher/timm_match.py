@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from dfadc.errors import DfadcError, RequirementMissing
 from dfadc.networks.construct import import_timm
-from dfadc.teacher.identify import Match, is_near, match_one, totals_of
+from dfadc.teacher.candidates import is_near, totals_of
+from dfadc.teacher.match import Match, match_one
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -15,7 +15,7 @@ from dfadc.networks.logits import LogitsOf, answering_pixels
 from dfadc.networks.network_file import load_network, save_network
 from dfadc.networks.zoo import SEGMENTERS
 from dfadc.student.build import build_student, list_students
-from dfadc.teacher.identify import match_architecture
+from dfadc.teacher.match import match_architecture
 
 if TYPE_CHECKING:
     from pathlib import Path

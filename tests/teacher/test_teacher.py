@@ -16,9 +16,9 @@ from dfadc.errors import DfadcError
 from dfadc.networks.names import build_architecture
 from dfadc.networks.network_file import save_network
 from dfadc.networks.zoo.resnet_8x import resnet34_8x
-from dfadc.teacher.identify import Match, match_architecture
-from dfadc.teacher.identity import choose_match
+from dfadc.teacher.accept import choose_match
 from dfadc.teacher.load import inspect_teacher, load_teacher
+from dfadc.teacher.match import Match, match_architecture
 
 if TYPE_CHECKING:
     from pathlib import Path
