@@ -1,4 +1,4 @@
-"""From what a network returns to its logits, and for dense logits the one place where their size changes."""
+"""Logits in a network's output, and the one place where the size of dense logits changes."""
 
 from __future__ import annotations
 

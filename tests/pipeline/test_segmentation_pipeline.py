@@ -161,7 +161,7 @@ def test_a_baseline_of_pixels_is_refused(scene_run: tuple[RunFolder, Outcome], t
     ("arguments", "message"),
     [
         (["--task", "classification"], "task is classification (command line), but the teacher's outputs say segment"),
-        (["--student", "compact_resnet_8"], "the teacher answers for every pixel"),
+        (["--student", "compact_resnet_8"], "the teacher predicts every pixel"),
         (["--input-size", "3x37x51"], "the first layer of the weights takes 1"),
     ],
 )

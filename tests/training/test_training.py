@@ -381,7 +381,7 @@ def test_the_students_dense_logits_are_brought_to_the_teachers_size(tmp_path: Pa
     smaller = prepare(dense, "compact_unet_8", recipe=miniature(), device="cpu")
     assert any("logits are 4x4, the teacher's 8x8" in note for note in smaller.notes)
     assert smaller.game.players.student.module(torch.zeros(2, 1, 8, 8)).shape == (2, 5, 8, 8)
-    with pytest.raises(DfadcError, match="the teacher answers for every pixel"):
+    with pytest.raises(DfadcError, match="the teacher predicts every pixel"):
         prepare(dense, "compact_resnet_8", recipe=miniature(), device="cpu")
 
 
