@@ -10,7 +10,8 @@ from xml.etree import ElementTree as ET
 import onnx
 
 from dfadc.errors import DfadcError
-from exporters.sessions.engines import check_ir, read_sidecar
+from exporters.sessions.openvino_session import check_ir
+from exporters.sessions.tensorrt_session import read_sidecar
 from exporters.to_onnx.file import (
     INPUT_NAME,
     METADATA_PREFIX,

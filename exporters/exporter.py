@@ -6,13 +6,12 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from dfadc.errors import DfadcError, ExportFailed
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import TracebackType
 
     import numpy as np
     from numpy.typing import NDArray
@@ -266,26 +265,4 @@ class Exporter(Protocol):
             DfadcError: the source, the request or a setting is wrong (2), the backend is missing (4),
                 the build failed (5) or the disk did (7). No partial file is left.
         """
-        ...
-
-
-@runtime_checkable
-class Session(Protocol):
-    """A loaded network. Use it as a context manager; ``run`` is the only verb."""
-
-    batch_size: int
-
-    @property
-    def device(self) -> str:
-        """What computes, as the backend itself reports it."""
-        ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-    def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Maps (N, C, H, W) float32 images, as the artifact takes them, to (N, K) float32 logits."""
         ...

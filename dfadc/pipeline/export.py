@@ -36,7 +36,7 @@ from exporters.manifest import (
     restored_on_failure,
 )
 from exporters.registry import get_exporter
-from exporters.sessions.engines import check_runs
+from exporters.sessions.open import check_runs
 from exporters.to_onnx.fp32 import export_onnx
 from exporters.to_onnx.ranges import measure_headroom
 

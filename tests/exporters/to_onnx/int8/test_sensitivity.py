@@ -13,7 +13,7 @@ from torch import nn
 
 from dfadc.verification.agreement import compare
 from exporters.exporter import BuildSettings, ExportRequest, ExportResult
-from exporters.sessions.engines import open_session
+from exporters.sessions.open import open_session
 from exporters.to_onnx.exporter import DerivedOnnxExporter
 from exporters.to_onnx.file import load_onnx
 from exporters.to_onnx.fp32 import export_onnx
