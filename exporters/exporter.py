@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from exporters.to_onnx.ranges import ActivationRanges
+
 
 class PoolUnusable(ExportFailed):
     """The calibration images cannot calibrate anything: there are none, too few, or all of one class."""
@@ -170,10 +172,10 @@ class BuildSettings:
         batch: batch sizes of an engine.
         gpus: compute capabilities by name ("sm86"); empty means the backend's default.
         workspace_bytes: most memory a TensorRT tactic may use; None is the backend's default.
-        calibration: (N, C, H, W) float32 images as the network takes them: they calibrate INT8 and show fp16 where
-            it overflows; None where there are none.
-        verification: further images of the same form that select nothing: fp16 is refused where it overflows on them;
-            None leaves it unchecked.
+        calibration: (N, C, H, W) float32 images as the network takes them: they calibrate INT8, and nodes that would
+            overflow on them stay in fp32 in fp16 artifacts; None if there are none.
+        fp16_ranges: activation ranges of the fp32 ONNX on further images: fp16 is refused if it overflows there; None
+            leaves it unchecked.
         calibrator: how INT8 ranges are read off the images: minmax, percentile, entropy, or auto (the best of them).
         keep_fp32: names of ONNX nodes that stay in fp32; ``KEEP_FP32_AUTO`` among them lets INT8 add layers where it
             would miss its gate, which is also what None does; empty keeps none.
@@ -185,7 +187,7 @@ class BuildSettings:
     gpus: tuple[str, ...] = ()
     workspace_bytes: int | None = None
     calibration: NDArray[np.float32] | None = None
-    verification: NDArray[np.float32] | None = None
+    fp16_ranges: ActivationRanges | None = None
     calibrator: str = "auto"
     keep_fp32: tuple[str, ...] | None = None
     threads: int = 0

@@ -107,9 +107,7 @@ def open_memory() -> TorchMemory | CudaPythonMemory:
         return TorchMemory()
     if find_spec("cuda") is not None:
         return CudaPythonMemory()
-    raise RequirementMissing(
-        "an engine needs torch with CUDA, or cuda-python", "pip install cuda-python"
-    )
+    raise RequirementMissing("an engine needs torch with CUDA, or cuda-python", "pip install cuda-python")
 
 
 def has_cuda_driver() -> bool:

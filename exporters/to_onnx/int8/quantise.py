@@ -16,7 +16,7 @@ from exporters.sessions.isolated import IsolatedSession
 from exporters.sessions.onnx_runtime import OnnxRuntimeSession
 from exporters.to_onnx.fp16 import check_is_fp32
 from exporters.to_onnx.int8.presets import PRESETS, check_preset
-from exporters.to_onnx.int8.quantiser import CALIBRATORS, Quantiser, measure_ranges, with_separate_constants
+from exporters.to_onnx.int8.quantiser import CALIBRATORS, Quantiser, calibrate, with_separate_constants
 from exporters.to_onnx.int8.sensitivity import (
     Layer,
     agreement_of,
@@ -100,7 +100,7 @@ def quantise(
     calibrators = tuple(CALIBRATORS) if calibrator == AUTO else (calibrator,)
     candidates: list[tuple[Quantised, Quantiser]] = []
     for name in calibrators:
-        ranges = measure_ranges(separate, images[~held_out], CALIBRATORS[name])
+        ranges = calibrate(separate, images[~held_out], CALIBRATORS[name])
         quantiser = Quantiser(separate, ranges, PRESETS[preset], named)
         model = quantiser.quantise()
         if not candidates:  # the calibrators' graphs differ in numbers alone

@@ -1,4 +1,4 @@
-"""ONNX Runtime's quantiser: ranges are measured once, graphs are made for any choice of fp32 layers. Free of torch."""
+"""Calibration and INT8 graphs by ONNX Runtime's quantiser: one calibration serves any choice of fp32 layers."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ _BATCH_SIZE = 16
 
 
 class Quantiser:
-    """Makes INT8 graphs of one fp32 graph from activation ranges that were measured once.
+    """Makes INT8 graphs from one fp32 graph and ranges that were measured once.
 
     Args:
         source: the fp32 graph, in which no two inputs read the same constant (see :func:`with_separate_constants`).
-        ranges: of its activations, from :func:`measure_ranges`.
+        ranges: of its activations, from :func:`calibrate`.
         preset: how activations and biases are quantised.
         fp32_layers: names of layers that are in fp32 in every graph.
     """
@@ -127,7 +127,7 @@ class Quantiser:
         return excluded
 
 
-def measure_ranges(source: onnx.ModelProto, images: NDArray[np.float32], method: CalibrationMethod) -> TensorsData:
+def calibrate(source: onnx.ModelProto, images: NDArray[np.float32], method: CalibrationMethod) -> TensorsData:
     """The ranges of a graph's activations over ``images``, one batch in memory at a time.
 
     Raises:

@@ -19,7 +19,7 @@ from exporters.to_onnx.file import load_onnx
 from exporters.to_onnx.fp32 import export_onnx
 from exporters.to_onnx.int8.presets import PRESETS, check_preset
 from exporters.to_onnx.int8.quantise import quantise
-from exporters.to_onnx.int8.quantiser import CALIBRATORS, Quantiser, measure_ranges
+from exporters.to_onnx.int8.quantiser import CALIBRATORS, Quantiser, calibrate
 from exporters.to_onnx.int8.sensitivity import RANKING_PHASE, logits_of, rank_layers, recover
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def harmless(contract: ImageContract, pool: np.ndarray, tmp_path_factory: pytest
 
 
 def quantiser_of(source: onnx.ModelProto, pool: np.ndarray, preset: str = "portable") -> Quantiser:
-    return Quantiser(source, measure_ranges(source, pool[::2], CALIBRATORS["minmax"]), PRESETS[preset])
+    return Quantiser(source, calibrate(source, pool[::2], CALIBRATORS["minmax"]), PRESETS[preset])
 
 
 def build(source: Path, target: Path, pool: np.ndarray, *keep_fp32: str) -> tuple[str, ...]:
