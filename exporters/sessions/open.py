@@ -1,4 +1,4 @@
-"""Choice of the session for a file. Imports no torch and no runtime."""
+"""Choice of the session for a file. Imports no torch and no runtime; not used in device kits."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dfadc.errors import DfadcError, ExportFailed, RequirementMissing
+from exporters.registry import load, target_of
 from exporters.sessions.isolated import IsolatedSession
-from exporters.sessions.onnx_runtime import OnnxRuntimeSession
-from exporters.sessions.openvino_session import OpenVinoSession
 from exporters.sessions.session import DEFAULT_BATCH_SIZE
-from exporters.sessions.tensorrt_session import open_engine
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,21 +18,14 @@ if TYPE_CHECKING:
 
 
 def open_session(path: Path, *, threads: int = 0, batch_size: int = DEFAULT_BATCH_SIZE) -> Session:
-    """The session for an artifact, by its suffix: .onnx, .xml (OpenVINO) or .engine.
+    """The session for an artifact, by its extension.
 
     Raises:
-        DfadcError: the suffix is unknown, or the file is missing or damaged.
+        DfadcError: no target has the extension, or the file is missing or damaged.
         RequirementMissing, RuntimeRefused: this machine cannot run it; the message is the reason for a verdict NOT RUN.
     """
-    match path.suffix:
-        case ".onnx":
-            return OnnxRuntimeSession(path, threads=threads, batch_size=batch_size)
-        case ".xml":
-            return OpenVinoSession(path, threads=threads, batch_size=batch_size)
-        case ".engine":
-            return open_engine(path, batch_size=batch_size)
-        case _:
-            raise DfadcError(f"{path} is not an artifact that can be run", "give a .onnx, .xml or .engine file")
+    session: Session = load(target_of(path).session)(path, threads=threads, batch_size=batch_size)
+    return session
 
 
 def check_runs(path: Path, input_size: tuple[int, int, int]) -> None:

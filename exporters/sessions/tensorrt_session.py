@@ -109,11 +109,12 @@ class TensorRtSession(BatchedSession):
             self._memory.free(target)
 
 
-def open_engine(path: Path, *, batch_size: int = DEFAULT_BATCH_SIZE) -> TensorRtSession:
+def open_engine(path: Path, *, threads: int = 0, batch_size: int = DEFAULT_BATCH_SIZE) -> TensorRtSession:  # noqa: ARG001
     """A session for an engine whose bytes are those its sidecar names, with the release that built it.
 
     Args:
         path: the .engine, with its .engine.json beside it.
+        threads: not used: an engine runs on the GPU.
         batch_size: images per call; at most what the engine was built for.
 
     Raises:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from dfadc.errors import DfadcError, ExportFailed
-from exporters.exporter import unknown_value
+from exporters.registry import unknown_value
 from exporters.sessions.tensorrt_session import TENSORRT, TENSORRT_RTX, Backend, collecting_logger
 from exporters.to_onnx.file import INPUT_NAME
 

@@ -19,10 +19,10 @@ from dfadc.errors import DfadcError
 from dfadc.pipeline.export import ExportObserver, export_student
 from dfadc.pipeline.export_plan import DEFAULT_EXPORTS, plan_exports
 from dfadc.run_folder import RunFolder
-from exporters.describe import describe_onnx
 from exporters.exporter import BuildSettings, ExportRequest
 from exporters.manifest import Manifest, check_unchanged
 from exporters.registry import get_exporter
+from exporters.to_onnx.describe import describe_onnx
 
 if TYPE_CHECKING:
     from pathlib import Path

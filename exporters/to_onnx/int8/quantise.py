@@ -11,12 +11,14 @@ import numpy as np
 
 from dfadc.errors import DfadcError, ExportFailed
 from dfadc.storage import atomic_write_bytes
-from exporters.exporter import KEEP_FP32_AUTO, PoolUnusable, unknown_value
+from exporters.exporter import KEEP_FP32_AUTO, PoolUnusable
+from exporters.registry import unknown_value
 from exporters.sessions.isolated import IsolatedSession
 from exporters.sessions.onnx_runtime import OnnxRuntimeSession
 from exporters.to_onnx.fp16 import check_is_fp32
+from exporters.to_onnx.int8.calibration import CALIBRATORS, calibrate
 from exporters.to_onnx.int8.presets import PRESETS, check_preset
-from exporters.to_onnx.int8.quantiser import CALIBRATORS, Quantiser, calibrate, with_separate_constants
+from exporters.to_onnx.int8.quantiser import Quantiser, with_separate_constants
 from exporters.to_onnx.int8.sensitivity import (
     Layer,
     agreement_of,

@@ -1,47 +1,24 @@
-"""Calibration and INT8 graphs by ONNX Runtime's quantiser: one calibration serves any choice of fp32 layers."""
+"""INT8 graphs by ONNX Runtime's quantiser: one calibration serves any choice of fp32 layers. Free of torch."""
 
 from __future__ import annotations
 
-import io
-import logging
-import tempfile
-from contextlib import contextmanager, redirect_stdout
 from functools import cached_property
 from itertools import count
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx
 from onnx import TensorProto
-from onnxruntime.quantization import (
-    CalibrationDataReader,
-    CalibrationMethod,
-    QDQQuantizer,
-    QuantType,
-    TensorsData,
-    create_calibrator,
-)
-from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
+from onnxruntime.quantization import QDQQuantizer, QuantType
 
-from dfadc.errors import ExportFailed, StorageFailed
-from exporters.to_onnx.file import INPUT_NAME, all_nodes, first_line
+from exporters.to_onnx.file import all_nodes
+from exporters.to_onnx.int8.calibration import OPERATORS, quantiser_errors
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
-    import numpy as np
-    from numpy.typing import NDArray
+    from onnxruntime.quantization import TensorsData
 
     from exporters.to_onnx.int8.presets import Preset
-
-CALIBRATORS = {
-    "minmax": CalibrationMethod.MinMax,
-    "percentile": CalibrationMethod.Percentile,
-    "entropy": CalibrationMethod.Entropy,
-}
-#: Sorted: the order of a set differs from process to process.
-_OPERATORS = sorted({*QLinearOpsRegistry, *QDQRegistry})
-_BATCH_SIZE = 16
 
 
 class Quantiser:
@@ -92,7 +69,7 @@ class Quantiser:
         """ONNX Runtime's own result, outputs rounded."""
         copy = onnx.ModelProto()
         copy.CopyFrom(self._source)
-        with _quantiser_errors():
+        with quantiser_errors():
             quantizer = QDQQuantizer(
                 copy,
                 per_channel=True,
@@ -102,7 +79,7 @@ class Quantiser:
                 tensors_range=self._ranges,
                 nodes_to_quantize=[],
                 nodes_to_exclude=sorted(excluded),
-                op_types_to_quantize=_OPERATORS,
+                op_types_to_quantize=OPERATORS,
                 extra_options=self._preset.options,
             )
             model: onnx.ModelProto = quantizer.quantize_model()
@@ -125,34 +102,6 @@ class Quantiser:
                 excluded.add(node.name)
                 pending += node.input
         return excluded
-
-
-def calibrate(source: onnx.ModelProto, images: NDArray[np.float32], method: CalibrationMethod) -> TensorsData:
-    """The ranges of a graph's activations over ``images``, one batch in memory at a time.
-
-    Raises:
-        ExportFailed: ONNX Runtime cannot run the graph.
-        StorageFailed: the folder of temporary files cannot be written.
-    """
-    with _quantiser_errors(), tempfile.TemporaryDirectory(prefix="dfadc-int8-") as folder:
-        path, augmented = Path(folder) / "fp32.onnx", Path(folder) / "augmented.onnx"
-        path.write_bytes(source.SerializeToString())
-        calibrator = create_calibrator(path, _OPERATORS, augmented.as_posix(), CalibrationMethod(method))
-        for start in range(0, len(images), _BATCH_SIZE):
-            calibrator.collect_data(_OneBatch(images[start : start + _BATCH_SIZE]))
-        ranges: TensorsData = calibrator.compute_data()
-        return ranges
-
-
-class _OneBatch(CalibrationDataReader):  # type: ignore[misc]
-    """One batch of images, as ONNX Runtime's calibrators read them."""
-
-    def __init__(self, images: NDArray[np.float32]) -> None:
-        self._pending = [images]
-
-    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
-        """The batch, then None."""
-        return {INPUT_NAME: self._pending.pop()} if self._pending else None
 
 
 def with_separate_constants(source: onnx.ModelProto) -> onnx.ModelProto:
@@ -233,24 +182,3 @@ def _drop_unread(graph: onnx.GraphProto) -> None:
         kept = [tensor for tensor in tensors if tensor.name in alive]
         del tensors[:]
         tensors.extend(kept)
-
-
-@contextmanager
-def _quantiser_errors() -> Iterator[None]:
-    """Turns the quantiser's errors into ours and keeps it quiet.
-
-    It prints its progress and logs advice on pre-processing that an exported graph has no need of.
-    """
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with redirect_stdout(io.StringIO()):
-            yield
-    except (ValueError, RuntimeError, TypeError, onnx.shape_inference.InferenceError) as exc:
-        raise ExportFailed(f"the graph cannot be quantised: {first_line(exc)}") from exc
-    except OSError as exc:
-        raise StorageFailed(
-            f"cannot write temporary files while quantising: {exc.strerror or exc}", "free some space or set TMPDIR"
-        ) from exc
-    finally:
-        logging.disable(previous)

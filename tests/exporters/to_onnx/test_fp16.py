@@ -13,9 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from dfadc.errors import DfadcError
-from exporters.describe import describe_onnx
 from exporters.exporter import BuildSettings, ExportRequest, ExportResult
 from exporters.sessions.onnx_runtime import OnnxRuntimeSession
+from exporters.to_onnx.describe import describe_onnx
 from exporters.to_onnx.exporter import DerivedOnnxExporter
 from exporters.to_onnx.file import load_onnx
 from exporters.to_onnx.fp16 import convert_to_fp16

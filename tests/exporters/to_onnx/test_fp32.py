@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from dfadc.contract import ImageContract
 from dfadc.errors import DfadcError, ExportFailed, StorageFailed
-from exporters.describe import describe_onnx
 from exporters.sessions.onnx_runtime import OnnxRuntimeSession
+from exporters.to_onnx.describe import describe_onnx
 from exporters.to_onnx.fp32 import export_onnx
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from dfadc.errors import DfadcError
 from dfadc.networks.network_file import load_network, save_network
 from dfadc.run_folder import RunFolder
 from dfadc.verification.samples import SampleSet
-from exporters.describe import describe_onnx
 from exporters.manifest import Manifest, check_unchanged
+from exporters.to_onnx.describe import describe_onnx
 from exporters.to_onnx.file import load_onnx
 from exporters.to_onnx.fp32 import export_onnx
 from exporters.to_onnx.ranges import FP16_MAX, ActivationRanges, measure_activations

@@ -12,10 +12,10 @@ from torch import nn
 
 from dfadc.errors import DfadcError, ExportFailed
 from dfadc.verification.agreement import compare
-from exporters.describe import describe_onnx
 from exporters.exporter import BuildSettings, ExportRequest, ExportResult
 from exporters.registry import get_exporter
 from exporters.sessions.open import open_session
+from exporters.to_onnx.describe import describe_onnx
 from exporters.to_onnx.exporter import DerivedOnnxExporter
 from exporters.to_onnx.file import load_onnx
 from exporters.to_onnx.fp32 import export_onnx

@@ -17,9 +17,10 @@ from exporters.sessions.open import open_session
 from exporters.to_onnx.exporter import DerivedOnnxExporter
 from exporters.to_onnx.file import load_onnx
 from exporters.to_onnx.fp32 import export_onnx
+from exporters.to_onnx.int8.calibration import CALIBRATORS, calibrate
 from exporters.to_onnx.int8.presets import PRESETS, check_preset
 from exporters.to_onnx.int8.quantise import quantise
-from exporters.to_onnx.int8.quantiser import CALIBRATORS, Quantiser, calibrate
+from exporters.to_onnx.int8.quantiser import Quantiser
 from exporters.to_onnx.int8.sensitivity import RANKING_PHASE, logits_of, rank_layers, recover
 
 if TYPE_CHECKING:
