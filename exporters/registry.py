@@ -14,8 +14,8 @@ To add a target:
    in ``tests/exporters``.
 2. Add one entry to :data:`TARGETS`.
 
-``export``, ``verify``, ``bench``, ``inspect`` and ``doctor`` take it from here. To make it a default export, add it to
-``dfadc.pipeline.export_plan.DEFAULT_EXPORTS``.
+``export``, ``verify``, ``bench``, ``inspect`` and ``doctor`` take it from here. ``DEFAULT_EXPORTS`` in the pipeline's
+export plan lists what ``distill`` makes without ``--export``.
 """
 
 from __future__ import annotations
