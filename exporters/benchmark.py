@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from exporters.exporter import Session
+    from exporters.sessions.session import Session
 
 #: Calls before the clock counts, and how long they go on at least: caches fill, clocks rise, kernels are chosen.
 _WARM_UP_CALLS = 3

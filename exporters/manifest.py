@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dfadc.errors import DfadcError, StorageFailed
 from dfadc.storage import sha256_file, write_json
-from exporters.exporter import FORMATS
+from exporters.registry import TARGETS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -116,7 +116,7 @@ class Manifest:
     def unlisted(self, artifacts: Path) -> list[Path]:
         """Files in a folder of artifacts that look like artifacts, and that are none of these: nobody knows what of."""
         listed = {Path(record.file).name for record in self.artifacts}
-        kinds = {f".{form.extension}" for form in FORMATS.values()}
+        kinds = {f".{target.extension}" for target in TARGETS.values()}
         files = sorted(artifacts.iterdir()) if artifacts.is_dir() else []
         return [path for path in files if path.suffix in kinds and path.name not in listed and path.name[0] != "."]
 

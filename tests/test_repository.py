@@ -25,7 +25,7 @@ MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 FREE_OF_TORCH = (
     *("dfadc", "dfadc.sampling.calibration", "dfadc.recipe.load", "dfadc.run_folder", "dfadc.contract"),
     *("dfadc.verification.summary", "dfadc.verification.samples", "dfadc.verification.gate"),
-    *("exporters.exporter", "exporters.registry", "exporters.sessions.engines", "exporters.kit.check"),
+    *("exporters.exporter", "exporters.registry", "exporters.sessions.open", "exporters.kit.check"),
 )
 
 MACHINE_PATH = re.compile(r"(?<![\w.$}-])/(?:work|root|home|tmp|Users|mnt|opt|data)/\w")

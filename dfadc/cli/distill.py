@@ -275,7 +275,7 @@ def _check_what_follows(
     exports: _Exports, wanted: VerifySettings, recipe: Recipe, contract: ImageContract, teacher_sha256: str
 ) -> None:
     """What would fail after the training fails before it."""
-    from dfadc.pipeline.export import plan_exports  # noqa: PLC0415
+    from dfadc.pipeline.export_plan import plan_exports  # noqa: PLC0415
     from dfadc.pipeline.verify import check_inputs  # noqa: PLC0415
 
     plan_exports(exports.names, exports.settings)
@@ -284,7 +284,7 @@ def _check_what_follows(
 
 def _check_gates(exports: _Exports, recipe: Recipe, contract: ImageContract) -> None:
     """Refuses gates that no artifact could pass. A run that goes on is let go on: its samples are settled."""
-    from dfadc.pipeline.export import plan_exports  # noqa: PLC0415
+    from dfadc.pipeline.export_plan import plan_exports  # noqa: PLC0415
     from dfadc.training.sample_size import check_gates_can_pass  # noqa: PLC0415
 
     requests = plan_exports(exports.names, exports.settings).requests

@@ -15,7 +15,7 @@ from dfadc.cli.tables import print_table
 from dfadc.errors import DfadcError
 
 if TYPE_CHECKING:
-    from dfadc.pipeline.export import Skipped
+    from dfadc.pipeline.export_plan import Skipped
     from dfadc.run_folder import RunFolder
     from exporters.exporter import BuildSettings, ExportResult
 

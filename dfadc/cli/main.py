@@ -28,6 +28,7 @@ from dfadc.cli.streams import keeping_stdout_for_results, take_over_streams
 from dfadc.cli.students import students
 from dfadc.cli.verify import verify
 from dfadc.errors import DfadcError, Interrupted, ReaderGone, StorageFailed, ending_signals
+from dfadc.package_check import check_exporters_package
 from dfadc.storage import FULL
 
 #: How the system says that a disk takes no more, or nothing at all.
@@ -65,6 +66,7 @@ def run(arguments: Sequence[str]) -> int:
     """Runs one command and returns its exit code; errors are printed on stderr."""
     try:
         with _storage_errors():
+            check_exporters_package()
             app(args=list(arguments), prog_name="dfadc")
     except ReaderGone as exc:
         return exc.exit_code

@@ -20,8 +20,8 @@ from dfadc.storage import write_json
 from exporters.benchmark import Timing, benchmark
 from exporters.describe import artifact_metadata
 from exporters.manifest import check_unchanged
-from exporters.sessions.engines import open_session
 from exporters.sessions.isolated import IsolatedSession
+from exporters.sessions.open import open_session
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -223,7 +223,7 @@ def _bench_teacher(run: RunFolder, images: NDArray[np.float32], settings: BenchS
 
     from dfadc.networks.logits import answering_pixels  # noqa: PLC0415
     from dfadc.pipeline.distill import load_run_teacher  # noqa: PLC0415
-    from exporters.sessions.onnx_runtime import TorchSession  # noqa: PLC0415
+    from exporters.sessions.torch_session import TorchSession  # noqa: PLC0415
 
     try:
         teacher = load_run_teacher(run, trust=settings.trust_teacher, factories=settings.factories)

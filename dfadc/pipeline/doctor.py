@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from dfadc._version import __version__
 from dfadc.errors import RequirementMissing
-from exporters.exporter import Capability, unknown_value
-from exporters.registry import exporter_names, get_exporter
+from exporters.exporter import Capability
+from exporters.registry import exporter_names, get_exporter, unknown_value
 from exporters.sessions import openvino_core
 
 if TYPE_CHECKING:

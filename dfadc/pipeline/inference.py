@@ -18,8 +18,8 @@ from dfadc.verification.baseline import Baseline
 from dfadc.verification.pixel_samples import batch_size
 from dfadc.verification.pixel_scores import PixelCounts
 from exporters.describe import artifact_metadata
-from exporters.sessions.engines import open_session
 from exporters.sessions.isolated import IsolatedSession
+from exporters.sessions.open import open_session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -229,7 +229,7 @@ def _correct(answer: Answer, data: EvaluationData | MaskedImages) -> Rights:
 
 def _on_cpu(network: nn.Module, contract: ImageContract) -> Answer:
     from dfadc.networks.logits import answering_pixels  # noqa: PLC0415
-    from exporters.sessions.onnx_runtime import TorchSession  # noqa: PLC0415
+    from exporters.sessions.torch_session import TorchSession  # noqa: PLC0415
 
     module, size = answering_pixels(network, contract).eval(), batch_size(contract, BATCH_SIZE)
     return TorchSession(module, "cpu", batch_size=size).run

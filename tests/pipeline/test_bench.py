@@ -24,7 +24,7 @@ from exporters.exporter import BatchProfile, BuildSettings, ExportRequest
 from exporters.manifest import Manifest
 from exporters.registry import get_exporter
 from exporters.sessions.isolated import IsolatedSession
-from exporters.sessions.onnx_runtime import ChunkedSession
+from exporters.sessions.session import BatchedSession
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,7 +33,7 @@ EXPORTS = ("onnx:fp16", "openvino:fp16", "tensorrt-rtx:fp16")
 QUICK = ("--seconds", 0.05, "--threads", 1, "--batch", 4)
 
 
-class Sleeper(ChunkedSession):
+class Sleeper(BatchedSession):
     """A session that takes 1 ms and 1 ms an image, or longer on a busy machine, and notes how long."""
 
     def __init__(self) -> None:
@@ -141,7 +141,7 @@ def test_every_network_gets_the_same_threads_batch_and_time(
             timed.append((1, images.shape, seconds))
             return super().benchmark(images, seconds=seconds)
 
-    def noting_benchmark(session: ChunkedSession, images: np.ndarray, *, seconds: float) -> Timing:
+    def noting_benchmark(session: BatchedSession, images: np.ndarray, *, seconds: float) -> Timing:
         timed.append((torch.get_num_threads(), images.shape, seconds))
         return benchmark(session, images, seconds=seconds)
 

@@ -8,8 +8,9 @@ import pytest
 
 from dfadc.errors import DfadcError, RequirementMissing
 from exporters.exporter import BuildSettings, ExportRequest
-from exporters.sessions.engines import TensorRtSession, open_session, read_sidecar
-from exporters.to_tensorrt.exporter import cuda_gpu, sidecar_path, tensorrt_rtx
+from exporters.sessions.open import open_session
+from exporters.sessions.tensorrt_session import open_engine, read_sidecar, sidecar_path
+from exporters.to_tensorrt.exporter import cuda_gpu, tensorrt_rtx
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,7 +34,7 @@ def test_changed_engines_are_never_loaded(engine: Path) -> None:
     assert read_sidecar(engine)["file"] == "student.rtx.engine"
     engine.write_bytes(engine.read_bytes() + b"!")
     with pytest.raises(DfadcError, match="is not the engine that was built"):
-        TensorRtSession(engine)
+        open_engine(engine)
 
 
 def test_an_engine_of_another_release_is_refused(engine: Path) -> None:
@@ -41,7 +42,7 @@ def test_an_engine_of_another_release_is_refused(engine: Path) -> None:
     facts["versions"]["tensorrt_rtx"] = "1.2.0"
     sidecar_path(engine).write_text(json.dumps(facts))
     with pytest.raises(RequirementMissing, match=r"was built by tensorrt-rtx 1\.2\.0") as caught:
-        TensorRtSession(engine)
+        open_engine(engine)
     assert "tensorrt_rtx==1.2.0" in caught.value.hint
 
 
@@ -49,10 +50,10 @@ def test_an_engine_of_another_release_is_refused(engine: Path) -> None:
 def test_damaged_sidecars_are_refused(engine: Path, content: str, message: str) -> None:
     sidecar_path(engine).write_text(content)
     with pytest.raises(DfadcError, match=message):
-        TensorRtSession(engine)
+        open_engine(engine)
     sidecar_path(engine).unlink()
     with pytest.raises(DfadcError, match="cannot read") as caught:
-        TensorRtSession(engine)
+        open_engine(engine)
     assert "needs its sidecar" in caught.value.hint
 
 
