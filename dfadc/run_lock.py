@@ -11,25 +11,41 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 from filelock import FileLock, Timeout
 
 from dfadc.errors import DfadcError, StorageFailed
-from dfadc.run_folder import LOCK, RunFolder, check_claimable, refuse_several_processes
+from dfadc.run_claim import LOCK, check_claimable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
+    from dfadc.run_folder import RunFolder
+
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
+
+
+def refuse_several_processes() -> None:
+    """Refuses a launcher such as torchrun, each of whose processes would make a run of its own in one folder.
+
+    Raises:
+        DfadcError: the environment states several processes.
+    """
+    size = os.environ.get("WORLD_SIZE", "1")
+    if size.isdecimal() and int(size) > 1:
+        raise DfadcError(
+            f"a launcher started {size} processes (WORLD_SIZE), and a run is made by one",
+            "call dfadc itself, without torchrun; elsewhere unset WORLD_SIZE",
+        )
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Holds the lock of a run folder; the thread that holds it may take it again.
 
-    The system frees the lock of a process that dies. The lock file stays, empty where nobody holds it; a new one is
-    removed where the block fails, for what is refused changes nothing.
+    The system frees the lock of a process that dies. The lock file stays, empty while nobody holds it; a new one is
+    removed if the block fails, because a refused command changes nothing.
 
     Raises:
-        DfadcError: another process holds it; the message says which.
+        DfadcError: another process holds it; the message names it.
         StorageFailed: the folder is not writable.
     """
     refuse_several_processes()
@@ -42,7 +58,7 @@ def locked(folder: Path) -> Iterator[None]:
     except OSError as exc:
         raise StorageFailed(f"cannot lock {folder}: {exc.strerror or exc}", "make the folder writable") from exc
     try:
-        with suppress(OSError):  # on a full disk nobody is told who holds it
+        with suppress(OSError):  # on a full disk the holder stays unnamed
             path.write_text(f"{os.getpid()} {platform.node()}\n", encoding="utf-8")
         yield
     except BaseException:  # Ctrl-C too
@@ -59,7 +75,7 @@ def locked(folder: Path) -> Iterator[None]:
 def holding_run(
     function: Callable[Concatenate[RunFolder, Parameters], Result],
 ) -> Callable[Concatenate[RunFolder, Parameters], Result]:
-    """A function of a run that holds the run's lock while it works."""
+    """Decorator: a function of a run holds the run's lock while it works."""
 
     @functools.wraps(function)
     def hold(run: RunFolder, /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
@@ -72,7 +88,7 @@ def holding_run(
 def holding_writable_run(
     function: Callable[Concatenate[RunFolder, Parameters], Result],
 ) -> Callable[Concatenate[RunFolder, Parameters], Result]:
-    """The same for a function that can do without writing: a folder that nobody here can write needs no lock."""
+    """Decorator as :func:`holding_run` for a function that can do without writing: a read-only folder needs no lock."""
     hold = holding_run(function)
 
     @functools.wraps(function)
@@ -83,23 +99,23 @@ def holding_writable_run(
 
 
 def is_writable(folder: Path) -> bool:
-    """Whether this process may write into a folder: not on a read-only disk, nor in somebody else's."""
+    """True if this process may write into a folder: not on a read-only disk, nor in another user's."""
     return os.access(folder, os.W_OK)
 
 
 @contextmanager
 def reserved_folder(path: Path, *, force: bool, inputs: Mapping[str, Path] | None = None) -> Iterator[None]:
-    """Holds the folder of a new run, which is made where there is none; what lies in it stays until it is claimed.
+    """Makes and locks the folder of a new run; its contents stay until it is claimed.
 
-    Where nothing came of it, the folders that were made are removed.
+    If the block fails before a run has begun, the folders that were made are removed.
 
     Args:
         path: of the run folder.
-        force: whether a run that lies there may be replaced.
-        inputs: what the new run reads, by the name that a person gave it; none may lie in the folder.
+        force: an existing run may be replaced.
+        inputs: files that the new run reads, by the name that a person gave them; none may lie in the folder.
 
     Raises:
-        DfadcError: something is there that must not be lost, or another process is at work there.
+        DfadcError: the folder holds something that must not be lost, or another process holds it.
         StorageFailed: the folder cannot be made.
     """
     refuse_several_processes()

@@ -26,10 +26,10 @@ def ci_outputs(junit: Path | None) -> Iterator[Publish]:
     Raises:
         StorageFailed: ``junit`` cannot be written.
     """
-    from dfadc.reporting.ci import render_junit, render_junit_error  # noqa: PLC0415 -- keeps `--help` light
+    from dfadc.reporting.junit import render_junit, render_junit_error  # noqa: PLC0415 -- keeps `--help` light
 
     def publish(report: Mapping[str, Any]) -> None:
-        from dfadc.verification.summary import render_markdown  # noqa: PLC0415
+        from dfadc.reporting.markdown import render_markdown  # noqa: PLC0415
 
         if junit is not None:
             _write_junit(junit, render_junit(report))
@@ -50,7 +50,7 @@ def ci_outputs(junit: Path | None) -> Iterator[Publish]:
 def annotate_error(error: DfadcError) -> None:
     """Shows an error at the job, too, where GitHub runs it."""
     if _on_github():
-        from dfadc.reporting.ci import annotation  # noqa: PLC0415
+        from dfadc.reporting.github import annotation  # noqa: PLC0415
 
         typer.echo(annotation("error", "dfadc", error.message), file=sys.stderr)
 
@@ -62,7 +62,7 @@ def _on_github() -> bool:
 def _annotate(report: Mapping[str, Any]) -> None:
     """On stderr: GitHub's runner reads commands from both streams, and stdout may have to be pure JSON."""
     if _on_github():
-        from dfadc.reporting.ci import annotation_lines  # noqa: PLC0415
+        from dfadc.reporting.github import annotation_lines  # noqa: PLC0415
 
         for line in annotation_lines(report):
             typer.echo(line, file=sys.stderr)

@@ -32,7 +32,7 @@ from dfadc.evaluation.labelled_images import (
     read_npz,
     require_pixels,
 )
-from dfadc.verification.pixel_samples import collect_dense
+from dfadc.verification.pixel_outputs import collect_dense
 from dfadc.verification.pixel_scores import PixelCounts, boundary_band, count_pixels
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class MaskedImages:
 
     def judge(self, batches: Iterable[npt.NDArray[np.float32]]) -> PixelCounts:
         """Pixels of each image by class, from logits (n, K, H, W), answers to :meth:`batches`."""
-        answers = collect_dense(batches, np.zeros(1, np.int32), contract=self.contract, who="the network")
+        answers = collect_dense(batches, np.zeros(1, np.int32), contract=self.contract, network="the network")
         return count_pixels(answers.classes, self.masks, self.contract.num_classes)
 
 

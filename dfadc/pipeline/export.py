@@ -15,7 +15,8 @@ from dfadc.pipeline.provenance import check_student
 from dfadc.run_lock import holding_run
 from dfadc.sampling.calibration import load_images
 from dfadc.storage import sha256_file
-from dfadc.verification.pixel_samples import batch_size, load_samples
+from dfadc.verification.pixel_outputs import batch_size
+from dfadc.verification.pixel_samples import load_samples
 from dfadc.verification.stored_images import dequantise, to_pixels
 from exporters.describe import artifact_metadata
 from exporters.exporter import (

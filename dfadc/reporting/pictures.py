@@ -1,10 +1,12 @@
-"""Generated samples as pictures: PNG data for a page, and a sheet of them by the teacher's class."""
+"""Generated samples as pictures: PNG data for a page, a sheet by the teacher's class, and segmentations."""
 
 from __future__ import annotations
 
 import base64
+import colorsys
 import io
 import warnings
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
+    from dfadc.verification.pixel_samples import DenseSampleSet
+    from dfadc.verification.pixel_scores import Classes
     from dfadc.verification.samples import SampleSet
     from dfadc.verification.stored_images import StoredImages
 
@@ -27,35 +31,46 @@ PER_CLASS = 8
 #: Longest side, in pixels, of a sample in a grid and of one shown alone; larger ones are averaged down.
 GRID_SIDE = 48
 SINGLE_SIDE = 96
-#: Inches that the images are wide and a row of them is high, that a letter of a name takes, and around a name.
+#: Inches: width of the images, height of a row, width of a letter of a name, gap around a name.
 _SHEET, _ROW, _LETTER, _GAP = 4.62, 0.55, 0.075, 0.08
+
+#: Scenes that a report shows of each source: the worst ones.
+WORST_PER_SOURCE = 6
+#: Colours of a pixel on which teacher and student agree, and of one on which they differ.
+AGREES, DIFFERS = (225, 225, 225), (213, 94, 0)
+#: Colours of the first class, nearly always the background, and of a pixel without a class.
+_FIRST, _NO_CLASS = (40, 40, 48), (255, 255, 255)
+#: Step in hue between neighbouring classes that keeps any number of them distinct.
+_GOLDEN = 0.618034
 
 Pixels = npt.NDArray[np.uint8]
 
 
 def samples_by_class(samples: SampleSet, source: str, classes: Sequence[int]) -> dict[int, npt.NDArray[np.intp]]:
-    """Up to ``PER_CLASS`` indices, evenly over the set, of samples that the teacher puts into each class.
+    """Up to ``PER_CLASS`` samples of each class by the teacher, evenly over the set.
 
     Args:
-        samples: to choose from.
-        source: to choose of, or ``"all"``.
-        classes: to choose for.
+        samples: the sample set.
+        source: whose samples are taken, or ``"all"``.
+        classes: indices of the classes.
     """
     teacher = predict(samples.teacher_logits)
     if source != ALL_SOURCES:
-        teacher[samples.source != samples.sources.index(source)] = -1
-    chosen = {}
-    for index in classes:
-        members = np.flatnonzero(teacher == index)
-        chosen[index] = members[np.linspace(0, len(members) - 1, min(PER_CLASS, len(members))).round().astype(int)]
-    return chosen
+        teacher[~samples.of_source(source)] = -1
+    return {index: _spread(np.flatnonzero(teacher == index)) for index in classes}
+
+
+def _spread(members: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+    """At most ``PER_CLASS`` of the members, evenly spaced."""
+    positions = np.linspace(0, len(members) - 1, min(PER_CLASS, len(members))).round().astype(int)
+    return np.asarray(members[positions])
 
 
 def displayable(images: StoredImages) -> Pixels:
-    """Stored images (N, C, H, W) as what a screen shows: (N, H, W, 3), or (N, H, W) where C is not 3.
+    """Displayable pixels of stored images (N, C, H, W): (N, H, W, 3), or (N, H, W) unless C is 3.
 
-    Pixels are shown as they are. Normalised values, whose mean and std nobody knows, are stretched from each image's
-    lowest to its highest. Of channels that are neither grey nor colour the first is shown.
+    uint8 pixels stay as they are. Normalised values of unknown mean and std are stretched from each image's lowest to
+    its highest. Of channels that are neither grey nor colour the first is shown.
     """
     shown: npt.NDArray[Any] = images
     if images.dtype != np.uint8:
@@ -103,8 +118,82 @@ def write_sample_sheet(path: Path, rows: Mapping[str, Pixels]) -> None:
         figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
 
 
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """One sample as a row of pictures.
+
+    Args:
+        index: of the sample.
+        agreement: share of its pixels on which teacher and student agree.
+        pictures: name of each picture -> its ``data:`` address.
+    """
+
+    index: int
+    agreement: float
+    pictures: dict[str, str]
+
+
+def worst_scenes(samples: DenseSampleSet) -> dict[str, list[Scene]]:
+    """Each source's samples with the lowest agreement of student and teacher, the worst first."""
+    agreement = (samples.teacher.classes == samples.student.classes).mean(axis=(1, 2))
+    scenes = {}
+    for name in samples.sources:
+        members = np.flatnonzero(samples.of_source(name))
+        order = members[np.argsort(agreement[members], kind="stable")][:WORST_PER_SOURCE]
+        rows = paint(samples, order)
+        scenes[name] = [
+            Scene(
+                int(index),
+                float(agreement[index]),
+                {title: png_uri(pictures[row], SINGLE_SIDE) for title, pictures in rows.items()},
+            )
+            for row, index in enumerate(order)
+        ]
+    return scenes
+
+
+def scene_rows(samples: DenseSampleSet, source: str) -> dict[str, Pixels]:
+    """Rows for :func:`write_sample_sheet`: a few scenes of a source, evenly over it."""
+    mask = samples.of_source(source) if source in samples.sources else np.ones(len(samples), np.bool_)
+    return paint(samples, _spread(np.flatnonzero(mask)))
+
+
+def paint(samples: DenseSampleSet, indices: npt.NDArray[np.intp]) -> dict[str, Pixels]:
+    """Pictures of some samples: image, teacher, student and difference; (n, H, W) or (n, H, W, 3) each."""
+    teacher, student = samples.teacher.classes[indices], samples.student.classes[indices]
+    num_classes = samples.contract.num_classes
+    difference = np.where((teacher == student)[..., None], np.array(AGREES, np.uint8), np.array(DIFFERS, np.uint8))
+    return {
+        "image": displayable(samples.images[indices]),
+        "teacher": _coloured(teacher, num_classes),
+        "student": _coloured(student, num_classes),
+        "difference": difference,
+    }
+
+
+def class_colours(num_classes: int) -> npt.NDArray[np.uint8]:
+    """(K + 1, 3) colours of the classes, and of a pixel without a class."""
+    hues = (index * _GOLDEN % 1 for index in range(num_classes - 1))
+    # Lighter and darker in turn, so that neighbours in hue differ by more than it.
+    levels = ((hue, 0.75, 0.95 if index % 2 else 0.7) for index, hue in enumerate(hues))
+    colours = [_FIRST, *(tuple(255 * part for part in colorsys.hsv_to_rgb(*level)) for level in levels), _NO_CLASS]
+    rounded: npt.NDArray[np.uint8] = np.rint(np.array(colours)).astype(np.uint8)
+    return rounded
+
+
+def legend(num_classes: int) -> list[str]:
+    """CSS colours of the classes."""
+    colours = class_colours(num_classes)[:num_classes].tolist()
+    return [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in colours]
+
+
+def _coloured(classes: Classes, num_classes: int) -> Pixels:
+    coloured: Pixels = class_colours(num_classes)[np.minimum(classes, num_classes)]
+    return coloured
+
+
 def _sheet(rows: Sequence[Pixels]) -> Pixels:
-    """Images as one (H, W, 3): a row of ``PER_CLASS`` cells for each class, white where there is no image."""
+    """Images as one (H, W, 3): a row of ``PER_CLASS`` cells for each class; cells without an image are white."""
     side, gap = GRID_SIDE, 2
     sheet = np.full((len(rows) * (side + gap), PER_CLASS * (side + gap), 3), 255, np.uint8)
     for i, images in enumerate(rows):
@@ -116,7 +205,7 @@ def _sheet(rows: Sequence[Pixels]) -> Pixels:
 
 
 def _shrunk(pixels: Pixels, side: int) -> Image:
-    """An image (H, W) or (H, W, 3), averaged down to ``side`` where it is larger."""
+    """An image (H, W) or (H, W, 3), averaged down to ``side`` if it is larger."""
     return _fitted(pixels, side) if max(pixels.shape[:2]) > side else _image(pixels)
 
 

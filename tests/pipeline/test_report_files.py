@@ -13,7 +13,8 @@ from report_material import ARTIFACT_SHA256, RUN, judge, make_run, make_samples
 
 from dfadc.errors import DfadcError
 from dfadc.pipeline.report import rebuild_report, write_report
-from dfadc.reporting.details import confusion_table, render_details
+from dfadc.reporting.markdown import render_details
+from dfadc.reporting.rows import confusion_table
 from dfadc.run_folder import RunFolder
 
 if TYPE_CHECKING:

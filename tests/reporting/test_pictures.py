@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 from report_material import NASTY_NAMES, make_samples
 
-from dfadc.reporting.details import numbered_class
 from dfadc.reporting.pictures import (
     PER_CLASS,
     displayable,
@@ -19,6 +18,7 @@ from dfadc.reporting.pictures import (
     samples_by_class,
     write_sample_sheet,
 )
+from dfadc.reporting.rows import numbered_class
 
 if TYPE_CHECKING:
     from pathlib import Path
