@@ -131,7 +131,7 @@ def test_images_that_cannot_be_read_are_counted_and_named(judged_run: RunFolder,
     ("flags", "says", "hint"),
     [
         (("--min-accuracy", 0.9), "--min-accuracy 0.9 needs labelled images", "--data"),
-        (("--max-drop", 0.1), "--max-drop 0.1 needs something to drop from", "--baseline"),
+        (("--max-drop", 0.1), "--max-drop 0.1 needs a baseline", "--baseline"),
         (("--set", "steps=3"), "'steps=3' sets no gate", "verify.min_agreement"),
         (("--set", "verify.required=[]"), "'verify.required=[]' sets no gate", "verify.min_agreement"),
         (("--set", "verify.num_samples=3"), "'verify.num_samples=3' sets no gate", "verify.min_agreement"),

@@ -1,4 +1,4 @@
-"""What a CI system is told besides stdout and the exit code: a JUnit file, GitHub's summary and annotations."""
+"""Outputs for CI systems besides stdout and exit code: a JUnit file, GitHub's summary and annotations."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Publish = Callable[[Mapping[str, Any]], None]
 
 @contextmanager
 def ci_outputs(junit: Path | None) -> Iterator[Publish]:
-    """Gives a function that publishes a report, to be called once the report is there.
+    """Yields a function that publishes a finished report.
 
-    ``junit`` is written at once, as of a verification that has not ended: so the path is known to be writable before
-    any work is done, and neither an error nor a crash leaves the file of an earlier job behind.
+    ``junit`` is written at once, as of an unfinished verification: this shows that the path is writable before any
+    work is done, and neither an error nor a crash leaves the file of an earlier job behind.
 
     Raises:
         StorageFailed: ``junit`` cannot be written.
@@ -48,7 +48,7 @@ def ci_outputs(junit: Path | None) -> Iterator[Publish]:
 
 
 def annotate_error(error: DfadcError) -> None:
-    """Shows an error at the job, too, where GitHub runs it."""
+    """Writes an error as an annotation on GitHub Actions."""
     if _on_github():
         from dfadc.reporting.github import annotation  # noqa: PLC0415
 
@@ -60,7 +60,7 @@ def _on_github() -> bool:
 
 
 def _annotate(report: Mapping[str, Any]) -> None:
-    """On stderr: GitHub's runner reads commands from both streams, and stdout may have to be pure JSON."""
+    """Writes annotations to stderr: GitHub's runner reads both streams, and stdout may have to be pure JSON."""
     if _on_github():
         from dfadc.reporting.github import annotation_lines  # noqa: PLC0415
 
@@ -69,7 +69,7 @@ def _annotate(report: Mapping[str, Any]) -> None:
 
 
 def _append_summary(text: str) -> None:
-    """Markdown goes to the job's page. A page that cannot be written does not change the verdict."""
+    """Appends Markdown to the job's page. A page that cannot be written does not change the verdict."""
     name = os.environ.get("GITHUB_STEP_SUMMARY")
     if not name:
         return

@@ -153,7 +153,7 @@ def test_openvino_answers_every_pixel(scene_run: tuple[RunFolder, Outcome], tmp_
 def test_a_baseline_of_pixels_is_refused(scene_run: tuple[RunFolder, Outcome], tmp_path: Path) -> None:
     outcome = run_command("baseline", scene_run[0].path, "-o", tmp_path / "baseline.npz")
     assert outcome.code == 2
-    assert "one answer an image" in outcome.err
+    assert "one prediction an image" in outcome.err
     assert not (tmp_path / "baseline.npz").exists()
 
 
