@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dfadc.contract import ImageContract
 from dfadc.errors import DfadcError, StorageFailed
-from dfadc.storage import atomic_write_text, remove_leftovers, write_json
+from dfadc.storage import atomic_write_text, remove_leftovers, without_nan, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -118,7 +117,7 @@ class RunFolder:
         """
         try:
             with self.metrics.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(_finite(line), allow_nan=False) + "\n")
+                stream.write(json.dumps(without_nan(line), allow_nan=False) + "\n")
         except OSError as exc:
             raise StorageFailed(
                 f"cannot write {self.metrics}: {exc.strerror or exc}",
@@ -127,7 +126,7 @@ class RunFolder:
 
     def trim_metrics(self, step: int) -> None:
         """Drops lines past ``step``: they are computed again after a resume."""
-        kept = [json.dumps(_finite(line), allow_nan=False) for line in self.read_metrics() if line["step"] <= step]
+        kept = [json.dumps(without_nan(line), allow_nan=False) for line in self.read_metrics() if line["step"] <= step]
         atomic_write_text(self.metrics, "".join(f"{line}\n" for line in kept))
 
     def remove_checkpoints(self) -> None:
@@ -146,13 +145,6 @@ class RunFolder:
         """Removes the temporary files of a killed process."""
         for folder in (self.path, self.checkpoints, self.artifacts):
             remove_leftovers(folder)
-
-
-def _finite(value: Any) -> Any:
-    """The same JSON values, with null for NaN and infinity."""
-    if isinstance(value, dict):
-        return {name: _finite(inner) for name, inner in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def open_run(path: Path | str) -> RunFolder:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
+from collections.abc import Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -142,6 +144,17 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
 def atomic_write_text(path: Path, text: str) -> None:
     """Writes ``text`` to ``path`` as UTF-8, whole or not at all."""
     atomic_write_bytes(path, text.encode())
+
+
+def without_nan(value: Any) -> Any:
+    """The same values as JSON can hold them: null for NaN and infinity, which JSON lacks."""
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(name): without_nan(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(entry) for entry in value]
+    return value
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -55,7 +55,7 @@ def test_a_baseline_of_something_else(
     for command in (("verify", judged_run.path), artifact, distil):
         refused(*command, "--baseline", "teacher.npz", says="another teacher")
         refused(*command, "--baseline", "schema.npz", says="this version reads 'dfadc.baseline/1'")
-        refused(*command, "--baseline", "classes.npz", says="has 4 classes, this contract 10")
+        refused(*command, "--baseline", "classes.npz", says="another image contract: num_classes 4, here 10")
     assert not Path("runs").exists()
 
 

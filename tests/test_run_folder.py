@@ -13,8 +13,8 @@ import pytest
 from dfadc.contract import ImageContract
 from dfadc.errors import DfadcError, StorageFailed
 from dfadc.provenance import RECORDED_PACKAGES, environment
-from dfadc.run_claim import check_claimable, claim_folder
 from dfadc.run_folder import SCHEMA, RunFolder, open_run
+from dfadc.run_lock import check_claimable, claim_folder
 from dfadc.storage import write_json
 
 CONTRACT = ImageContract((1, 8, 8), 10, mean=(0.3,), std=(0.4,))

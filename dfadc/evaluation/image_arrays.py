@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from dfadc.array_file import read_arrays
 from dfadc.errors import DfadcError
+from dfadc.verification.stored_images import dequantise
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -47,12 +48,8 @@ class EvaluationImages:
 
     def batches(self, batch_size: int) -> Iterator[npt.NDArray[np.float32]]:
         """The images in order, normalised float32, at most ``batch_size`` at a time."""
-        mean = np.asarray(self.contract.mean, np.float32).reshape(1, -1, 1, 1)
-        std = np.asarray(self.contract.std, np.float32).reshape(1, -1, 1, 1)
-        scale = np.float32(255.0 if self.images.dtype == np.uint8 else 1.0)
         for start in range(0, len(self), batch_size):
-            pixels = self.images[start : start + batch_size].astype(np.float32) / scale
-            yield np.asarray((pixels - mean) / std, np.float32)
+            yield dequantise(self.images[start : start + batch_size], self.contract)
 
 
 def require_pixels(contract: ImageContract) -> None:

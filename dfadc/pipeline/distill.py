@@ -12,8 +12,7 @@ from dfadc.contract import ContractFields
 from dfadc.errors import DfadcError, Interrupted, StorageFailed, TrainingDiverged, memory_errors
 from dfadc.networks.network_file import refuse_factory_from_file
 from dfadc.recipe.load import load_recipe
-from dfadc.run_claim import claim_folder
-from dfadc.run_lock import holding_run, reserved_folder
+from dfadc.run_lock import claim_folder, holding_run, reserved_folder
 from dfadc.sampling.freeze import write_results
 from dfadc.storage import sha256_file
 from dfadc.teacher.load import Teacher, load_teacher

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from typing import TYPE_CHECKING, Any
 
 from dfadc.errors import DfadcError, StorageFailed
@@ -13,7 +12,7 @@ from dfadc.reporting.disagreements import describe_disagreements
 from dfadc.reporting.markdown import render_details, render_markdown
 from dfadc.reporting.rows import listed_classes, numbered_class, shown_source
 from dfadc.run_lock import holding_writable_run, is_writable
-from dfadc.storage import atomic_write_text, write_json
+from dfadc.storage import atomic_write_text, without_nan, write_json
 from dfadc.verification.pixel_samples import DenseSampleSet, Samples, load_samples
 from dfadc.verification.report import SCHEMA, Report
 from dfadc.verification.samples import SampleSet
@@ -107,7 +106,7 @@ def _describe_training(readings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     notes = [f"step {reading.get('step')}: {reading['note']}" for reading in readings if reading.get("note")]
     return {
         "readings": len(readings),
-        "last": {name: value if math.isfinite(value) else None for name, value in numbers.items()},
+        "last": without_nan(numbers),
         "notes": notes[:MAX_NOTES],
         "num_notes": len(notes),
     }

@@ -141,24 +141,16 @@ class Baseline:
         Raises:
             DfadcError: another teacher, number of classes or image contract.
         """
-        own = self.samples.contract
-        if contract.num_classes != own.num_classes:
+        own, other = self.samples.contract.to_dict(), contract.to_dict()
+        if differing := [name for name, value in own.items() if other[name] != value]:
+            name = differing[0]
             raise DfadcError(
-                f"the baseline of {self.run} has {own.num_classes} classes, this contract {contract.num_classes}",
+                f"the baseline of {self.run} has another image contract: {name} {own[name]}, here {other[name]}",
                 _REMAKE,
             )
         if teacher_sha256 is not None and teacher_sha256 != self.teacher_sha256:
             raise DfadcError(
                 f"the baseline of {self.run} has another teacher: sha256 {self.teacher_sha256[:12]}…, "
                 f"here {teacher_sha256[:12]}…",
-                _REMAKE,
-            )
-        theirs = contract.to_dict()
-        differing = [name for name, value in own.to_dict().items() if theirs[name] != value]
-        if own != contract:
-            name = differing[0]
-            raise DfadcError(
-                f"the baseline of {self.run} has another image contract: {name} {own.to_dict()[name]}, "
-                f"here {theirs[name]}",
                 _REMAKE,
             )

@@ -15,7 +15,6 @@ from dfadc.verification.checks import (
     checked,
     drop_check,
     export_checks,
-    ungated,
 )
 
 if TYPE_CHECKING:
@@ -71,6 +70,15 @@ class Conclusion:
     headline: str = ""
 
 
+def judgement_of(checks: Sequence[Check]) -> Judgement:
+    """One FAIL fails; else one NOT GATED leaves the whole NOT GATED. Reasons of a FAIL come first."""
+    verdicts = {check.verdict for check in checks}
+    verdict = next(v for v in (Verdict.FAIL, Verdict.NOT_GATED, Verdict.PASS) if v in verdicts)
+    shown = [check for check in checks if check.verdict is not Verdict.PASS]
+    shown.sort(key=lambda check: check.verdict is not Verdict.FAIL)
+    return Judgement(verdict, tuple(check.message for check in shown), tuple(checks))
+
+
 def not_run(reason: str) -> Judgement:
     """NOT RUN: the artifact could not run here."""
     return Judgement(Verdict.NOT_RUN, (reason,))
@@ -78,21 +86,7 @@ def not_run(reason: str) -> Judgement:
 
 def failed_to_run(reason: str) -> Judgement:
     """FAIL: the artifact crashed its runtime, or its file is not the exported one."""
-    return _judgement([checked("A", "runs", reason, held=False)])
-
-
-def judge_student(
-    *, against_teacher: Measured, coverage: Coverage, thresholds: Thresholds, extras: Sequence[Check] = ()
-) -> Judgement:
-    """Judges the fp32 student by the absolute gates.
-
-    Args:
-        against_teacher: the fp32 student against the teacher on the gate's source.
-        coverage: the teacher's classes on the gate's source.
-        thresholds: the limits.
-        extras: outcomes of further gates.
-    """
-    return _judgement([*absolute_checks(against_teacher, coverage, thresholds), *extras])
+    return judgement_of([checked("A", "runs", reason, held=False)])
 
 
 def judge_artifact(
@@ -121,7 +115,7 @@ def judge_artifact(
     Raises:
         ValueError: artifact and student were not compared on the same number of samples.
     """
-    return _judgement(
+    return judgement_of(
         [
             *export_checks(against_student, precision, thresholds),
             drop_check(against_teacher, student_against_teacher, pairs, thresholds),
@@ -129,22 +123,6 @@ def judge_artifact(
             *extras,
         ]
     )
-
-
-def judge_beside_teacher(
-    *, against_teacher: Measured, coverage: Coverage, thresholds: Thresholds, extras: Sequence[Check] = ()
-) -> Judgement:
-    """Judges an artifact on another student's samples: there is no comparison A and no drop.
-
-    Args:
-        against_teacher: comparison B on the gate's source.
-        coverage: comparison C on the gate's source.
-        thresholds: the limits.
-        extras: outcomes of further gates.
-    """
-    left_out = ungated("A", "export", "left out: the samples hold the logits of another student")
-    absolute = absolute_checks(against_teacher, coverage, thresholds, network="the artifact")
-    return _judgement([left_out, *absolute, *extras])
 
 
 def conclude(
@@ -189,12 +167,3 @@ def _headline(verdict: Verdict, artifacts: Sequence[Verdict]) -> str:
         return f"{verdict}: there are no artifacts"
     num_ran = sum(entry is not Verdict.NOT_RUN for entry in artifacts)
     return str(verdict) if num_ran == len(artifacts) else f"{verdict}: {num_ran} of {len(artifacts)} artifacts ran"
-
-
-def _judgement(checks: list[Check]) -> Judgement:
-    """One FAIL fails; else one NOT GATED leaves the whole NOT GATED. Reasons of a FAIL come first."""
-    verdicts = {check.verdict for check in checks}
-    verdict = next(v for v in (Verdict.FAIL, Verdict.NOT_GATED, Verdict.PASS) if v in verdicts)
-    shown = [check for check in checks if check.verdict is not Verdict.PASS]
-    shown.sort(key=lambda check: check.verdict is not Verdict.FAIL)
-    return Judgement(verdict, tuple(check.message for check in shown), tuple(checks))

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dfadc.verification.agreement import ALL_SOURCES, compare, predict, split_by_source
-from dfadc.verification.checks import optional_checks
+from dfadc.verification.checks import absolute_checks, optional_checks, ungated
 from dfadc.verification.coverage import Coverage, measure_coverage
 from dfadc.verification.gate import (
     Judgement,
     failed_to_run,
     judge_artifact,
-    judge_beside_teacher,
-    judge_student,
+    judgement_of,
     not_run,
 )
 from dfadc.verification.mcnemar import Pairs, pair
@@ -84,13 +83,12 @@ def verify_student(
     """
     distillation = _by_source(samples.student_outputs, samples.teacher_outputs, samples, thresholds.boundary_width)
     against_teacher = _gated_agreement(distillation, samples, thresholds.source)
-    judgement = judge_student(
-        against_teacher=against_teacher,
-        coverage=_gated_coverage(samples, thresholds.source),
-        thresholds=thresholds,
-        extras=[*optional_checks("the fp32 student", against_teacher, accuracy, thresholds), *extras],
-    )
-    return StudentResult(judgement, distillation, coverage_by_source(samples))
+    checks = [
+        *absolute_checks(against_teacher, _gated_coverage(samples, thresholds.source), thresholds),
+        *optional_checks("the fp32 student", against_teacher, accuracy, thresholds),
+        *extras,
+    ]
+    return StudentResult(judgement_of(checks), distillation, coverage_by_source(samples))
 
 
 def verify_artifact(
@@ -122,10 +120,9 @@ def verify_artifact(
     coverage = _gated_coverage(samples, thresholds.source)
     extras = [*optional_checks("the artifact", against_teacher, accuracy, thresholds), *extras]
     if not same_student:
-        judgement = judge_beside_teacher(
-            against_teacher=against_teacher, coverage=coverage, thresholds=thresholds, extras=extras
-        )
-        return ArtifactResult(artifact, judgement, {}, distillation, accuracy)
+        left_out = ungated("A", "export", "left out: the samples hold the logits of another student")
+        absolute = absolute_checks(against_teacher, coverage, thresholds, network="the artifact")
+        return ArtifactResult(artifact, judgement_of([left_out, *absolute, *extras]), {}, distillation, accuracy)
     export = _by_source(outputs, samples.student_outputs, samples)
     gated = samples.of_source(thresholds.source)
     judgement = judge_artifact(

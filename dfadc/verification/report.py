@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dfadc.storage import without_nan
 from dfadc.verification.gate import STUDENT, Failure, Judgement, conclude
 from dfadc.verification.pixel_scores import PixelScores
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
     from dfadc.verification.coverage import Coverage
     from dfadc.verification.judge import ArtifactResult, StudentResult
     from dfadc.verification.pixel_agreement import Measured, MeasuredAccuracy
@@ -80,7 +81,7 @@ def build_report(  # noqa: PLR0913 -- keywords, each of them a part of the docum
         "notes": [],
         **(additions or {}),
     }
-    cleaned: Report = _finite(report)
+    cleaned: Report = without_nan(report)
     return cleaned
 
 
@@ -134,14 +135,3 @@ def _labelled_accuracy(accuracy: LabelledAccuracy | None) -> dict[str, Any] | No
 
 def _overlap(scores: PixelScores) -> dict[str, Any]:
     return {**scores.iou_dict(), "per_class": [entry.to_dict() for entry in scores.per_class]}
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: both become null."""
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _finite(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
-    return value

@@ -41,11 +41,14 @@ def quantise(images: npt.NDArray[np.floating[Any]], contract: ImageContract) -> 
     return np.asarray(np.clip(np.rint(pixels * 255.0), 0, 255), np.uint8)
 
 
-def dequantise(stored: StoredImages, contract: ImageContract) -> npt.NDArray[np.float32]:
-    """Normalised float32 images (N, C, H, W) from stored ones; the inverse of :func:`quantise`."""
+def dequantise(stored: StoredImages | npt.NDArray[np.float32], contract: ImageContract) -> npt.NDArray[np.float32]:
+    """Normalised float32 images (N, C, H, W) from stored ones; the inverse of :func:`quantise`.
+
+    Pixels may also be float32 in [0, 1].
+    """
     if contract.mean is None or contract.std is None:
         return stored.astype(np.float32)
-    pixels = stored.astype(np.float32) / np.float32(255.0)
+    pixels = stored.astype(np.float32) / np.float32(255.0 if stored.dtype == np.uint8 else 1.0)
     return np.asarray((pixels - _per_channel(contract.mean)) / _per_channel(contract.std), np.float32)
 
 

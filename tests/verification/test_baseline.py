@@ -178,7 +178,7 @@ def test_a_baseline_that_cannot_be_written(baseline: Baseline, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("contract", "teacher", "says"),
     [
-        (replace(CONTRACT, num_classes=6, class_names=None), TEACHER, "has 5 classes, this contract 6"),
+        (replace(CONTRACT, num_classes=6, class_names=None), TEACHER, "another image contract: num_classes 5, here 6"),
         (CONTRACT, "ef" * 32, "another teacher: sha256 abababababab…, here efefefefefef…"),
         (replace(CONTRACT, mean=(0.4,)), TEACHER, "another image contract: mean"),
         (replace(CONTRACT, input_size=(1, 8, 8)), None, "another image contract: input_size"),

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from dfadc.verification.agreement import Agreement
-from dfadc.verification.checks import Verdict
+from dfadc.verification.checks import Verdict, absolute_checks
 from dfadc.verification.coverage import Coverage
-from dfadc.verification.gate import Failure, Judgement, conclude, judge_artifact, judge_student, not_run
+from dfadc.verification.gate import Failure, Judgement, conclude, judge_artifact, judgement_of, not_run
 from dfadc.verification.mcnemar import Pairs
 from dfadc.verification.thresholds import ExportLimits, Thresholds
 
@@ -167,13 +167,13 @@ def test_an_exact_copy_of_a_student_that_fell_short_fails() -> None:
 
 @pytest.mark.parametrize(("k", "verdict"), [(1900, PASS), (1830, PASS), (1820, FAIL)])
 def test_the_student_is_judged_by_its_lower_bound(k: int, verdict: Verdict) -> None:
-    judgement = judge_student(against_teacher=replace(STUDENT, k=k), coverage=EVEN, thresholds=THRESHOLDS)
+    judgement = judgement_of(absolute_checks(replace(STUDENT, k=k), EVEN, THRESHOLDS))
     assert judgement.verdict is verdict
 
 
 def test_a_student_that_answers_nan_fails() -> None:
     broken = replace(STUDENT, num_nonfinite=3)
-    judgement = judge_student(against_teacher=broken, coverage=EVEN, thresholds=THRESHOLDS)
+    judgement = judgement_of(absolute_checks(broken, EVEN, THRESHOLDS))
     assert judgement.verdict is FAIL
     assert "3 of 2000 samples have NaN or infinite logits" in judgement.reasons[0]
 
@@ -192,7 +192,7 @@ def test_a_student_that_answers_one_class_alone_fails_however_low_the_bar() -> N
     low = replace(THRESHOLDS, min_agreement=0.5, min_coverage=0.3)
     coverage = Coverage((1200, *(100,) * 8, 0), 0)
     for k, verdict in ((1200, FAIL), (1243, PASS)):
-        judgement = judge_student(against_teacher=replace(STUDENT, k=k), coverage=coverage, thresholds=low)
+        judgement = judgement_of(absolute_checks(replace(STUDENT, k=k), coverage, low))
         assert judgement.verdict is verdict, judgement.reasons
         assert all("at least 60.00%, which one class for all of them would reach" in why for why in judgement.reasons)
 
@@ -203,7 +203,7 @@ def test_no_samples_of_the_gates_source_fails() -> None:
     assert judgement.verdict is FAIL
     assert all("no samples of source 'generator' to judge" in why for why in judgement.reasons)
     off = Thresholds(min_agreement=None, min_coverage=None, max_student_drop=None)
-    student = judge_student(against_teacher=nothing, coverage=Coverage((0,) * 10, 0), thresholds=off)
+    student = judgement_of(absolute_checks(nothing, Coverage((0,) * 10, 0), off))
     assert student.verdict is FAIL
 
 
