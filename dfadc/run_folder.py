@@ -57,10 +57,6 @@ class RunFolder:
     report_json = _Entry("report.json")
     report_md = _Entry("report.md")
     report_html = _Entry("report.html")
-    #: Some of the samples by the teacher's class.
-    samples_png = _Entry("samples.png")
-    #: The metrics over the run.
-    curves_png = _Entry("curves.png")
     #: The last measured speeds.
     bench = _Entry("bench.json")
 

@@ -207,8 +207,6 @@ def test_the_files_lie_where_the_readme_says(tmp_path: Path) -> None:
         "report.json": folder.report_json,
         "report.md": folder.report_md,
         "report.html": folder.report_html,
-        "samples.png": folder.samples_png,
-        "curves.png": folder.curves_png,
         "bench.json": folder.bench,
     }
     assert {name: tmp_path / name for name in names} == names

@@ -1,4 +1,4 @@
-"""The stage `report`: a run's verification as JSON, Markdown, HTML and pictures. Imports no torch."""
+"""The stage `report`: a run's verification as JSON, Markdown and HTML. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from dfadc.errors import DfadcError, StorageFailed
 from dfadc.recipe.load import load_recipe
 from dfadc.reporting.disagreements import describe_disagreements
 from dfadc.reporting.markdown import render_details, render_markdown
-from dfadc.reporting.rows import listed_classes, numbered_class, shown_source
 from dfadc.run_lock import holding_writable_run, is_writable
 from dfadc.storage import atomic_write_text, without_nan, write_json
-from dfadc.verification.pixel_samples import DenseSampleSet, Samples, load_samples
+from dfadc.verification.pixel_samples import Samples, load_samples
 from dfadc.verification.report import SCHEMA, Report
 from dfadc.verification.samples import SampleSet
 
@@ -132,45 +131,20 @@ def _speeds(run: RunFolder, report: Report) -> dict[str, Any] | None:
 def _write_files(
     run: RunFolder, report: Report, samples: Samples | None, readings: Sequence[Mapping[str, Any]]
 ) -> None:
-    """The report in every form.
+    """Writes the report in every form.
 
     Raises:
         StorageFailed: the folder is not writable, or its disk is full.
     """
+    # The drawing libraries take a second to import: commands that draw nothing do without.
+    from dfadc.reporting.charts import panels_of  # noqa: PLC0415
+    from dfadc.reporting.html import render_html  # noqa: PLC0415
+
     if not is_writable(run.path):
         raise StorageFailed(f"{run.path} is not writable here", "make it writable, or copy the run")
     write_json(run.report_json, report)
     atomic_write_text(run.report_md, f"{render_markdown(report)}\n{render_details(report)}")
-    _draw(run, report, samples, readings)
-
-
-def _draw(run: RunFolder, report: Report, samples: Samples | None, readings: Sequence[Mapping[str, Any]]) -> None:
-    """Writes the page and the pictures; an old picture that can no longer be drawn is removed."""
-    # The drawing libraries take a second to import: commands that draw nothing do without.
-    from dfadc.reporting.charts import panels_of, write_curves  # noqa: PLC0415
-    from dfadc.reporting.html import render_html  # noqa: PLC0415
-    from dfadc.reporting.pictures import (  # noqa: PLC0415
-        displayable,
-        samples_by_class,
-        scene_rows,
-        write_sample_sheet,
-    )
-
-    panels = panels_of(readings)
-    if panels:
-        write_curves(run.curves_png, panels)
-    else:
-        run.curves_png.unlink(missing_ok=True)
-    if isinstance(samples, DenseSampleSet) and len(samples):
-        write_sample_sheet(run.samples_png, scene_rows(samples, report["gate"]["source"]))
-    elif isinstance(samples, SampleSet) and len(samples):
-        classes = [entry["class"] for entry in listed_classes(report)]
-        chosen = samples_by_class(samples, shown_source(report), classes)
-        rows = {numbered_class(report, index): displayable(samples.images[at]) for index, at in chosen.items()}
-        write_sample_sheet(run.samples_png, rows)
-    else:
-        run.samples_png.unlink(missing_ok=True)
-    atomic_write_text(run.report_html, render_html(report, samples=samples, panels=panels))
+    atomic_write_text(run.report_html, render_html(report, samples=samples, panels=panels_of(readings)))
 
 
 def _read_json(path: Any, hint: str) -> Any:

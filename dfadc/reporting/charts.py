@@ -1,4 +1,4 @@
-"""A run's metrics as curves: small SVG panels for a page, and all of them in one PNG."""
+"""A run's metrics as curves: small SVG panels for the page."""
 
 from __future__ import annotations
 
@@ -9,11 +9,8 @@ from dataclasses import dataclass
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
-from dfadc.storage import atomic_write
-
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from matplotlib.axes import Axes
 
@@ -103,24 +100,6 @@ def panel_svg(panel: Panel) -> str:
     for colour, name in names.items():
         svg = svg.replace(colour, f"var(--{name})")
     return re.sub(r"'DejaVu Sans'[^;\"]*", "var(--font)", svg)
-
-
-def write_curves(path: Path, panels: Sequence[Panel]) -> None:
-    """Writes all panels into one PNG; the same metrics give the same bytes.
-
-    Raises:
-        StorageFailed: the file cannot be written.
-    """
-    from matplotlib.figure import Figure  # noqa: PLC0415
-
-    rows = math.ceil(len(panels) / 3)
-    figure = Figure(figsize=(13.2, 3.3 * rows))
-    for place, panel in zip(figure.subfigures(rows, 3, squeeze=False).flat, panels, strict=False):
-        axes = place.subplots(gridspec_kw=_MARGINS)
-        _draw(axes, panel)
-        axes.set_title(panel.title, fontsize=11, loc="left", pad=8 + 14 * _legend_rows(panel))
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=100, metadata={"Software": None})
 
 
 def _legend_rows(panel: Panel) -> int:

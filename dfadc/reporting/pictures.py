@@ -1,23 +1,20 @@
-"""Generated samples as pictures: PNG data for a page, a sheet by the teacher's class, and segmentations."""
+"""Generated samples as pictures: PNG data for the page."""
 
 from __future__ import annotations
 
 import base64
 import colorsys
 import io
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from dfadc.storage import atomic_write
 from dfadc.verification.agreement import ALL_SOURCES, predict
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Sequence
 
     from PIL.Image import Image
 
@@ -31,8 +28,6 @@ PER_CLASS = 8
 #: Longest side, in pixels, of a sample in a grid and of one shown alone; larger ones are averaged down.
 GRID_SIDE = 48
 SINGLE_SIDE = 96
-#: Inches: width of the images, height of a row, width of a letter of a name, gap around a name.
-_SHEET, _ROW, _LETTER, _GAP = 4.62, 0.55, 0.075, 0.08
 
 #: Scenes that a report shows of each source: the worst ones.
 WORST_PER_SOURCE = 6
@@ -57,13 +52,11 @@ def samples_by_class(samples: SampleSet, source: str, classes: Sequence[int]) ->
     teacher = predict(samples.teacher_logits)
     if source != ALL_SOURCES:
         teacher[~samples.of_source(source)] = -1
-    return {index: _spread(np.flatnonzero(teacher == index)) for index in classes}
-
-
-def _spread(members: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
-    """At most ``PER_CLASS`` of the members, evenly spaced."""
-    positions = np.linspace(0, len(members) - 1, min(PER_CLASS, len(members))).round().astype(int)
-    return np.asarray(members[positions])
+    chosen = {}
+    for index in classes:
+        members = np.flatnonzero(teacher == index)
+        chosen[index] = members[np.linspace(0, len(members) - 1, min(PER_CLASS, len(members))).round().astype(int)]
+    return chosen
 
 
 def displayable(images: StoredImages) -> Pixels:
@@ -86,36 +79,6 @@ def png_uri(pixels: Pixels, side: int) -> str:
     stream = io.BytesIO()
     _shrunk(pixels, side).save(stream, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
-
-
-def write_sample_sheet(path: Path, rows: Mapping[str, Pixels]) -> None:
-    """Writes a PNG with one row of images for each class; the same images give the same bytes.
-
-    Args:
-        path: of the PNG.
-        rows: at least one label -> images (N, H, W) or (N, H, W, 3), N at most ``PER_CLASS`` and perhaps 0.
-
-    Raises:
-        StorageFailed: the file cannot be written.
-    """
-    from matplotlib.figure import Figure  # noqa: PLC0415 - only a run's report draws
-
-    names = [_short(label) for label in rows]
-    beside = 2 * _GAP + _LETTER * max(map(len, names))
-    width = beside + _SHEET
-    edge = beside / width
-    figure = Figure(figsize=(width, _ROW * len(rows)))
-    axes = figure.add_axes((edge, 0.0, 1 - edge, 1.0))
-    axes.axis("off")
-    axes.imshow(_sheet(list(rows.values())), interpolation="nearest", aspect="auto")
-    for number, name in enumerate(names):
-        height = 1 - (number + 0.5) / len(rows)
-        # Names are the user's text: `$` must not start a formula.
-        figure.text(edge - _GAP / width, height, name, ha="right", va="center", fontsize=9, parse_math=False)
-    with warnings.catch_warnings(), atomic_write(path) as temporary:
-        # A name in a script that the font lacks is drawn as boxes; its index stands beside it.
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,12 +115,6 @@ def worst_scenes(samples: DenseSampleSet) -> dict[str, list[Scene]]:
     return scenes
 
 
-def scene_rows(samples: DenseSampleSet, source: str) -> dict[str, Pixels]:
-    """Rows for :func:`write_sample_sheet`: a few scenes of a source, evenly over it."""
-    mask = samples.of_source(source) if source in samples.sources else np.ones(len(samples), np.bool_)
-    return paint(samples, _spread(np.flatnonzero(mask)))
-
-
 def paint(samples: DenseSampleSet, indices: npt.NDArray[np.intp]) -> dict[str, Pixels]:
     """Pictures of some samples: image, teacher, student and difference; (n, H, W) or (n, H, W, 3) each."""
     teacher, student = samples.teacher.classes[indices], samples.student.classes[indices]
@@ -192,38 +149,12 @@ def _coloured(classes: Classes, num_classes: int) -> Pixels:
     return coloured
 
 
-def _sheet(rows: Sequence[Pixels]) -> Pixels:
-    """Images as one (H, W, 3): a row of ``PER_CLASS`` cells for each class; cells without an image are white."""
-    side, gap = GRID_SIDE, 2
-    sheet = np.full((len(rows) * (side + gap), PER_CLASS * (side + gap), 3), 255, np.uint8)
-    for i, images in enumerate(rows):
-        for j, image in enumerate(images):
-            cell = np.asarray(_fitted(image, side).convert("RGB"))
-            top, left = i * (side + gap), j * (side + gap)
-            sheet[top : top + cell.shape[0], left : left + cell.shape[1]] = cell
-    return sheet
-
-
 def _shrunk(pixels: Pixels, side: int) -> Image:
     """An image (H, W) or (H, W, 3), averaged down to ``side`` if it is larger."""
-    return _fitted(pixels, side) if max(pixels.shape[:2]) > side else _image(pixels)
+    from PIL.Image import Resampling, fromarray  # noqa: PLC0415 - only a run's report draws
 
-
-def _fitted(pixels: Pixels, side: int) -> Image:
-    """The same with a longest side of ``side``: averaged down, or its pixels repeated."""
-    from PIL.Image import Resampling  # noqa: PLC0415 - as above
-
-    image = _image(pixels)
+    image = fromarray(pixels)
     scale = side / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    return image.resize(size, Resampling.BOX if scale < 1 else Resampling.NEAREST)
-
-
-def _image(pixels: Pixels) -> Image:
-    from PIL.Image import fromarray  # noqa: PLC0415 - as above
-
-    return fromarray(pixels)
-
-
-def _short(label: str, limit: int = 32) -> str:
-    return label if len(label) <= limit else f"{label[: limit - 1]}…"
+    if scale >= 1:
+        return image
+    return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), Resampling.BOX)

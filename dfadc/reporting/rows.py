@@ -26,12 +26,6 @@ def class_label(report: Mapping[str, Any], index: int) -> str:
     return f"class {index}" if names is None else str(names[index])
 
 
-def numbered_class(report: Mapping[str, Any], index: int) -> str:
-    """A class's number and its name, since two may share a name; without names its number."""
-    label = class_label(report, index)
-    return label if report["class_names"] is None else f"{index} {label}"
-
-
 def listed_classes(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Comparison B of the fp32 student by class, on the source that the confusion is counted over."""
     result = report["student"]["comparisons"]["B"].get(shown_source(report))

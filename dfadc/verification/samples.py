@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 SCHEMA = "dfadc.samples/1"
 
-SourceName = Literal["generator", "snapshots", "prior", "adversary"]
 ARRAYS = ("images", "source", "teacher_logits", "student_logits")
 #: Provenance keys of the files of the networks whose logits are frozen. Sets of earlier versions lack them.
 TEACHER_SHA256, STUDENT_SHA256 = "teacher_sha256", "student_sha256"

@@ -62,7 +62,6 @@ def test_the_report_is_of_its_schema_and_shows_scenes(
     assert "mean IoU with teacher" in page
     assert "mean IoU on masks" in text
     assert "bootstrap over images" in text
-    assert run.samples_png.stat().st_size > 1000
 
 
 def test_accuracy_is_of_labelled_pixels(scene_teacher: SceneTeacher, report: dict[str, Any]) -> None:
