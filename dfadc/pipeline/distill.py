@@ -12,8 +12,7 @@ from dfadc.contract import ContractFields
 from dfadc.errors import DfadcError, Interrupted, StorageFailed, TrainingDiverged, memory_errors
 from dfadc.networks.network_file import refuse_factory_from_file
 from dfadc.recipe.load import load_recipe
-from dfadc.run_folder import RunFolder, claim_folder
-from dfadc.run_lock import holding_run, reserved_folder
+from dfadc.run_lock import claim_folder, holding_run, reserved_folder
 from dfadc.sampling.freeze import write_results
 from dfadc.storage import sha256_file
 from dfadc.teacher.load import Teacher, load_teacher
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from dfadc.recipe.schema import Recipe
+    from dfadc.run_folder import RunFolder
     from dfadc.training.callbacks import Reading
 
 __all__ = [

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 from dfadc.errors import DfadcError
 from dfadc.recipe.load import load_recipe
 from dfadc.recipe.schema import GateSettings, Recipe
-from dfadc.verification.gate import ExportLimits, Thresholds
+from dfadc.verification.thresholds import ExportLimits, Thresholds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

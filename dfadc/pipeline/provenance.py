@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from dfadc.errors import DfadcError
 from dfadc.storage import sha256_file
-from dfadc.verification.samples import SCHEMA, STUDENT_SHA256, TEACHER_SHA256, read_archive
+from dfadc.verification.archive import read_archive
+from dfadc.verification.samples import SCHEMA, STUDENT_SHA256, TEACHER_SHA256
 from exporters.describe import artifact_metadata
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def check_student(run: RunFolder) -> list[str]:
     """
     if not run.samples.exists():
         return []
-    metadata, _ = read_archive(run.samples, (), schema=SCHEMA, what="sample file")
+    metadata, _ = read_archive(run.samples, (), schema=SCHEMA, kind="sample file")
     recorded = dict(metadata.get("provenance") or {}).get(STUDENT_SHA256)
     if recorded is None:
         return [f"{run.samples.name} does not record whose answers it holds: {run.student.name} may be another student"]

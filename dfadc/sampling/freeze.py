@@ -25,8 +25,8 @@ from dfadc.sampling.generators import (
 )
 from dfadc.storage import atomic_write_bytes, sha256_file
 from dfadc.training.sample_size import choose_num_samples
-from dfadc.verification.pixel_agreement import choose_positions
-from dfadc.verification.pixel_samples import DenseSampleSet, batch_size, collect_dense
+from dfadc.verification.pixel_outputs import batch_size, choose_positions, collect_dense
+from dfadc.verification.pixel_samples import DenseSampleSet
 from dfadc.verification.samples import STUDENT_SHA256, TEACHER_SHA256, SampleSet
 from dfadc.verification.stored_images import StoredImages, dequantise, quantise
 
@@ -112,7 +112,7 @@ def freeze_samples(game: Game, *, prior: Players | None = None, adversary: Playe
     if contract.task == "segmentation":
         positions = choose_positions(*contract.input_size[1:])
         teacher, student = (
-            collect_dense(_answers(network, stored, game), positions, contract=contract, who="the network")
+            collect_dense(_answers(network, stored, game), positions, contract=contract, network="the network")
             for network in networks
         )
         return DenseSampleSet(

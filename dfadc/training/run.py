@@ -22,9 +22,10 @@ from dfadc.errors import DfadcError
 from dfadc.networks.adaptation import place
 from dfadc.networks.flops import count_flops, count_parameters
 from dfadc.networks.user_code import running_user_code
+from dfadc.provenance import environment
 from dfadc.recipe.load import change_recipe, recipe_to_toml
 from dfadc.recipe.resolve import check_budget, fit_hints, fit_recipe, slow_down
-from dfadc.run_folder import SCHEMA, RunFolder, environment
+from dfadc.run_folder import SCHEMA, RunFolder
 from dfadc.storage import atomic_write_text, sha256_file, write_json
 from dfadc.student.build import Student, build_student, with_logits_like
 from dfadc.student.inherit import corresponding_layers, inherit

@@ -6,8 +6,8 @@ import math
 from typing import TYPE_CHECKING
 
 from dfadc.errors import DfadcError
-from dfadc.verification.agreement import Z_95, wilson_interval
 from dfadc.verification.pixel_scores import MIN_IMAGES
+from dfadc.verification.rates import Z_95, wilson_interval
 from dfadc.verification.samples import sample_bytes
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from dfadc.distillation.compute.policy import choose_device
 from dfadc.distillation.images import augmentation
 from dfadc.errors import DfadcError, TrainingDiverged
 from dfadc.evaluation.labelled_images import EvaluationData
+from dfadc.provenance import environment
 from dfadc.recipe.load import load_recipe
-from dfadc.run_folder import environment
 from dfadc.teacher.load import load_teacher
 
 if TYPE_CHECKING:

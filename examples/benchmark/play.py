@@ -23,7 +23,7 @@ from dfadc.networks.adaptation import place
 from dfadc.networks.flops import count_flops
 from dfadc.recipe.load import change_recipe
 from dfadc.recipe.schema import ComputeSettings
-from dfadc.run_folder import claim_folder
+from dfadc.run_lock import claim_folder
 from dfadc.student.build import build_student
 from dfadc.training.callbacks import Watch
 from dfadc.training.run import prepare

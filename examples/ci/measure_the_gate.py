@@ -32,7 +32,6 @@ from dfadc.pipeline.distill import load_run_teacher
 from dfadc.pipeline.verify import verify_file
 from dfadc.recipe.schema import CalibrationSettings, GeneratorSettings
 from dfadc.sampling.calibration import choose_calibration, load_images
-from dfadc.verification.judge import samples_of
 from dfadc.verification.regression import GATED_SOURCE
 from dfadc.verification.samples import SampleSet
 from dfadc.verification.stored_images import dequantise, quantise
@@ -213,7 +212,7 @@ def main() -> None:
     if lacking := [path.name for path in paths if not path.is_file()]:
         parser.error(f"{arguments.run} lacks {', '.join(lacking)}: dfadc export {arguments.run} -e onnx -e onnx:int8")
     samples = SampleSet.load(run.samples)
-    gated = samples_of(samples, GATED_SOURCE)
+    gated = samples.of_source(GATED_SOURCE)
     compared = Compared(
         samples.normalised()[gated],
         samples.teacher_logits[gated].argmax(axis=1),

@@ -23,9 +23,10 @@ from students import FAMILIES, TrainedStudent, read_digits, train_student
 
 from dfadc.cli.script import run_as_script
 from dfadc.errors import DfadcError, RequirementMissing, RuntimeCrashed, RuntimeRefused
-from dfadc.pipeline.inference import Questions, ask_artifact
+from dfadc.pipeline.inference import VerificationInputs, run_artifact
+from dfadc.reporting.markdown import table_lines
 from dfadc.verification.agreement import ALL_SOURCES
-from dfadc.verification.gate import Thresholds, Verdict
+from dfadc.verification.checks import Verdict
 from dfadc.verification.judge import (
     ArtifactFile,
     ArtifactResult,
@@ -33,7 +34,7 @@ from dfadc.verification.judge import (
     artifact_not_run,
     verify_artifact,
 )
-from dfadc.verification.summary import table_lines
+from dfadc.verification.thresholds import Thresholds
 from exporters.exporter import KEEP_FP32_AUTO, BuildSettings, ExportRequest, Precision
 from exporters.registry import get_exporter
 from exporters.to_onnx.file import load_onnx
@@ -137,12 +138,12 @@ def _make(
         get_exporter(request.name).export(source, path, request, settings)
     file = ArtifactFile(path.name, str(request.precision), path.stat().st_size)
     try:
-        answers = ask_artifact(path, Questions(student.samples))
+        outputs = run_artifact(path, VerificationInputs(student.samples))
     except RequirementMissing as exc:
         return artifact_not_run(file, exc.message)
     except (RuntimeCrashed, RuntimeRefused) as exc:
         return artifact_failed(file, exc.message)
-    return verify_artifact(file, answers.given, samples=student.samples, thresholds=THRESHOLDS)
+    return verify_artifact(file, outputs.outputs, samples=student.samples, thresholds=THRESHOLDS)
 
 
 def _must_pass(request: ExportRequest) -> bool:

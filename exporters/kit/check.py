@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from dfadc.errors import DfadcError, RequirementMissing, RuntimeCrashed, RuntimeRefused
 from dfadc.storage import sha256_file
-from dfadc.verification.answers import ask, level
-from dfadc.verification.gate import ExportLimits, Thresholds, remark_checks
+from dfadc.verification.artifact_logits import artifact_logits, restore_offset
+from dfadc.verification.checks import remark_checks
 from dfadc.verification.judge import (
     ArtifactFile,
     ArtifactResult,
@@ -20,9 +20,11 @@ from dfadc.verification.judge import (
     verify_artifact,
     verify_student,
 )
-from dfadc.verification.pixel_samples import Samples, batch_size, load_samples
+from dfadc.verification.pixel_outputs import batch_size
+from dfadc.verification.pixel_samples import Samples, load_samples
 from dfadc.verification.report import Report, build_report
 from dfadc.verification.summary import COLUMNS, headline, reason_lines, summary_rows
+from dfadc.verification.thresholds import ExportLimits, Thresholds
 from exporters.kit.device_sessions import fitting_runtimes, open_on_device
 from exporters.sessions.isolated import IsolatedSession
 
@@ -128,10 +130,10 @@ def _check(
     form, (runtime, threads) = facts["form"], how
     with IsolatedSession(open_on_device, path, runtime=runtime, threads=threads) as session:
         batches = samples.batches(batch_size(samples.contract, session.batch_size))
-        answers = (ask(session.run, images, form=form, contract=samples.contract) for images in batches)
+        answers = (artifact_logits(session.run, images, form=form, contract=samples.contract) for images in batches)
         given = samples.collect(answers, path.name)
         extras = remark_checks(session.remark)
-    given = level(given, samples.student_answers, form=form)
+    given = restore_offset(given, samples.student_outputs, form=form)
     return verify_artifact(artifact, given, samples=samples, thresholds=thresholds, extras=extras)
 
 

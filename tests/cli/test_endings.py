@@ -132,7 +132,7 @@ def verify_both_ways(tell: Any, *arguments: object) -> dict[str, Any]:
             "--set verify.min_coverage=off",
             "NOT GATED",
             0,
-            ["a gate is off or has nothing to judge by for: student, student.fp16.onnx, student.onnx"],
+            ["a gate is off or has nothing to compare with, for: student, student.fp16.onnx, student.onnx"],
         ),
     ],
 )

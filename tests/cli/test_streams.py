@@ -16,7 +16,8 @@ import pytest
 from command_line import ROOT, Outcome, command_process, disk_that_holds, files_of, finish_command, run_command
 from conftest import QUICK_STUDENT
 
-from dfadc.run_folder import LOCK, RunFolder
+from dfadc.run_folder import RunFolder
+from dfadc.run_lock import LOCK
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -23,7 +23,7 @@ from dfadc.errors import DfadcError
 from dfadc.recipe.load import load_recipe
 from dfadc.recipe.resolve import check_budget
 from dfadc.sampling.generators import train_prior
-from dfadc.verification.agreement import sqnr_db
+from dfadc.verification.logit_error import sqnr_db
 from exporters.to_onnx.file import load_onnx
 from exporters.to_onnx.fp32 import export_onnx
 from exporters.to_onnx.int8.quantise import quantise

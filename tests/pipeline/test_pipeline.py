@@ -45,8 +45,6 @@ FILES_OF_A_RUN = {
     "report.json",
     "report.md",
     "report.html",
-    "samples.png",
-    "curves.png",
 }
 FASHION_MNIST = ROOT / "examples" / "fashion_mnist"
 #: One step on next to nothing: what takes time is building, measuring and exporting MobileNetV2.

@@ -21,7 +21,7 @@ from dfadc.errors import DfadcError, Interrupted
 from dfadc.networks.network_file import save_network
 from dfadc.networks.zoo.compact_resnet import CompactResNet
 from dfadc.recipe.load import change_recipe, load_recipe, recipe_names
-from dfadc.run_folder import RunFolder, claim_folder
+from dfadc.run_lock import claim_folder
 from dfadc.sampling.freeze import write_results
 from dfadc.teacher.load import Teacher, load_teacher
 from dfadc.training.callbacks import Reading, set_samples_aside, snapshot_size, snapshot_steps
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dfadc.recipe.schema import Recipe
+    from dfadc.run_folder import RunFolder
 
 CONTRACT = ImageContract((1, 8, 8), 10, mean=(0.3,), std=(0.4,))
 STUDENT = f"{__name__}:DropoutNetwork"

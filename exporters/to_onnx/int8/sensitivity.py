@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dfadc.verification.agreement import Agreement, compare
-from dfadc.verification.gate import default_export_limits
+from dfadc.verification.thresholds import default_export_limits
 from exporters.sessions.onnx_runtime import OnnxRuntimeSession
 
 if TYPE_CHECKING:

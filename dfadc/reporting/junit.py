@@ -1,4 +1,4 @@
-"""A report as CI systems read it: JUnit XML, and GitHub's annotations. Standard library only."""
+"""A report as JUnit XML. Standard library only."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import re
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
-from dfadc.verification.gate import COMPARISON_NAMES, Verdict
-from dfadc.verification.reasons import network_reasons
+from dfadc.verification.checks import COMPARISON_NAMES, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
 #: Characters that XML 1.0 cannot hold.
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -18,10 +17,10 @@ _COUNTED = ("failure", "error", "skipped")
 
 
 def render_junit(report: Mapping[str, Any]) -> str:
-    """The report as JUnit XML: a suite a network, a test case a gate, and one of the verdict.
+    """The report as JUnit XML: one suite for each network, one test case for each gate, and one for the verdict.
 
-    NOT RUN and NOT GATED are skipped; that something required was NOT RUN is a failure of its own. The verdict's case
-    fails where the exit code is not 0, whatever it is for, and is skipped where nothing was judged by all its gates.
+    NOT RUN and NOT GATED are skipped; a required artifact that is NOT RUN is a failure of its own. The verdict's case
+    fails for every exit code but 0, and is skipped if nothing was judged by all its gates.
     """
     root = ET.Element("testsuites", name="dfadc verify")
     for name, entry in {"fp32 student": report["student"], **report["artifacts"]}.items():
@@ -42,29 +41,12 @@ def render_junit(report: Mapping[str, Any]) -> str:
 
 
 def render_junit_error(message: str) -> str:
-    """JUnit XML of a verification that did not come to its end: one test case, in error."""
+    """JUnit XML of an unfinished verification: one test case, in error."""
     root = ET.Element("testsuites", name="dfadc verify")
     case = ET.SubElement(ET.SubElement(root, "testsuite", name="dfadc verify"), "testcase", name="verification")
     case.set("classname", "dfadc verify")
     ET.SubElement(case, "error", message=_printable(message))
     return _finish(root)
-
-
-def annotation_lines(report: Mapping[str, Any]) -> Iterator[str]:
-    """GitHub's workflow commands: an error for each failed gate and for what is missing, a warning for the rest."""
-    if report["exit_code"]:
-        yield annotation("error", f"verification: {report['headline']}", "; ".join(report["reasons"]))
-    elif report["headline"] != Verdict.PASS:
-        yield annotation("warning", f"verification: {report['headline']}", "; ".join(report["reasons"]))
-    for name, verdict, reason in network_reasons(report):
-        yield annotation("error" if verdict == Verdict.FAIL else "warning", f"{name}: {verdict}", reason)
-
-
-def annotation(level: str, title: str, message: str) -> str:
-    """One of GitHub's workflow commands; ``level`` is "error" or "warning"."""
-    data = message.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-    name = title.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A").replace(":", "%3A").replace(",", "%2C")
-    return f"::{level} title={name}::{data}"
 
 
 def _case(suite: ET.Element, name: str, verdict: str, message: str) -> None:
@@ -76,7 +58,7 @@ def _case(suite: ET.Element, name: str, verdict: str, message: str) -> None:
 
 
 def _verdict_case(suite: ET.Element, report: Mapping[str, Any]) -> None:
-    """One test case that says what the process exits with."""
+    """The test case of the verdict and exit code."""
     text = "; ".join([report["headline"], *report["reasons"]])
     no_artifact_ran = all(entry["verdict"] == Verdict.NOT_RUN for entry in report["artifacts"].values())
     case = ET.SubElement(suite, "testcase", classname="verdict", name="verdict")
@@ -88,7 +70,7 @@ def _verdict_case(suite: ET.Element, report: Mapping[str, Any]) -> None:
 
 
 def _finish(root: ET.Element) -> str:
-    """The document, with the counts that its suites and the whole must have."""
+    """The document as text, with the counts that JUnit requires of each suite and of the whole."""
     for element in (*root, root):
         element.set("tests", str(sum(1 for _ in element.iter("testcase"))))
         for kind in _COUNTED:

@@ -1,7 +1,7 @@
-"""What lies behind a run's verdict, as rows of tables and as Markdown: classes, samples, training, speed, origin.
+"""Rows of a report's tables behind the verdict: classes, samples, training, speed, origin.
 
-It starts from the JSON document, as :mod:`dfadc.verification.report` does, and takes a document without a part as one
-that has nothing to say about it.
+They come from the JSON document, as those of :mod:`dfadc.verification.summary` do; a part that the document lacks has
+no rows.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from dfadc.reporting.disagreements import MAX_CLASSES, listed_per_class
-from dfadc.verification.summary import table_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -27,12 +26,6 @@ def class_label(report: Mapping[str, Any], index: int) -> str:
     return f"class {index}" if names is None else str(names[index])
 
 
-def numbered_class(report: Mapping[str, Any], index: int) -> str:
-    """A class's number and its name, since two may have one name; without names its number."""
-    label = class_label(report, index)
-    return label if report["class_names"] is None else f"{index} {label}"
-
-
 def listed_classes(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Comparison B of the fp32 student by class, on the source that the confusion is counted over."""
     result = report["student"]["comparisons"]["B"].get(shown_source(report))
@@ -40,12 +33,12 @@ def listed_classes(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def shown_source(report: Mapping[str, Any]) -> str:
-    """The source whose samples are looked at class by class."""
+    """The source whose samples are listed class by class."""
     return str(report.get("disagreements", {}).get("source", report["gate"]["source"]))
 
 
 def bound_note(report: Mapping[str, Any]) -> str:
-    """What the reader must know where not every class is listed; empty where every one is."""
+    """Remark that not every class is listed; empty if every one is."""
     num_classes, listed = len(report["coverage"]["all"]["counts"]), len(listed_classes(report))
     return f"The {listed} of {num_classes} classes with most disagreements." if num_classes > MAX_CLASSES else ""
 
@@ -106,7 +99,7 @@ def speed_conditions(report: Mapping[str, Any]) -> str:
 
 
 def origin_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What the run was made by and of; what was not recorded is left out."""
+    """Command, recipe, networks, versions and machine of the run; without what was not recorded."""
     run = report["run"]
     teacher, student, recipe = run.get("teacher") or {}, run.get("student") or {}, run.get("recipe") or {}
     rows = {
@@ -153,57 +146,24 @@ def recipe_lines(report: Mapping[str, Any]) -> list[str]:
 
 
 def training_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What the last line of metrics.jsonl says."""
+    """The quantities of the last line of metrics.jsonl."""
     last = (report.get("curves") or {}).get("last") or {}
-    told = {name: value for name, value in last.items() if name not in {"steps", "seconds_left"}}
-    return [(name.replace("_", " "), "–" if value is None else f"{value:g}") for name, value in told.items()]
-
-
-def render_details(report: Mapping[str, Any]) -> str:
-    """Everything behind the verdict, in GitHub's Markdown; it goes below the report itself."""
-    source, bound = shown_source(report), bound_note(report)
-    lines = _section(
-        f"Agreement by the teacher's class (fp32 student, source {source})",
-        *(bound, table_lines(CLASS_COLUMNS, class_rows(report))),
-    )
-    if "disagreements" in report:
-        title = f"Confusion (rows: teacher, columns: fp32 student, source {source})"
-        lines += _section(title, bound, table_lines(*confusion_table(report)))
-        lines += _section("Worst disagreements", table_lines(WORST_COLUMNS, worst_rows(report)))
-    if training := training_rows(report):
-        notes = [f"- {note}" for note in report["curves"]["notes"]]
-        lines += _section("Last reading of the training", table_lines(("quantity", "value"), training), notes)
-    if speeds := speed_rows(report):
-        lines += _section("Speed", speed_conditions(report), table_lines(SPEED_COLUMNS, speeds))
-    files, recipe = file_rows(report), recipe_lines(report)
-    lines += _section(
-        "How it was made",
-        table_lines(("", ""), origin_rows(report)),
-        table_lines(FILE_COLUMNS, files) if files else "",
-        ["```toml", *recipe, "```"] if recipe else "",
-    )
-    return "\n".join(lines)
-
-
-def _section(title: str, *parts: str | list[str]) -> list[str]:
-    """A heading and its parts, a blank line after each; a part that is empty is left out."""
-    lines = [f"## {title}", ""]
-    for part in filter(None, parts):
-        lines += [*([part] if isinstance(part, str) else part), ""]
-    return lines
+    shown = {name: value for name, value in last.items() if name not in {"steps", "seconds_left"}}
+    return [(name.replace("_", " "), "–" if value is None else f"{value:g}") for name, value in shown.items()]
 
 
 def confusion_table(report: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Columns and rows of the confusion; the column of other classes only where there are others."""
-    found = report["disagreements"]
-    labels = tuple(class_label(report, index) for index in found["classes"])
+    """Columns and rows of the confusion; with a column of other classes only if there are others."""
+    disagreements = report["disagreements"]
+    labels = tuple(class_label(report, index) for index in disagreements["classes"])
     width = len(labels) + has_other_classes(report)
-    rows = [(label, *map(str, counts[:width])) for label, counts in zip(labels, found["confusion"], strict=True)]
+    pairs = zip(labels, disagreements["confusion"], strict=True)
+    rows = [(label, *map(str, counts[:width])) for label, counts in pairs]
     return ("", *labels, "other")[: width + 1], rows
 
 
 def has_other_classes(report: Mapping[str, Any]) -> bool:
-    """Whether the confusion leaves classes out."""
+    """True if the confusion leaves classes out."""
     return len(report["disagreements"]["classes"]) < len(report["coverage"]["all"]["counts"])
 
 
