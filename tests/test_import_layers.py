@@ -45,7 +45,7 @@ DEPENDENCIES: dict[str, set[str] | None] = {
     "dfadc.contract": set(),
     "dfadc.run_folder": set(),
     "dfadc.run_lock": {"filelock"},
-    "dfadc.recipe": {"pydantic", "pydantic_core"},
+    "dfadc.recipe": {"pydantic", "tomli_w"},
     "dfadc.verification": {"numpy"},
     "dfadc.distillation": {"torch", "numpy"},
     "exporters.kit": {"numpy", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"},

@@ -42,12 +42,11 @@ def distill(game: Game, steps: int, on_step: Callable[[StepLosses], None]) -> No
     players, recipe = game.players, game.recipe
     while players.step < steps:
         players.set_learning_rates(players.step / recipe.steps)
-        game.begin_step()
         student_loss = torch.tensor(math.nan)
         if game.student_plays:
             for _ in range(recipe.student.steps):
                 student_loss = update_student(game, game.draw_student_batch())
-            for _ in range(game.num_echoes):
+            for _ in range(recipe.replay.repeats):
                 update_student(game, game.draw_echo_batch())
         game.begin_turn()
         for _ in range(recipe.generator.steps):
@@ -70,12 +69,11 @@ def update_student(game: Game, batch: StudentBatch) -> Tensor:
             lessons.append(lesson._replace(loss=share * lesson.loss.detach()))
             yield share * lesson.loss
 
-    players.student.move(losses(), game.forward_state)
-    if game.scale == 1:
-        players.remember(torch.cat([each.fresh for each in lessons]), torch.cat([each.answers for each in lessons]))
-        for lesson in lessons:
-            if len(lesson.fresh):  # else it is an echo itself
-                players.echo.push(lesson.images, lesson.teacher_logits)
+    players.student.update(losses(), game.forward_state)
+    players.remember(torch.cat([each.fresh for each in lessons]), torch.cat([each.answers for each in lessons]))
+    for lesson in lessons:
+        if len(lesson.fresh):  # else it is an echo itself
+            players.echo.push(lesson.images, lesson.teacher_logits)
     return torch.stack([lesson.loss for lesson in lessons]).sum()
 
 
@@ -96,5 +94,5 @@ def update_generator(game: Game) -> tuple[Tensor, dict[str, Tensor]]:
                 terms[name] = terms.get(name, 0.0) + share * term
             yield share * loss
 
-    players.generator.move(losses(), game.forward_state)
+    players.generator.update(losses(), game.forward_state)
     return torch.stack(paid).sum(), terms

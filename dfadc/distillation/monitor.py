@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from dfadc.distillation.objectives import Game
-    from dfadc.distillation.trainable import Player
+    from dfadc.distillation.trainable import TrainableNetwork
 
 #: Images of the probe; fixed, so that its readings are comparable over the run.
 PROBE_SIZE = 256
@@ -229,6 +229,6 @@ class Monitor:
         self._streaks = {name: _Streak(**streak) for name, streak in state["streaks"].items()}
 
 
-def _is_stuck(player: Player) -> bool:
+def _is_stuck(player: TrainableNetwork) -> bool:
     """Too many updates skipped in a row, or weights or statistics that are not finite (or too large to add up)."""
     return float(player.skipped) >= MAX_SKIPPED or not bool(torch.nn.utils.get_total_norm(player.finite).isfinite())

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from dfadc.distillation.compute.cpu_workarounds import Fp32Layers
-from dfadc.distillation.fake_quantise import FakeQuantiser
 from dfadc.distillation.forward_state import ForwardState
 from dfadc.distillation.images import augmentation
 from dfadc.distillation.images.batches import StudentBatch, draw_echo_batch, draw_student_batch
@@ -36,7 +35,7 @@ class Lesson(NamedTuple):
 
     Args:
         loss: scalar.
-        fresh: (F + A + P, C, H, W), what was drawn for it.
+        fresh: (F + P, C, H, W), what was drawn for it.
         answers: the teacher's logits to them.
         images: (N, C, H, W), as the student was shown them: mixed up, where the recipe does that.
         teacher_logits: to these.
@@ -75,6 +74,7 @@ class Game:
         recipe: the rules.
         contract: what an image is.
         policy: how tensors are computed.
+        adversarial: weight of the discrepancy in the generator's loss.
     """
 
     def __init__(
@@ -86,6 +86,7 @@ class Game:
         recipe: Recipe,
         contract: ImageContract,
         policy: ComputePolicy,
+        adversarial: float = 1.0,
     ) -> None:
         self.teacher = teacher
         self.batch_norms = batch_norms
@@ -93,22 +94,15 @@ class Game:
         self.recipe = recipe
         self.contract = contract
         self.policy = policy
-        self.discrepancy = discrepancy.choose_discrepancy(recipe.generator.discrepancy, recipe.generator.temperature)
-        self.priors = Terms(teacher, batch_norms, settings=recipe.prior, contract=contract, players=players)
+        self.adversarial = adversarial
+        self.discrepancy = discrepancy.DISCREPANCIES[recipe.generator.discrepancy]
+        self.priors = Terms(teacher, batch_norms, settings=recipe.prior, players=players)
         self.hints: LayerHints | None = None
         if recipe.student.hints > 0 and (layers := corresponding_layers(players.student.module, teacher)):
             self.hints = LayerHints(layers)
-        self.quantiser: FakeQuantiser | None = None
-        if recipe.student.quantise_from < 1:
-            self.quantiser = FakeQuantiser(players.student.module)
-            players.carry("quantiser", self.quantiser)
         self.fp32_layers = Fp32Layers(teacher, players.student.module, policy=policy)
         #: What the forward passes of an update move.
         self.forward_state = ForwardState(self._forward_state())
-        #: Whether the student plays rounded to INT8; fixed for a step, so that a compiled function knows it.
-        self.quantises = False
-        #: Sides of the images as a share of the contract's; fixed for a step too.
-        self.scale = 1.0
         self.student_loss: Callable[[StudentBatch], Lesson] = self._student_loss
         self.generator_loss: Callable[[GeneratorBatch], tuple[Tensor, dict[str, Tensor]]] = self._generator_loss
 
@@ -122,8 +116,6 @@ class Game:
         for network in (self.players.student.module, self.players.generator.module):
             yield from network.buffers()
         yield from self.priors.forward_state()
-        if self.quantiser is not None:
-            yield self.quantiser.ranges
 
     def compile(self, backend: str = "inductor") -> None:
         """Compiles both forward-and-loss functions, each as one graph for each shape.
@@ -145,23 +137,6 @@ class Game:
         self.priors.close()
         if self.hints is not None:
             self.hints.close()
-        if self.quantiser is not None:
-            self.quantiser.close()
-
-    def begin_step(self) -> None:
-        """Before each step: sets what depends on how much of the run is done."""
-        begun = self.players.step >= self.recipe.student.quantise_from * self.recipe.steps
-        self.quantises = self.quantiser is not None and begun and self.student_plays
-        rules = self.recipe.generator
-        is_small = self.players.step < rules.low_resolution * self.recipe.steps
-        self.scale = rules.low_resolution_scale if is_small else 1.0
-
-    def _ask_student(self, images: Tensor, *, learns: bool) -> Tensor:
-        """Logits (N, K) of the student as it plays now: in float, or rounded to INT8."""
-        if self.quantiser is not None and self.quantises:
-            return self.quantiser(images, learns=learns)
-        logits: Tensor = self.players.student.module(images)
-        return logits
 
     # ------------------------------------------------------------------------------------------- student's side
 
@@ -172,12 +147,7 @@ class Game:
 
     def draw_student_batch(self) -> StudentBatch:
         """What the next student update is drawn from."""
-        return draw_student_batch(self.players, self.recipe, self.contract, full_size=self.scale == 1)
-
-    @property
-    def num_echoes(self) -> int:
-        """Updates of this step that repeat what the student was shown; of small images nothing is kept to repeat."""
-        return self.recipe.replay.echoes if self.scale == 1 else 0
+        return draw_student_batch(self.players, self.recipe, self.contract)
 
     def draw_echo_batch(self) -> StudentBatch:
         """What an update that repeats earlier ones is drawn from."""
@@ -200,7 +170,7 @@ class Game:
                 answers = teacher_logits[: len(fresh)]
                 if mixes and self.players.ring.keeps_answers and len(fresh):
                     answers = self.teacher(fresh.contiguous(memory_format=self.policy.memory_format))
-            student_logits = self._ask_student(images, learns=True)
+            student_logits = self.players.student.module(images)
         loss = settings.l1 * discrepancy.l1(student_logits, teacher_logits)
         if settings.scaled_l1 > 0:
             loss = loss + settings.scaled_l1 * discrepancy.scaled_l1(student_logits, teacher_logits)
@@ -212,20 +182,11 @@ class Game:
         return Lesson(loss, fresh, answers, images, teacher_logits)
 
     def _draw_fresh(self, batch: StudentBatch) -> Tensor:
-        """Images that nobody was shown, (F + A + P, C, H, W); a generator's batch norm takes no empty batch."""
-        generator = self.players.generator
-        sources = ((generator.module, batch.latents), (generator.average, batch.average_latents))
-        drawn = [self._draw(network, latents) for network, latents in sources if len(latents)]
-        if not drawn:
+        """Images that nobody was shown, (F + P, C, H, W); a generator's batch norm takes no empty batch."""
+        if not len(batch.latents):
             return batch.procedural
-        if len(batch.procedural):
-            drawn.append(batch.procedural.to(drawn[0].dtype))
-        return torch.cat(drawn)
-
-    def _draw(self, network: nn.Module, latents: Tensor) -> Tensor:
-        """Images (N, C, H, W) of a generator, smaller while the run is played at a low resolution."""
-        images: Tensor = network(latents) if self.scale == 1 else network(latents, self.scale)
-        return images
+        drawn: Tensor = self.players.generator.module(batch.latents)
+        return torch.cat([drawn, batch.procedural.to(drawn.dtype)]) if len(batch.procedural) else drawn
 
     def _ask_teacher(self, images: Tensor, known: Tensor) -> Tensor:
         """Logits to images (N, C, H, W), of which those of the last ones may be ``known``."""
@@ -238,8 +199,8 @@ class Game:
     # ----------------------------------------------------------------------------------------- generator's side
 
     def begin_turn(self) -> None:
-        """Before the generator's updates of a step: renews what the recipe renews then."""
-        self.players.generator.begin_turn(self.players.step, self.players.rng)
+        """Before the generator's updates of a step."""
+        self.players.generator.renew_latents_()
 
     @torch.no_grad()
     def end_turn(self) -> None:
@@ -253,16 +214,15 @@ class Game:
                 images = images.contiguous(memory_format=self.policy.memory_format)
                 answers = self.teacher(images) if players.ring.keeps_answers else None
             players.remember(images, answers, offer=len(images))
-        players.generator.end_turn()
 
     def draw_generator_batch(self) -> GeneratorBatch:
         """Latents, their classes where the recipe gives any, and the weight of the adversarial term."""
         recipe, latents = self.recipe, self.players.generator.latents
         has_begun = self.players.step >= recipe.generator.adversarial_start * recipe.steps
-        weight = recipe.generator.adversarial if has_begun else 0.0
+        weight = self.adversarial if has_begun else 0.0
         return GeneratorBatch(
             latents=None if latents.move else self.players.draw_latents(recipe.batch_size),
-            targets=latents.targets if recipe.prior.targets == "balanced" else None,
+            targets=latents.targets,
             adversarial=torch.tensor(weight, device=self.policy.device),
         )
 
@@ -273,16 +233,16 @@ class Game:
         if latents is None:
             latents = self.players.draw_latents(self.recipe.batch_size)[batch.rows]
         with self.policy.autocast():
-            images = self._draw(self.players.generator.module, latents)
+            images = self.players.generator.module(latents)
             images = images.contiguous(memory_format=self.policy.memory_format)
             teacher_logits = self.priors.watch(images)
-        if self.recipe.generator.adversarial > 0:
+        if self.adversarial > 0:
             with self.policy.autocast():
-                student_logits = self._ask_student(images, learns=False)
+                student_logits = self.players.student.module(images)
             terms["discrepancy"] = self.discrepancy(student_logits, teacher_logits)
             # The one place where the sign flips: the generator is paid for disagreement.
             loss = loss - batch.adversarial * terms["discrepancy"]
-        for name, term in self.priors.compute(images, teacher_logits, batch.targets).items():
+        for name, term in self.priors.compute(teacher_logits, batch.targets).items():
             terms[name] = term
             loss = loss + self.priors.weight(name) * term
         return loss, {name: term.detach() for name, term in terms.items()}

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from dfadc.distillation.generator.latents import build_latents
-from dfadc.distillation.generator.networks import latent_length
-from dfadc.distillation.generator.trainable import GeneratorPlayer
-from dfadc.distillation.images.replay import STORED_DTYPE, ImageStore, Reservoir, build_echo, build_ring
-from dfadc.distillation.trainable import Player
+from dfadc.distillation.generator.trainable import TrainableGenerator
+from dfadc.distillation.images.replay import RESERVOIR_SIZE, STORED_DTYPE, ImageStore, Reservoir, build_echo, build_ring
+from dfadc.distillation.trainable import TrainableNetwork
 
 if TYPE_CHECKING:
     from dfadc.contract import ImageContract
@@ -45,6 +44,7 @@ class Players:
         contract: what an image is.
         policy: how tensors are computed.
         logit_size: (h, w) of the teacher's logits where it answers every pixel.
+        reservoir_size: images kept over the whole run, for calibration.
     """
 
     def __init__(
@@ -56,9 +56,10 @@ class Players:
         contract: ImageContract,
         policy: ComputePolicy,
         logit_size: tuple[int, ...] = (),
+        reservoir_size: int = RESERVOIR_SIZE,
     ) -> None:
         self.device = policy.device
-        self.latent_dim = latent_length(recipe.generator, contract)
+        self.latent_dim = recipe.generator.latent_dim
         self.rng = torch.Generator().manual_seed(recipe.seed)
         self.latent_rng = torch.Generator(policy.device).manual_seed(recipe.seed + 1)
         #: Verification draws from a stream of its own: its latents are never those of training.
@@ -71,11 +72,17 @@ class Players:
             num_classes=contract.num_classes,
         )
         self.student_start = recipe.student.start
-        self.student = Player(student, recipe.student, policy)
-        self.generator = GeneratorPlayer(generator, recipe.generator, policy, latents=latents, contract=contract)
+        self.student = TrainableNetwork(
+            student,
+            recipe.student.optimizer,
+            policy,
+            schedule=recipe.student.schedule,
+            ema_decay=recipe.student.ema_decay,
+        )
+        self.generator = TrainableGenerator(generator, recipe, policy, latents=latents, contract=contract)
         self.ring = build_ring(recipe, contract, policy.device)
         self.echo = build_echo(recipe, contract, policy.device, logit_size)
-        self.reservoir = Reservoir(recipe.replay.reservoir, contract.input_size, policy.device)
+        self.reservoir = Reservoir(reservoir_size, contract.input_size, policy.device)
         self.set_aside = torch.empty((0, *contract.input_size), dtype=STORED_DTYPE)
         self.step = 0
         self._carried: dict[str, Stateful] = {}

@@ -17,7 +17,7 @@ from dfadc.errors import (
     RuntimeRefused,
     memory_errors,
 )
-from dfadc.pipeline.gates import export_gates, gate_thresholds, recipe_to_judge_by
+from dfadc.pipeline.gates import compares_export, gate_thresholds, recipe_to_judge_by
 from dfadc.pipeline.inference import (
     Answers,
     Questions,
@@ -31,6 +31,7 @@ from dfadc.pipeline.inference import (
 from dfadc.pipeline.provenance import check_lineage, check_samples
 from dfadc.pipeline.report import describe_run, write_report
 from dfadc.run_lock import holding_writable_run
+from dfadc.sampling.lengths import PRIOR_STEPS
 from dfadc.training.sample_size import check_accuracy_can_pass
 from dfadc.verification.agreement import Accuracy
 from dfadc.verification.gate import STUDENT, Failure, remark_checks
@@ -157,7 +158,7 @@ def verify_run(
     expected = () if questions.baseline is None else questions.baseline.predictions
     judge = _Judge(questions, thresholds, expected)
     unlisted = manifest.unlisted(run.artifacts)
-    judge.notes.extend([*origins, *_sample_notes(samples, recipe), *_unlisted_notes(unlisted)])
+    judge.notes.extend([*origins, *_sample_notes(samples), *_unlisted_notes(unlisted)])
     answers = ask_student(run, questions, factories=settings.factories)
     accuracy = None
     if questions.data is not None and answers.correct is not None:
@@ -179,7 +180,7 @@ def verify_run(
         student=student,
         artifacts=artifacts,
         accuracy=accuracy,
-        required={*recipe.verify.required, *settings.required, *judge.missing()},
+        required={*settings.required, *judge.missing()},
         failure=None if export_error is None else _failure(export_error),
         run=describe_run(run, manifest),
         additions=judge.additions(),
@@ -223,7 +224,9 @@ def verify_file(
     questions = read_questions(samples, data=settings.data, baseline=settings.baseline, teacher_sha256=teacher_sha256)
     questions = questions.without_borders(thresholds.boundary_width)
     _check_known(artifact.name, questions.baseline)
-    origin = check_samples(samples, samples_path, artifact, form, export_gates(thresholds, precision))
+    origin = check_samples(
+        samples, samples_path, artifact, form, compares_export=compares_export(thresholds, precision)
+    )
     judge = _Judge(questions, thresholds, [artifact.name], of_other_student=origin.is_other)
     judge.notes.extend(origin.notes)
     if recipe is None and source == "auto":
@@ -341,12 +344,12 @@ class _Judge:
         return baseline_checks(found, self.thresholds.max_baseline_drop)
 
 
-def _sample_notes(samples: Samples, recipe: Recipe) -> list[str]:
-    """A remark where the run was too short for the prior generator that the recipe asks for."""
-    made, wanted = samples.provenance.get("prior_steps"), recipe.verify.prior_steps
-    if not isinstance(made, int) or made >= wanted:
+def _sample_notes(samples: Samples) -> list[str]:
+    """A remark where the run was too short for a whole prior generator."""
+    made = samples.provenance.get("prior_steps")
+    if not isinstance(made, int) or made >= PRIOR_STEPS:
         return []
-    who = f"the prior generator had {made} updates, in a longer run it has {wanted}"
+    who = f"the prior generator had {made} updates, in a longer run it has {PRIOR_STEPS}"
     return [f"{who}: students of runs of other lengths are judged on other samples, so their agreements do not compare"]
 
 

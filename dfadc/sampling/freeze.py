@@ -11,18 +11,20 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from dfadc.distillation.generator.networks import draws_pixels
 from dfadc.networks.logits import answering_pixels
 from dfadc.networks.network_file import save_network, serialise
 from dfadc.sampling.calibration import Calibration, choose_calibration
 from dfadc.sampling.generators import (
     PRIOR_SEED,
+    PROCEDURAL_SHARE,
+    can_refine,
     draw,
     draw_prior,
-    examiner_steps,
-    sharpen_steps,
     train_adversary,
     train_prior,
 )
+from dfadc.sampling.lengths import ADVERSARY_RESTARTS, refine_steps, verification_steps
 from dfadc.storage import atomic_write_bytes, sha256_file
 from dfadc.training.sample_size import choose_num_samples
 from dfadc.verification.pixel_agreement import choose_positions
@@ -65,16 +67,14 @@ def write_results(training: Training, folder: RunFolder, on_note: Callable[[str]
         contract=training.teacher.contract,
         extra={"dfadc.teacher_sha256": training.teacher.sha256, "dfadc.recipe": training.recipe.name},
     )
-    _write_generator(game.players, game.contract, folder.generator)
-    prior_steps, adversary_steps = examiner_steps(game.recipe)
+    _write_generator(game.players, game, folder.generator)
+    prior_steps, adversary_steps = verification_steps(game.recipe)
     on_note(
         f"finishing: a prior generator of {prior_steps} updates and samples of it, then "
-        f"{game.recipe.verify.adversary_restarts} adversaries of {adversary_steps}"
+        f"{ADVERSARY_RESTARTS} adversaries of {adversary_steps}"
     )
-    prior = train_prior(game) if prior_steps else None
-    adversary = train_adversary(game) if adversary_steps else None
-    if prior is not None:
-        _write_generator(prior, game.contract, folder.prior)
+    prior, adversary = train_prior(game), train_adversary(game)
+    _write_generator(prior, game, folder.prior)
     samples = freeze_samples(game, prior=prior, adversary=adversary)
     networks = {TEACHER_SHA256: training.teacher.sha256, STUDENT_SHA256: sha256_file(folder.student)}
     samples = replace(samples, provenance={**samples.provenance, **networks})
@@ -125,17 +125,17 @@ def freeze_samples(game: Game, *, prior: Players | None = None, adversary: Playe
 def _provenance(game: Game, prior_samples: int) -> dict[str, str | int | float]:
     """How the samples were made: seeds, how long each generator was trained, and how far pixels were moved."""
     recipe = game.recipe
-    prior_steps, adversary_steps = examiner_steps(recipe)
-    sharpened = sharpen_steps(game, prior_samples) if prior_samples else 0
+    prior_steps, adversary_steps = verification_steps(recipe)
+    refined = refine_steps(recipe, prior_samples) if prior_samples and can_refine(game) else 0
     return {
         "seed": recipe.seed,
         "step": game.players.step,
         "prior_steps": prior_steps,
         "prior_seed": PRIOR_SEED,
-        "sharpen_steps": sharpened,
-        "procedural_share": recipe.verify.procedural_share if sharpened else 0.0,
+        "sharpen_steps": refined,
+        "procedural_share": PROCEDURAL_SHARE if refined else 0.0,
         "adversary_steps": adversary_steps,
-        "adversary_restarts": recipe.verify.adversary_restarts,
+        "adversary_restarts": ADVERSARY_RESTARTS,
     }
 
 
@@ -150,7 +150,7 @@ def collect_calibration(game: Game, *, prior: Players | None, exclude: Samples) 
         "prior": _draw(game, prior, wanted),
     }
     answers = _classes_of_images(candidates, game)
-    return choose_calibration(candidates, answers, settings=settings, exclude=exclude.images)
+    return choose_calibration(candidates, answers, num_images=settings.num_images, exclude=exclude.images)
 
 
 def _draw(game: Game, players: Players | None, count: int) -> StoredImages:
@@ -207,10 +207,11 @@ def _answers(network: nn.Module, stored: StoredImages, game: Game) -> Iterator[n
         yield answering(images.to(game.policy.device)).float().cpu().numpy()
 
 
-def _write_generator(players: Players, contract: ImageContract, path: Path) -> None:
+def _write_generator(players: Players, game: Game, path: Path) -> None:
     metadata = {
         "dfadc.schema": "1",
-        "dfadc.generator": players.generator.settings.model_dump_json(),
-        "dfadc.contract": json.dumps(contract.to_dict(), sort_keys=True),
+        "dfadc.generator": players.generator.rules.model_dump_json(),
+        "dfadc.bounded": json.dumps(draws_pixels(game.recipe.generator, game.contract)),
+        "dfadc.contract": json.dumps(game.contract.to_dict(), sort_keys=True),
     }
     atomic_write_bytes(path, serialise(players.generator.average.state_dict(), metadata))

@@ -1,4 +1,4 @@
-"""Samples on which the teacher is sure: the pixels of generated images, moved until it is."""
+"""Refinement of samples: pixels of generated images, optimised until the teacher is sure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _RATE, _BETAS = 0.2, (0.5, 0.999)
 _MARGIN = 1e-3
 
 
-def sharpen(
+def refine(
     images: Tensor, teacher: nn.Module, batch_norms: list[nn.Module], *, contract: ImageContract, steps: int
 ) -> Tensor:
     """Moves pixels towards the class that the teacher sees there and the batch-norm statistics that it kept.

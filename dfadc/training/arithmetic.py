@@ -12,7 +12,7 @@ def flops_per_step(recipe: Recipe, *, teacher: int, student: int, generator: int
     """Floating-point operations of an average step of the run.
 
     A backward pass takes twice the forward one for a network that moves, and as much as the forward one where a
-    gradient only passes through on its way to the images. All of it shrinks with the square of the images' sides.
+    gradient only passes through on its way to the images.
 
     Args:
         recipe: the run's.
@@ -23,9 +23,7 @@ def flops_per_step(recipe: Recipe, *, teacher: int, student: int, generator: int
     rules, replay = recipe.generator, recipe.replay
     drawn = generator * (1 - replay.share)
     learns = recipe.student.steps * (drawn + teacher + 3 * student) * (1 - recipe.student.start)
-    repeats = replay.echoes * 3 * student * (1 - recipe.student.start)
-    asked = student if rules.adversarial > 0 else 0
-    seeks = rules.steps * (3 * generator + 2 * (teacher + asked))
+    repeats = replay.repeats * 3 * student * (1 - recipe.student.start)
+    seeks = rules.steps * (3 * generator + 2 * (teacher + student))
     leaves = generator if replay.share == 1 else 0
-    smaller = 1 - rules.low_resolution * (1 - rules.low_resolution_scale**2)
-    return recipe.batch_size * (smaller * (learns + seeks + leaves) + (1 - rules.low_resolution) * repeats)
+    return recipe.batch_size * (learns + seeks + leaves + repeats)

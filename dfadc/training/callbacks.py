@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from dfadc.recipe.schema import Recipe
     from dfadc.run_folder import RunFolder
 
+#: Moments of a run at which samples of the averaged generator are set aside.
+NUM_SNAPSHOTS = 8
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -152,14 +155,13 @@ class Watch:
 
 def snapshot_steps(recipe: Recipe) -> frozenset[int]:
     """The steps after which samples are set aside: evenly over the run, the end excluded."""
-    moments = recipe.verify.snapshots
-    return frozenset(max(1, round(recipe.steps * (i + 1) / (moments + 1))) for i in range(moments))
+    return frozenset(max(1, round(recipe.steps * (i + 1) / (NUM_SNAPSHOTS + 1))) for i in range(NUM_SNAPSHOTS))
 
 
 def snapshot_size(recipe: Recipe, contract: ImageContract) -> int:
     """Images set aside at each of those steps, at least one, so that together they are as many as their source has."""
     settings = recipe.verify
-    return max(1, -(-settings.count_of("snapshots", choose_num_samples(settings, contract)) // settings.snapshots))
+    return max(1, -(-settings.count_of("snapshots", choose_num_samples(settings, contract)) // NUM_SNAPSHOTS))
 
 
 @torch.no_grad()

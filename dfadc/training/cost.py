@@ -128,31 +128,21 @@ def time_steps(game: Game, watch: AbstractContextManager[object] | None = None) 
         watch: looks on while each update is made for the first time, which is not timed.
     """
     before = copy.deepcopy(game.players.state_dict())
-    rules = game.recipe.generator
-    seconds = 0.0
     try:
-        game.begin_step()
-        # The small images first: those of the input size go into the ring.
-        for share, scale in ((rules.low_resolution, rules.low_resolution_scale), (1 - rules.low_resolution, 1.0)):
-            if share > 0:
-                game.scale = scale
-                seconds += share * _time_at_size(game, watch)
+        return _time_updates(game, watch)
     finally:
-        game.scale = 1.0
         game.players.load_state_dict(before)
-    return seconds
 
 
-def _time_at_size(game: Game, watch: AbstractContextManager[object] | None) -> float:
-    """The same for images of one size."""
+def _time_updates(game: Game, watch: AbstractContextManager[object] | None) -> float:
     rules = game.recipe
     game.begin_turn()
     generator = _time(game, lambda: update_generator(game), watch)
     # Before the student, who may live from what a turn leaves in the ring.
     turn = _time(game, game.end_turn, watch)
     students = rules.student.steps * _time(game, lambda: update_student(game, game.draw_student_batch()), watch)
-    if num_echoes := game.num_echoes:
-        students += num_echoes * _time(game, lambda: update_student(game, game.draw_echo_batch()), watch)
+    if rules.replay.repeats:
+        students += rules.replay.repeats * _time(game, lambda: update_student(game, game.draw_echo_batch()), watch)
     return rules.generator.steps * generator + turn + students * (1 - rules.student.start)
 
 

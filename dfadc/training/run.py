@@ -14,16 +14,15 @@ import torch
 from dfadc.distillation.checkpoint import load_checkpoint
 from dfadc.distillation.compute.allocator import kept_memory
 from dfadc.distillation.compute.policy import choose_device, choose_policy, fit_policy
-from dfadc.distillation.generator.networks import build_generator, latent_length, scaled_size
+from dfadc.distillation.generator.networks import build_generator
 from dfadc.distillation.loop import distill
 from dfadc.distillation.objectives import Game
 from dfadc.distillation.state import Players
 from dfadc.errors import DfadcError
 from dfadc.networks.adaptation import place
 from dfadc.networks.flops import count_flops, count_parameters
-from dfadc.networks.user_code import running_user_code
 from dfadc.recipe.load import change_recipe, recipe_to_toml
-from dfadc.recipe.resolve import check_budget, fit_hints, fit_recipe, slow_down
+from dfadc.recipe.resolve import StudentFacts, resolve_recipe, warm_up_notes
 from dfadc.run_folder import SCHEMA, RunFolder, environment
 from dfadc.storage import atomic_write_text, sha256_file, write_json
 from dfadc.student.build import Student, build_student, with_logits_like
@@ -94,22 +93,27 @@ class Training:
         student: freshly built, or with weights to start from.
         recipe: as asked for.
         device: where to play.
+        is_resolved: the recipe is that of a run that began, and is taken as it is.
 
     Raises:
         DfadcError: the recipe does not fit, or the teacher cannot teach.
     """
 
-    def __init__(self, teacher: Teacher, student: Student, *, recipe: Recipe, device: torch.device) -> None:
+    def __init__(
+        self, teacher: Teacher, student: Student, *, recipe: Recipe, device: torch.device, is_resolved: bool
+    ) -> None:
         diagnosis = diagnose_teacher(teacher.module, teacher.batch_norms, teacher.contract)
         self.batch_norms = diagnosis.batch_norms
-        recipe = fit_hints(recipe, student.architecture, len(corresponding_layers(student.module, teacher.module)))
-        recipe, notes = fit_recipe(recipe, teacher.contract, len(self.batch_norms))
+        notes: tuple[str, ...] = ()
+        if not is_resolved:
+            num_hints = len(corresponding_layers(student.module, teacher.module))
+            facts = StudentFacts(student.architecture, student.is_inherited, num_hints)
+            recipe, notes = resolve_recipe(
+                recipe, teacher.contract, num_batch_norms=len(self.batch_norms), student=facts
+            )
         check_gates_can_pass(recipe.verify, teacher.contract)
         if (fewer := size_note(recipe.verify, teacher.contract)) is not None:
             notes = (*notes, fewer)
-        if student.is_inherited:
-            recipe, slower = slow_down(recipe)
-            notes = (*notes, *slower)
         student = with_logits_like(student, teacher.contract, diagnosis.logit_size)
         self.teacher = teacher
         self.student = student
@@ -120,9 +124,8 @@ class Training:
         # Counted before the game hangs its hooks on the teacher.
         self.teacher_flops = count_flops(teacher.module, teacher.contract.input_size)
         self.student_flops = count_flops(student.module, teacher.contract.input_size)
-        self.generator_flops = count_flops(generator, (latent_length(recipe.generator, teacher.contract),))
+        self.generator_flops = count_flops(generator, (recipe.generator.latent_dim,))
         self.notes = (*teacher.warnings, *student.notes, *self._size_notes(), *diagnosis.notes, *notes)
-        _check_low_resolution(recipe, teacher, student)
         largest = max(math.inf if each is None else each for each in self._flops)
         self.policy, changed = fit_policy(choose_policy(recipe.compute, device, largest), student.module)
         self.notes = (*self.notes, *changed)
@@ -141,7 +144,7 @@ class Training:
         if minutes is not None:
             self.recipe = change_recipe(self.recipe, {"steps": steps_for_minutes(minutes, cost.seconds_per_step)})
             self.game.recipe = self.recipe
-        notes = (*self.notes, *check_budget(self.recipe))
+        notes = (*self.notes, *warm_up_notes(self.recipe))
         if minutes is not None and self.recipe.steps < FEW_STEPS:
             few = f"{minutes:g} minutes are {self.recipe.steps} steps here, and a student needs hundreds"
             ways = ["more minutes", "a smaller student"]
@@ -315,7 +318,7 @@ def prepare(teacher: Teacher, student: str, *, recipe: Recipe, device: str, has_
         recipe = change_recipe(recipe, {"student.weights": str(Path(rules.weights).resolve())})
     torch.manual_seed(recipe.seed)
     built = _build_student(student, teacher, rules)
-    return Training(teacher, built, recipe=recipe, device=choose_device(device))
+    return Training(teacher, built, recipe=recipe, device=choose_device(device), is_resolved=has_checkpoint)
 
 
 def _start_weights(rules: StudentSettings) -> dict[str, str] | None:
@@ -338,33 +341,3 @@ def _build_student(name: str, teacher: Teacher, rules: StudentSettings) -> Stude
             note = "default stem, as the teacher has; --set student.stem=small keeps maps larger, from random weights"
             return replace(copy, notes=(*copy.notes, note))
     return inherit(built, teacher, rules.inherit)
-
-
-def _check_low_resolution(recipe: Recipe, teacher: Teacher, student: Student) -> None:
-    """Refuses smaller images where a network takes one size only.
-
-    Raises:
-        DfadcError: teacher or student does not take them; the message says why.
-    """
-    rules = recipe.generator
-    if not rules.low_resolution:
-        return
-    asked, way = f"generator.low_resolution = {rules.low_resolution:g}", "--set generator.low_resolution=0"
-    channels, *sides = teacher.contract.input_size
-    height, width = scaled_size((sides[0], sides[1]), rules.low_resolution_scale)
-    shapes = []
-    for role, name, network in (
-        ("teacher", teacher.architecture, teacher.module),
-        ("student", student.architecture, student.module.eval()),
-    ):
-        problem = f"{asked}: the {role} {name} does not take images of {height}x{width}"
-        with running_user_code(problem, way), torch.no_grad():
-            device = next(network.parameters(), torch.empty(0)).device
-            shapes.append(network(torch.zeros(2, channels, height, width, device=device)).shape)
-    student.module.train()
-    if shapes[0] != shapes[1]:
-        raise DfadcError(
-            f"{asked}: to images of {height}x{width} teacher and student give logits of shape {tuple(shapes[0])} and "
-            f"{tuple(shapes[1])}",
-            way,
-        )

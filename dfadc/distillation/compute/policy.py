@@ -29,14 +29,14 @@ class ComputePolicy:
     Args:
         device: where the players live.
         autocast_dtype: what matrix work is cast to; None for plain fp32.
-        channels_last: whether modules and images are NHWC.
         reason: why this precision, for the run's plan.
+        channels_last: whether modules and images are NHWC.
     """
 
     device: torch.device
     autocast_dtype: torch.dtype | None
-    channels_last: bool
     reason: str
+    channels_last: bool = True
 
     @property
     def scales_gradients(self) -> bool:
@@ -94,7 +94,7 @@ def choose_policy(settings: ComputeSettings, device: torch.device, flops: float 
         DfadcError: the precision cannot be had on this device.
     """
     dtype, reason = _choose_dtype(settings.precision, device, flops)
-    return ComputePolicy(device=device, autocast_dtype=dtype, channels_last=settings.channels_last, reason=reason)
+    return ComputePolicy(device=device, autocast_dtype=dtype, reason=reason)
 
 
 def fit_policy(policy: ComputePolicy, student: nn.Module) -> tuple[ComputePolicy, tuple[str, ...]]:

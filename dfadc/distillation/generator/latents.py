@@ -39,69 +39,6 @@ class FreshLatents(nn.Module):
         return torch.randn(count, self.latent_dim, generator=self.rng, device=self.rng.device)
 
 
-class SharedLatents(FreshLatents):
-    """One batch of latents for the generator's turn and the student's that follows it (ZSKT 1905.09768, algorithm 1).
-
-    The paper draws before each turn of the generator; so does this, and one more batch for the student's first turn,
-    which the paper has not.
-
-    Args:
-        latent_dim: Z.
-        rng: of the training's latents.
-        batch_size: N.
-    """
-
-    values: Tensor
-
-    def __init__(self, latent_dim: int, rng: torch.Generator, *, batch_size: int) -> None:
-        super().__init__(latent_dim, rng)
-        self.register_buffer("values", super().draw(batch_size))
-
-    def renew_(self) -> None:
-        """Draws the batch anew."""
-        with torch.no_grad():
-            self.values.normal_(generator=self.rng)
-
-    def draw(self, count: int) -> Tensor:
-        """The first ``count`` of the batch, a view of it."""
-        return self.values[:count]
-
-
-class OptimisedLatents(SharedLatents):
-    """A batch of latents that is optimised with the generator, and classes that it is to be taken for.
-
-    Source: CMI (2105.08584), FastDFKD (2112.06253); with an identity for a generator these are the free pixels of
-    DeepInversion (1912.08795). The papers draw classes at random; here each comes as often as any other.
-
-    Args:
-        latent_dim: Z.
-        rng: of the training's latents.
-        batch_size: N.
-        num_classes: K.
-    """
-
-    move = True
-    classes: Tensor
-
-    def __init__(self, latent_dim: int, rng: torch.Generator, *, batch_size: int, num_classes: int) -> None:
-        super().__init__(latent_dim, rng, batch_size=batch_size)
-        values = self.values
-        del self.values
-        self.values = nn.Parameter(values)
-        self.num_classes = num_classes
-        self.register_buffer("classes", balanced_targets(batch_size, num_classes, rng))
-
-    @property
-    def targets(self) -> Tensor:
-        """Classes (N,), one for each latent."""
-        return self.classes
-
-    def renew_(self) -> None:
-        """Draws latents and classes anew."""
-        super().renew_()
-        self.classes.copy_(balanced_targets(len(self.classes), self.num_classes, self.rng))
-
-
 class NoisyLayers(FreshLatents):
     """Latents that know their class: its fixed embedding through a linear layer, which each turn re-draws and trains.
 
@@ -173,7 +110,4 @@ def build_latents(
     """The source of latents that a recipe names."""
     if source == "fresh":
         return FreshLatents(latent_dim, rng)
-    if source == "shared":
-        return SharedLatents(latent_dim, rng, batch_size=batch_size)
-    kind = {"optimised": OptimisedLatents, "noisy": NoisyLayers}[source]
-    return kind(latent_dim, rng, batch_size=batch_size, num_classes=num_classes)
+    return NoisyLayers(latent_dim, rng, batch_size=batch_size, num_classes=num_classes)

@@ -17,11 +17,10 @@ if TYPE_CHECKING:
 
 
 class StudentBatch(NamedTuple):
-    """N = F + A + P + R images, or what a generator draws them from; there may be none of a source.
+    """N = F + P + R images, or what a generator draws them from; there may be none of a source.
 
     Args:
         latents: (F, Z), for F images of the generator.
-        average_latents: (A, Z), for A images of the averaged generator.
         procedural: (P, C, H, W), images that are drawn by rule.
         replayed: (R, C, H, W), images of earlier steps, already augmented.
         answers: (R, K, ...), the teacher's logits to the replayed images where they are known, else (0, ...).
@@ -29,39 +28,32 @@ class StudentBatch(NamedTuple):
     """
 
     latents: Tensor
-    average_latents: Tensor
     procedural: Tensor
     replayed: Tensor
     answers: Tensor
     mixup: Tensor
 
 
-def draw_student_batch(players: Players, recipe: Recipe, contract: ImageContract, *, full_size: bool) -> StudentBatch:
+def draw_student_batch(players: Players, recipe: Recipe, contract: ImageContract) -> StudentBatch:
     """A batch as the recipe composes it; the ring gives its part once it holds any image.
 
     Args:
         players: with their dice and memory.
         recipe: the shares.
         contract: what an image is.
-        full_size: whether the run is played with images of the contract's size, as procedural ones are.
     """
     size, replay = recipe.batch_size, recipe.replay
-    num_replayed = num_procedural = num_averaged = 0
+    num_replayed = 0
     if replay.share == 1:
         num_replayed = size
     elif len(players.ring):
         num_replayed = min(round(size * replay.share), size - 1)
     most = size - num_replayed - 1  # one is the generator's
-    if full_size:
-        num_procedural = max(0, min(round(size * replay.procedural_share), most))
-    if replay.average_share > 0:
-        num_averaged = min(round(size * replay.average_share), most - num_procedural)
-        players.generator.average.eval()
-    replayed, answers = _draw_replayed(num_replayed, players, recipe, contract)
+    num_procedural = max(0, min(round(size * replay.procedural_share), most))
+    replayed, answers = _draw_replayed(num_replayed, players, contract)
     weight = augmentation.draw_mixup(recipe.augmentation.mixup, players.rng)
     return StudentBatch(
-        latents=_draw_latents(size - num_replayed - num_procedural - num_averaged, players),
-        average_latents=_draw_latents(num_averaged, players),
+        latents=_draw_latents(size - num_replayed - num_procedural, players),
         procedural=_draw_procedural(num_procedural, players, contract),
         replayed=replayed,
         answers=answers,
@@ -73,7 +65,7 @@ def draw_echo_batch(players: Players, batch_size: int) -> StudentBatch:
     """Images that the student was shown before, as it was shown them, and what the teacher answered then."""
     images, answers = players.echo.draw(batch_size, players.rng)
     latents = _draw_latents(0, players)
-    return StudentBatch(latents, latents, images[:0], images, answers, mixup=torch.tensor(1.0, device=players.device))
+    return StudentBatch(latents, images[:0], images, answers, mixup=torch.tensor(1.0, device=players.device))
 
 
 def _draw_latents(count: int, players: Players) -> Tensor:
@@ -86,16 +78,10 @@ def _draw_procedural(count: int, players: Players, contract: ImageContract) -> T
     return draw_procedural(count, contract, players.rng).to(players.device)
 
 
-def _draw_replayed(count: int, players: Players, recipe: Recipe, contract: ImageContract) -> tuple[Tensor, Tensor]:
-    """Images of the ring, augmented, and the teacher's answers to them unless something will change them."""
-    rules = recipe.augmentation
+def _draw_replayed(count: int, players: Players, contract: ImageContract) -> tuple[Tensor, Tensor]:
+    """Images of the ring, shifted; the teacher's answers to them hold no more."""
     if not count:
         empty = torch.empty((0, *contract.input_size), device=players.device)
         return empty, torch.empty((0, 0), device=players.device)
     images, answers = players.ring.draw(count, players.rng)
-    images = augmentation.shift(images, rules.shift, players.rng)
-    if rules.flip:
-        images = augmentation.flip(images, players.rng)
-    if rules.shift or rules.flip or rules.mixup > 0:
-        answers = answers[:0]
-    return images, answers
+    return augmentation.shift(images, augmentation.most_pixels(contract), players.rng), answers[:0]

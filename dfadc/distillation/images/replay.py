@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 STORED_DTYPE = torch.float16
 #: Steps of the game that an echo may come from.
 ECHO_STEPS = 10
+#: Bound on the memory of a store; its capacity is cut to it.
+MOST_BYTES = 512 * 2**20
+#: Images kept over the whole run, for calibration.
+RESERVOIR_SIZE = 1024
 
 
 class ImageStore:
@@ -173,8 +177,8 @@ def build_echo(
 ) -> ReplayRing:
     """What the student's last new batches were, and the teacher's answers to them; of no capacity without echoes."""
     answer_shape = (contract.num_classes, *logit_size)
-    capacity = ECHO_STEPS * recipe.student.steps * recipe.batch_size if recipe.replay.echoes else 0
-    bounded = ring_capacity(capacity, contract.input_size, recipe.replay.max_mebibytes, answer_shape=answer_shape)
+    capacity = ECHO_STEPS * recipe.student.steps * recipe.batch_size if recipe.replay.repeats else 0
+    bounded = ring_capacity(capacity, contract.input_size, answer_shape=answer_shape)
     return ReplayRing(min(capacity, bounded), contract.input_size, device, answer_shape=answer_shape)
 
 
@@ -202,15 +206,10 @@ def finite(values: Tensor) -> Tensor:
 def build_ring(recipe: Recipe, contract: ImageContract, device: torch.device) -> ReplayRing:
     """The ring that a recipe asks for; of no capacity where nothing is replayed.
 
-    The teacher's answers are kept where drawing needs their classes, or where they stay true: a replayed image that is
-    neither augmented nor mixed is the one that the teacher saw.
+    The teacher's answers are kept where drawing needs their classes; they are not those to the shifted images.
     """
-    changed = recipe.augmentation.shift or recipe.augmentation.flip or recipe.augmentation.mixup
-    keeps_answers = contract.task == "classification" and (recipe.replay.balanced or not changed)
-    answer_shape = (contract.num_classes if keeps_answers else 0,)
-    capacity = ring_capacity(
-        recipe.replay.capacity, contract.input_size, recipe.replay.max_mebibytes, answer_shape=answer_shape
-    )
+    answer_shape = (contract.num_classes if recipe.replay.balanced else 0,)
+    capacity = ring_capacity(recipe.replay.capacity, contract.input_size, answer_shape=answer_shape)
     return ReplayRing(
         capacity if recipe.replay.share > 0 else 0,
         contract.input_size,
@@ -221,8 +220,8 @@ def build_ring(recipe: Recipe, contract: ImageContract, device: torch.device) ->
 
 
 def ring_capacity(
-    wanted: int, input_size: tuple[int, int, int], max_mebibytes: int, *, answer_shape: tuple[int, ...] = (0,)
+    wanted: int, input_size: tuple[int, int, int], *, answer_shape: tuple[int, ...] = (0,), most_bytes: int = MOST_BYTES
 ) -> int:
     """How many images of this size the ring holds: ``wanted``, or as many as fit the memory bound (at least one)."""
     image_bytes = math.prod(input_size) * STORED_DTYPE.itemsize + math.prod(answer_shape) * torch.float32.itemsize
-    return max(1, min(wanted, max_mebibytes * 2**20 // image_bytes))
+    return max(1, min(wanted, most_bytes // image_bytes))
