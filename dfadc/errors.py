@@ -62,7 +62,7 @@ class RuntimeRefused(DfadcError):
 
 
 class TrainingDiverged(DfadcError):
-    """The two-player game left the finite numbers and could not be brought back."""
+    """Training left the finite numbers and could not be brought back."""
 
     exit_code = 6
 

@@ -16,7 +16,7 @@ import tomli_w
 from pydantic import BaseModel, ValidationError
 
 from dfadc.errors import DfadcError
-from dfadc.recipe.removed import RECIPES, SETTINGS, VALUES
+from dfadc.recipe.removed import RECIPES, SECTIONS, SETTINGS, VALUES
 from dfadc.recipe.schema import Recipe
 
 if TYPE_CHECKING:
@@ -172,6 +172,8 @@ def _explain(error: Mapping[str, Any]) -> str:
     path = ".".join(str(part) for part in error["loc"])
     if path in SETTINGS:
         return f"there is no setting {path} any more: {SETTINGS[path]}"
+    if path in SECTIONS and isinstance(error["input"], dict):
+        return f"there is no section {path} any more: {SECTIONS[path]}"
     if advice := VALUES.get((path, str(error["input"]))):
         return f"{path} = {error['input']} is gone: {advice}"
     if error["type"] == "extra_forbidden":

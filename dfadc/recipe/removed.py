@@ -32,10 +32,6 @@ SETTINGS = {
     "generator.optimizer.second_beta": "it is 0.999",
     "generator.optimizer.nesterov": "the optimizer is Adam",
     "generator.optimizer.weight_decay": "it is 0",
-    "generator.schedule.kind": 'use generator.schedule = "as_student" or "constant"',
-    "generator.schedule.warmup": 'use generator.schedule = "as_student" or "constant"',
-    "generator.schedule.milestones": 'use generator.schedule = "as_student" or "constant"',
-    "generator.schedule.decay": 'use generator.schedule = "as_student" or "constant"',
     "prior.targets": "noisy latents have balanced classes, fresh ones the teacher's argmax",
     "prior.balance_momentum": f"use a larger batch_size; {_COMMIT}",
     "prior.activation": f"use prior.one_hot; {_COMMIT}",
@@ -63,6 +59,8 @@ SETTINGS = {
     "verify.adversary_restarts": "they are 2",
     "verify.required": "use --require",
 }
+#: Sections that are settings now.
+SECTIONS = {"generator.schedule": 'use generator.schedule = "as_student" or "constant"'}
 #: Values of settings that are gone.
 VALUES = {
     ("generator.architecture", "free_pixels"): f"use scalable; {_COMMIT}",

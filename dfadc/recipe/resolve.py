@@ -89,12 +89,13 @@ def _apply_overlay(recipe: Recipe, overlay: str, reason: str, contract: ImageCon
     overlaid, changes = lay_over(recipe, overlay)
     if not changes:
         return recipe
-    overlaid = _make_room(overlaid, [])
+    room: list[str] = []
+    overlaid = _make_room(overlaid, room)
     if find_conflicts(overlaid, contract) and not find_conflicts(recipe, contract):
         notes.append(f"{reason}, but the settings of overlay {overlay} and yours cannot be combined: it is left out")
         return recipe
     taken = ", ".join(f"{path} = {value}" for path, value in changes.items())
-    notes.append(f"{reason}: overlay {overlay} sets {taken}; --set keeps a setting as it is")
+    notes += [f"{reason}: overlay {overlay} sets {taken}; --set keeps a setting as it is", *room]
     return overlaid
 
 

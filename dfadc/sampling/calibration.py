@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from dfadc.array_file import read_arrays
 from dfadc.errors import DfadcError
-from dfadc.sampling.class_balance import take_turns
+from dfadc.sampling.class_balance import class_order
 from dfadc.storage import atomic_write
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def _ranked(images: StoredImages, logits: npt.NDArray[np.float32], seen: set[byt
         if digest not in seen and np.isfinite(logits[index]).all():
             seen.add(digest)
             usable.append(index)
-    return [usable[position] for position in take_turns(logits[usable].argmax(axis=1).tolist())]
+    return [usable[position] for position in class_order(logits[usable].argmax(axis=1).tolist())]
 
 
 def _quotas(shares: Sequence[float], count: int) -> list[int]:

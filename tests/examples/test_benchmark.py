@@ -135,7 +135,7 @@ def test_looking_changes_nothing(judge: measure.Judge, monkeypatch: pytest.Monke
         monkeypatch.setattr(measure, "NUM_LOOKS", num_looks)
         teacher = load_teacher(TASKS["digits"].teacher)
         return play.play_recipe(
-            load_recipe("auto", ["batch_size=16", "student.ema_decay=0", "replay.echoes=0"]),
+            load_recipe("auto", ["batch_size=16", "student.ema_decay=0", "replay.repeats=0"]),
             teacher=teacher,
             student="compact_resnet_8",
             budget=measure.Budget(images=96 * 6),

@@ -1,4 +1,4 @@
-"""From a finished game to files: what is exported, and what the samples are."""
+"""From a finished run to files: what is exported, and what the samples are."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dfadc.recipe.schema import GeneratorSettings
 from dfadc.run_folder import RunFolder
 from dfadc.sampling.freeze import freeze_samples, write_results
 from dfadc.teacher.load import load_teacher
-from dfadc.training.callbacks import set_samples_aside
+from dfadc.training.callbacks import draw_snapshot_samples
 from dfadc.training.run import Training, prepare
 from dfadc.training.sample_size import choose_num_samples
 from dfadc.verification.samples import SampleSet
@@ -44,7 +44,7 @@ MINIATURE: dict[str, Any] = {
 
 
 def play(folder: Path, contract: ImageContract = WITH_PIXELS, *, snapshots: int = 2) -> tuple[Training, RunFolder]:
-    """A game of a few steps, played to its end."""
+    """A run of a few steps, played to its end."""
     torch.manual_seed(0)
     network = CompactResNet(contract, width=8)
     with torch.no_grad():
@@ -65,11 +65,11 @@ def test_the_averaged_student_is_exported(tmp_path: Path) -> None:
     training, run = play(tmp_path)
     write_results(training, run)
     module, metadata = load_network(run.student)
-    players = training.game.players
+    state = training.run.state
     moved = []
     for name, value in module.state_dict().items():
-        assert torch.equal(value, players.student.average.state_dict()[name]), name
-        moved.append(not torch.equal(value, players.student.module.state_dict()[name]))
+        assert torch.equal(value, state.student.average.state_dict()[name]), name
+        moved.append(not torch.equal(value, state.student.module.state_dict()[name]))
     assert any(moved)
     assert metadata.extra["dfadc.recipe"] == "auto"
     assert metadata.extra["dfadc.teacher_sha256"] == training.teacher.sha256
@@ -85,7 +85,7 @@ def test_the_generators_file_is_all_it_takes_to_draw_again(tmp_path: Path) -> No
     rebuilt.load_state_dict(load_file(run.generator))
     latents = torch.randn(4, 8)
     with torch.no_grad():
-        torch.testing.assert_close(rebuilt(latents), training.game.players.generator.average.eval()(latents))
+        torch.testing.assert_close(rebuilt(latents), training.run.state.generator.average.eval()(latents))
 
 
 def test_the_same_game_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -120,22 +120,22 @@ def test_both_networks_answer_the_images_as_they_are_stored(contract: ImageContr
 
 def test_without_snapshots_every_sample_is_the_last_generators(tmp_path: Path) -> None:
     training, _ = play(tmp_path, snapshots=0)
-    samples = freeze_samples(training.game)
+    samples = freeze_samples(training.run)
     assert samples.counts() == {"generator": 40, "snapshots": 0, "prior": 0, "adversary": 0}
 
 
 def test_as_many_samples_are_frozen_as_the_gates_need(tmp_path: Path) -> None:
     training, _ = play(tmp_path)
     wanted = {"verify.num_samples": 400_000, "verify.min_fp16_agreement": 0.9}
-    training.game.recipe = change_recipe(training.recipe, wanted)
-    assert len(freeze_samples(training.game)) == choose_num_samples(training.game.recipe.verify, training.game.contract)
+    training.run.recipe = change_recipe(training.recipe, wanted)
+    assert len(freeze_samples(training.run)) == choose_num_samples(training.run.recipe.verify, training.run.teacher.contract)
 
 
 def test_of_too_many_images_set_aside_an_even_choice_is_kept(tmp_path: Path) -> None:
     training, _ = play(tmp_path)
-    set_samples_aside(training.game, 60)
-    aside = training.game.players.set_aside
-    samples = freeze_samples(training.game)
+    draw_snapshot_samples(training.run, 60)
+    aside = training.run.state.snapshots
+    samples = freeze_samples(training.run)
     assert samples.counts() == {"generator": 34, "snapshots": 6, "prior": 0, "adversary": 0}
     kept = samples.normalised()[samples.source == 1]
     for stored, shown in ((kept[0], aside[0]), (kept[-1], aside[-1])):
@@ -160,9 +160,9 @@ def test_calibration_images_come_from_three_sources_and_are_none_of_the_samples(
 
 def test_freezing_draws_unseen_latents_and_moves_no_player(tmp_path: Path) -> None:
     training, _ = play(tmp_path)
-    players = training.game.players
-    before = {name: value.clone() for name, value in players.student.module.state_dict().items()}
-    latents = players.latent_rng.get_state()
-    freeze_samples(training.game)
-    assert torch.equal(players.latent_rng.get_state(), latents)
-    assert all(torch.equal(value, before[name]) for name, value in players.student.module.state_dict().items())
+    state = training.run.state
+    before = {name: value.clone() for name, value in state.student.module.state_dict().items()}
+    latents = state.latent_rng.get_state()
+    freeze_samples(training.run)
+    assert torch.equal(state.latent_rng.get_state(), latents)
+    assert all(torch.equal(value, before[name]) for name, value in state.student.module.state_dict().items())

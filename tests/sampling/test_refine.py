@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from miniature import build_game
+from miniature import build_run
 
 from dfadc.distillation.losses.batch_norm import BatchNormMatching
 from dfadc.networks.norm_layers import is_batch_norm_with_statistics
 from dfadc.pipeline.distill import load_teacher
-from dfadc.sampling.generators import sharpen_steps
-from dfadc.sampling.refine import sharpen
+from dfadc.sampling.generators import refine_steps
+from dfadc.sampling.refine import refine
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,7 +55,7 @@ def look(teacher: Teacher, images: Tensor) -> tuple[float, float, Tensor]:
 def test_the_teacher_is_surer_and_its_batch_norms_know_the_images(teacher: Teacher, noisy: Tensor) -> None:
     images, before = noisy, noisy.clone()
     weights = {name: value.clone() for name, value in teacher.module.state_dict().items()}
-    sharpened = sharpen(images, teacher.module, batch_norms_of(teacher), contract=teacher.contract, steps=40)
+    sharpened = refine(images, teacher.module, batch_norms_of(teacher), contract=teacher.contract, steps=40)
     (confidence, distance, classes), (surer, nearer, same) = (look(teacher, each) for each in (images, sharpened))
     assert surer > confidence
     assert nearer < distance / 4
@@ -71,15 +71,15 @@ def test_the_teacher_is_surer_and_its_batch_norms_know_the_images(teacher: Teach
 
 
 def test_without_updates_the_images_stay(teacher: Teacher, noisy: Tensor) -> None:
-    still = sharpen(noisy, teacher.module, batch_norms_of(teacher), contract=teacher.contract, steps=0)
+    still = refine(noisy, teacher.module, batch_norms_of(teacher), contract=teacher.contract, steps=0)
     (low,), (high,) = teacher.contract.value_range()
     torch.testing.assert_close(still, noisy, rtol=0, atol=2e-3 * (high - low))
 
 
 def test_it_takes_a_quarter_of_what_the_game_takes_at_most() -> None:
     # 8 images, 5 + 1 updates a step: 48 images answered in each.
-    assert sharpen_steps(build_game("auto", "steps=100000"), 512) == 40
-    assert sharpen_steps(build_game("auto", "steps=1000", "batch_size=8", "student.steps=5"), 512) == 23
-    assert sharpen_steps(build_game("auto", "steps=2"), 512) == 0
-    assert sharpen_steps(build_game("auto", "steps=100000"), 0) == 40
-    assert sharpen_steps(build_game("auto", "steps=100000", "verify.sharpen_steps=3"), 512) == 3
+    assert refine_steps(build_run("auto", "steps=100000"), 512) == 40
+    assert refine_steps(build_run("auto", "steps=1000", "batch_size=8", "student.steps=5"), 512) == 23
+    assert refine_steps(build_run("auto", "steps=2"), 512) == 0
+    assert refine_steps(build_run("auto", "steps=100000"), 0) == 40
+    assert refine_steps(build_run("auto", "steps=100000", "verify.refine_steps=3"), 512) == 3

@@ -15,7 +15,7 @@ from dfadc.distillation.losses.discrepancy import logit_scale
 from dfadc.errors import DfadcError
 from dfadc.networks.norm_layers import is_batch_norm_with_statistics
 from dfadc.teacher.load import load_teacher
-from dfadc.training.teacher_check import Diagnosis, diagnose_teacher, synthetic_images
+from dfadc.training.teacher_check import Diagnosis, probe_teacher, synthetic_images
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,12 +36,12 @@ class Bent(nn.Module):
 
 def diagnose(teacher: nn.Module, contract: ImageContract = SMALL_CONTRACT) -> Diagnosis:
     batch_norms = [layer for layer in teacher.modules() if is_batch_norm_with_statistics(layer)]
-    return diagnose_teacher(teacher.eval(), batch_norms, contract)
+    return probe_teacher(teacher.eval(), batch_norms, contract)
 
 
 def test_a_sound_teacher_passes_without_a_word(digits_teacher: Path) -> None:
     teacher = load_teacher(digits_teacher)
-    diagnosis = diagnose_teacher(teacher.module, teacher.batch_norms, teacher.contract)
+    diagnosis = probe_teacher(teacher.module, teacher.batch_norms, teacher.contract)
     assert diagnosis.notes == ()
     assert diagnosis.batch_norms == teacher.batch_norms
     assert 1 < diagnosis.scale < 20

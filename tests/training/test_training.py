@@ -1,4 +1,4 @@
-"""A run of the game on the level of :class:`Training`: exact resume, plans, readings, samples set aside."""
+"""A run of the run on the level of :class:`Training`: exact resume, plans, readings, samples set aside."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from dfadc.recipe.load import change_recipe, load_recipe, recipe_names
 from dfadc.run_folder import RunFolder, claim_folder
 from dfadc.sampling.freeze import write_results
 from dfadc.teacher.load import Teacher, load_teacher
-from dfadc.training.callbacks import Reading, set_samples_aside, snapshot_size, snapshot_steps
+from dfadc.training.callbacks import Reading, draw_snapshot_samples, snapshot_size, snapshot_steps
 from dfadc.training.run import Plan, Training, prepare
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def test_three_steps_and_three_more_are_six_bit_for_bit(
     assert plan.notes[-1] == "going on from step 3 of 6"
     second.play(folder, lambda _: None)
 
-    assert_same_state(second.game.players.state_dict(), whole.game.players.state_dict())
+    assert_same_state(second.run.state.state_dict(), whole.run.state.state_dict())
     for training, run in ((whole, whole_folder), (second, folder)):
         write_results(training, run)
     for file in ("student.safetensors", "generator.safetensors", "calibration.npz", "samples.npz"):
@@ -157,7 +157,7 @@ def test_a_run_resumed_after_a_rollback_is_the_run_that_was_not_interrupted(teac
         def spoil(reading: Reading) -> None:
             if reading.step in (2, 5):
                 with torch.no_grad():
-                    training.game.players.student.parameters[0].fill_(float("nan"))
+                    training.run.state.student.parameters[0].fill_(float("nan"))
             if reading.step == stop_at:
                 signal.raise_signal(signal.SIGINT)
 
@@ -166,7 +166,7 @@ def test_a_run_resumed_after_a_rollback_is_the_run_that_was_not_interrupted(teac
     whole, whole_folder = play(tmp_path / "whole", None)
     # Interrupted after the first rollback, and before the second, which goes back to a state from before.
     halves, folder = play(tmp_path / "halves", 5)
-    assert_same_state(halves.game.players.state_dict(), whole.game.players.state_dict())
+    assert_same_state(halves.run.state.state_dict(), whole.run.state.state_dict())
     assert losses(folder) == losses(whole_folder)
     assert sum("taken back" in line["note"] for line in folder.read_metrics()) == 2
 
@@ -188,16 +188,16 @@ def test_what_was_computed_after_the_last_checkpoint_is_computed_again(teacher_f
     assert plan.notes[-1] == "going on from step 4 of 6"
     again.play(folder, lambda _: None)
     assert [line["step"] for line in folder.read_metrics()] == [1, 2, 3, 4, 5, 6]
-    assert again.game.players.step == STEPS
+    assert again.run.state.step == STEPS
 
 
 def test_a_run_that_has_played_to_its_end_only_finishes(teacher: Teacher, teacher_file: Path, tmp_path: Path) -> None:
     training, folder = begin(teacher, tmp_path / "run", miniature())
     training.play(folder, lambda _: None)
     again, _ = go_on(teacher_file, folder)
-    before = copy.deepcopy(again.game.players.state_dict())
+    before = copy.deepcopy(again.run.state.state_dict())
     again.play(folder, lambda _: None)
-    assert_same_state(again.game.players.state_dict(), before)
+    assert_same_state(again.run.state.state_dict(), before)
 
 
 def test_resume_needs_a_checkpoint(teacher: Teacher, teacher_file: Path, tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_resume_refuses_a_recipe_that_the_checkpoint_does_not_fit(
 
 def test_a_plan_says_what_will_be_done(teacher: Teacher) -> None:
     plan = prepare(teacher, STUDENT, recipe=miniature(), device="cpu").plan()
-    assert plan.images == STEPS * 8 * (2 + plan.recipe.replay.echoes + 1)
+    assert plan.images == STEPS * 8 * (2 + plan.recipe.replay.repeats + 1)
     assert plan.seconds == pytest.approx(STEPS * plan.estimate.seconds_per_step)
     assert plan.device == "cpu"
     assert plan.precision.startswith("fp32"), "networks so small gain nothing from bf16"
@@ -248,9 +248,9 @@ def test_a_student_of_the_teachers_family_starts_from_its_weights_and_resumes_at
 
 def test_a_student_of_another_family_has_no_hints_and_who_asks_for_them_is_told(teacher: Teacher) -> None:
     with prepare(teacher, "compact_resnet_4", recipe=miniature(), device="cpu") as training:
-        assert training.game.hints is not None
+        assert training.run.student.hints is not None
     with prepare(teacher, "wrn_10_1", recipe=miniature(), device="cpu") as training:
-        assert training.game.hints is None
+        assert training.run.student.hints is None
         assert training.recipe.student.hints == 0
         assert not any("hints" in note for note in training.notes)
     asked = load_recipe("auto", ["student.hints=2", "steps=4"])
@@ -263,7 +263,7 @@ def test_a_student_of_another_family_has_no_hints_and_who_asks_for_them_is_told(
 def test_every_recipe_takes_a_student_of_another_family(teacher: Teacher, name: str) -> None:
     """What a recipe says of students of the teacher's family keeps no other from playing."""
     with prepare(teacher, "wrn_10_1", recipe=load_recipe(name), device="cpu") as training:
-        assert training.game.hints is None
+        assert training.run.student.hints is None
 
 
 @pytest.fixture
@@ -279,8 +279,8 @@ def test_a_student_of_the_teachers_family_has_its_stem(stock_teacher: Teacher) -
     assert training.student.is_inherited
     assert training.student.stem == "default"
     assert "default stem, as the teacher has" in training.student.notes[-1]
-    distill(training.game, 1, lambda _: None)
-    training.game.close()
+    distill(training.run, 1, lambda _: None)
+    training.run.close()
 
 
 @pytest.mark.parametrize("settings", [{"student.stem": "small"}, {"student.inherit": "off"}])
@@ -291,9 +291,9 @@ def test_a_student_with_another_stem_than_the_teachers_starts_from_random_weight
     training = prepare(stock_teacher, "shufflenet_v2_x0_5", recipe=recipe, device="cpu")
     assert training.student.stem == "small"
     assert not training.student.is_inherited
-    assert training.game.hints is None
-    distill(training.game, 1, lambda _: None)
-    training.game.close()
+    assert training.run.student.hints is None
+    distill(training.run, 1, lambda _: None)
+    training.run.close()
 
 
 def test_a_student_may_be_asked_to_start_from_random_weights(teacher: Teacher) -> None:
@@ -317,7 +317,7 @@ def test_a_time_budget_becomes_the_steps_of_the_run(teacher: Teacher, tmp_path: 
     training = prepare(teacher, STUDENT, recipe=miniature(), device="cpu")
     plan = training.plan(minutes=0.02)
     assert plan.recipe.steps == max(1, int(1.2 / plan.estimate.seconds_per_step))
-    assert plan.recipe == training.recipe == training.game.recipe
+    assert plan.recipe == training.recipe == training.run.recipe
     assert any(f"0.02 minutes are {plan.recipe.steps} steps here" in note for note in plan.notes)
     assert not any("minutes are" in note for note in training.plan().notes)
     folder = claim_folder(tmp_path / "run", force=False)
@@ -353,7 +353,7 @@ def test_a_teacher_that_cannot_teach_is_refused_before_the_first_step(
 def test_a_plan_computes_nothing_that_lasts(teacher: Teacher) -> None:
     planned, plain = (prepare(teacher, STUDENT, recipe=miniature(), device="cpu") for _ in range(2))
     planned.plan()
-    assert_same_state(planned.game.players.state_dict(), plain.game.players.state_dict())
+    assert_same_state(planned.run.state.state_dict(), plain.run.state.state_dict())
 
 
 def test_a_student_that_is_not_smaller_is_noted(teacher: Teacher) -> None:
@@ -380,7 +380,7 @@ def test_the_students_dense_logits_are_brought_to_the_teachers_size(tmp_path: Pa
     assert not any("resized" in note for note in alike.notes)
     smaller = prepare(dense, "compact_unet_8", recipe=miniature(), device="cpu")
     assert any("logits are 4x4, the teacher's 8x8" in note for note in smaller.notes)
-    assert smaller.game.players.student.module(torch.zeros(2, 1, 8, 8)).shape == (2, 5, 8, 8)
+    assert smaller.run.state.student.module(torch.zeros(2, 1, 8, 8)).shape == (2, 5, 8, 8)
     with pytest.raises(DfadcError, match="the teacher answers for every pixel"):
         prepare(dense, "compact_resnet_8", recipe=miniature(), device="cpu")
 
@@ -390,7 +390,7 @@ def test_the_seed_decides_the_start(teacher: Teacher) -> None:
         torch.rand(3)
         return prepare(
             teacher, STUDENT, recipe=miniature("auto", {"seed": seed}), device="cpu"
-        ).game.players.state_dict()
+        ).run.state.state_dict()
 
     assert_same_state(start(1), start(1))
     with pytest.raises(AssertionError):
@@ -448,13 +448,13 @@ def test_a_player_that_is_taken_back_is_noted(teacher: Teacher, tmp_path: Path) 
         readings.append(reading)
         if reading.step == 2:
             with torch.no_grad():
-                training.game.players.student.parameters[0].fill_(float("nan"))
+                training.run.state.student.parameters[0].fill_(float("nan"))
 
     training.play(folder, spoil)
     assert ["taken back" in reading.note for reading in readings] == [False, False, True, False, False, False]
     rates = [reading.student_rate for reading in readings]
     assert rates[3] < 0.6 * rates[1]
-    assert all(value.isfinite().all() for value in training.game.players.student.average.state_dict().values())
+    assert all(value.isfinite().all() for value in training.run.state.student.average.state_dict().values())
 
 
 # ---------------------------------------------------------------------------------------------------- the samples
@@ -481,16 +481,16 @@ def test_samples_are_set_aside_evenly_over_the_run(steps: int, moments: int, sam
 
 def test_setting_samples_aside_changes_nothing_that_is_trained(teacher: Teacher) -> None:
     """They come from a stream of latents that training never draws from."""
-    disturbed, plain = (prepare(teacher, STUDENT, recipe=miniature(), device="cpu").game for _ in range(2))
-    for game in (disturbed, plain):
+    disturbed, plain = (prepare(teacher, STUDENT, recipe=miniature(), device="cpu").run for _ in range(2))
+    for run in (disturbed, plain):
         torch.manual_seed(0)
-        distill(game, 1, lambda _: None)
-        if game is disturbed:
-            set_samples_aside(game, 5)
-        distill(game, 3, lambda _: None)
-    one, other = disturbed.players.state_dict(), plain.players.state_dict()
-    assert one.pop("set_aside").shape == (5, 1, 8, 8)
-    assert len(other.pop("set_aside")) == 0
+        distill(run, 1, lambda _: None)
+        if run is disturbed:
+            draw_snapshot_samples(run, 5)
+        distill(run, 3, lambda _: None)
+    one, other = disturbed.state.state_dict(), plain.state.state_dict()
+    assert one.pop("snapshots").shape == (5, 1, 8, 8)
+    assert len(other.pop("snapshots")) == 0
     assert not torch.equal(one.pop("sample_rng"), other.pop("sample_rng"))
     assert_same_state(one, other)
 
@@ -498,4 +498,4 @@ def test_setting_samples_aside_changes_nothing_that_is_trained(teacher: Teacher)
 def test_a_run_sets_aside_what_the_snapshots_have_of_its_samples(teacher: Teacher, tmp_path: Path) -> None:
     training, folder = begin(teacher, tmp_path / "run", miniature())
     training.play(folder, lambda _: None)
-    assert len(training.game.players.set_aside) == 6
+    assert len(training.run.state.snapshots) == 6

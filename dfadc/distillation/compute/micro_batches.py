@@ -36,7 +36,7 @@ def split_student_batch(batch: StudentBatch, micro_batch: int) -> Iterator[tuple
             for source, begin in zip(sources, begins[:-1], strict=True)
         }
         split = {source: getattr(batch, source)[rows[source]] for source in sources}
-        yield _share(part, parts, total), batch._replace(**split, answers=batch.answers[rows["replayed"]])
+        yield _share(part, parts, total), batch._replace(**split, stored_logits=batch.stored_logits[rows["replayed"]])
 
 
 def split_generator_batch(

@@ -1,7 +1,6 @@
-"""Where the generator's latents come from: fresh ones, or ones that last for a turn and may move with the generator.
+"""Sources of the generator's latents: fresh ones, or noisy embeddings of classes that are trained for a step.
 
-A *turn* of the generator is its updates within one step of the game. Every source has the same verbs: ``renew_`` at
-the beginning of a turn, ``draw`` for each update.
+Every source has the same verbs: ``renew_`` before the generator's updates of a step, ``draw`` for each update.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ class FreshLatents(nn.Module):
         rng: of the training's latents, on the device where they are drawn.
     """
 
-    #: Whether the latents are parameters, which move down the generator's loss.
-    move = False
+    #: Whether the latents have parameters, which are trained with the generator.
+    are_trained = False
 
     def __init__(self, latent_dim: int, rng: torch.Generator) -> None:
         super().__init__()
@@ -28,11 +27,11 @@ class FreshLatents(nn.Module):
 
     @property
     def targets(self) -> Tensor | None:
-        """Classes (N,) that the latents of this turn are to be taken for; None where they are for any."""
+        """Classes (N,) that the teacher is to see in the images of this step's latents; None: any."""
         return None
 
     def renew_(self) -> None:
-        """Begins a turn of the generator."""
+        """Before the generator's updates of a step."""
 
     def draw(self, count: int) -> Tensor:
         """Latents (count, Z)."""
@@ -40,7 +39,7 @@ class FreshLatents(nn.Module):
 
 
 class NoisyLayers(FreshLatents):
-    """Latents that know their class: its fixed embedding through a linear layer, which each turn re-draws and trains.
+    """Latents that know their class: its fixed embedding through a linear layer, which each step re-draws and trains.
 
     Images of one class differ by the layer: a batch of N images has ⌈N / K⌉, each for at most one image a class.
     Source: NAYER (2310.00258). Deviations: the embedding is a fixed standard-normal vector instead of one of a text
@@ -54,7 +53,7 @@ class NoisyLayers(FreshLatents):
         num_classes: K.
     """
 
-    move = True
+    are_trained = True
     classes: Tensor
     embeddings: Tensor
 
@@ -82,7 +81,7 @@ class NoisyLayers(FreshLatents):
         self.classes.copy_(balanced_targets(len(self.classes), len(self.embeddings), self.rng))
 
     def draw(self, count: int) -> Tensor:
-        """The first ``count`` latents of the turn's classes; their graph leads to the layers."""
+        """The first ``count`` latents of the step's classes; their graph leads to the layers."""
         num_classes = len(self.embeddings)
         embedded = self.embeddings[self.classes[:count]]
         # Image i belongs to layer i // K; the last layer is padded to K images.

@@ -51,9 +51,9 @@ class TrainableGenerator(TrainableNetwork):
         self.contract = contract
 
     def renew_latents_(self) -> None:
-        """Before the updates of a step: draws latents that last for them anew, and forgets what moved the old ones."""
+        """Before the updates of a step: draws anew the latents that last for a step, and forgets their momentum."""
         self.latents.renew_()
-        if self.latents.move:
+        if self.latents.are_trained:
             forget_(self.optimizer)
 
     def reset(self, rng: torch.Generator) -> None:
