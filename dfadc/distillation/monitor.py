@@ -176,7 +176,7 @@ class Monitor:
 
     def _begin_anew(self, problem: str) -> str:
         if self.recipe.generator.on_collapse == "warn":
-            return f"{problem}: the student learns little from it. Try {_WAYS_OUT}"
+            return f"{problem}: student updates on it teach little. Try {_WAYS_OUT}"
         self.resets += 1
         if self.resets > MAX_RESETS:
             raise TrainingDiverged(

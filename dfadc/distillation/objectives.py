@@ -237,7 +237,7 @@ class GeneratorObjective:
         with self.policy.autocast():
             images = self.state.generator.module(latents)
             images = images.contiguous(memory_format=self.policy.memory_format)
-            with nullcontext() if self.matching is None else self.matching.recording() as distances:
+            with nullcontext([]) if self.matching is None else self.matching.recording() as distances:
                 teacher_logits = self.teacher.logits(images)
             if self.adversarial > 0:
                 student_logits = self.state.student.module(images)
@@ -247,7 +247,7 @@ class GeneratorObjective:
             # The one place where the sign flips: the generator maximises the discrepancy.
             loss = loss - batch.adversarial * terms["discrepancy"]
         weights = self.recipe.prior
-        if distances:
+        if self.matching is not None:
             terms["batch_norm"] = torch.stack(distances).sum()
             loss = loss + weights.batch_norm * terms["batch_norm"]
         if weights.one_hot > 0:

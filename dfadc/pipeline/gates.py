@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Number = TypeVar("Number", int, float)
+#: Drop of an artifact under its fp32 student that fails where p < .05 besides.
+_MAX_STUDENT_DROP = 0.01
 
 
 def recipe_to_judge_by(source: str | Path, gates: Sequence[str] = ()) -> Recipe:
@@ -43,6 +45,7 @@ def gate_thresholds(recipe: Recipe) -> Thresholds:
     return Thresholds(
         min_agreement=_limit(gates.min_agreement),
         min_coverage=_limit(gates.min_coverage),
+        max_student_drop=_MAX_STUDENT_DROP if gates.compare_export else None,
         min_class_agreement=_limit(gates.min_class_agreement),
         min_accuracy=_limit(gates.min_accuracy),
         max_baseline_drop=_limit(gates.max_baseline_drop),

@@ -46,7 +46,7 @@ SETTINGS = {
     "compute.channels_last": "the networks decide it",
     "calibration.generator": "it is 0.25",
     "calibration.prior": "it is 0.25",
-    "verify.max_student_drop": "it is 0.01",
+    "verify.max_student_drop": "it is 0.01; verify.compare_export=false switches it off",
     "verify.min_fp32_agreement": "verify.compare_export=false switches comparison A off",
     "verify.max_fp32_disagreements": "it is 0; verify.compare_export=false switches comparison A off",
     "verify.max_fp32_logit_error": "it is 1e-4; verify.compare_export=false switches comparison A off",

@@ -163,7 +163,7 @@ class GateSettings(Settings):
     )
     max_baseline_drop: Limit = Field(0.01, description="drop against a baseline that fails where p < .05 besides")
     compare_export: bool = Field(
-        default=True, description="artifacts are held against their own fp32 student (comparison A)"
+        default=True, description="artifacts are held against their own fp32 student (comparison A, and its drop)"
     )
     min_fp16_agreement: Limit = Field(0.995, description="lower Wilson bound of fp16 artifact = student outside ties")
     min_int8_agreement: Limit = Field(0.97, description="lower Wilson bound of INT8 artifact = student outside ties")

@@ -74,7 +74,7 @@ class Training:
         budget = Budget(self.recipe.steps, minutes)
         cost = estimate(self.run, budget)
         steps = self.run.state.num_steps = budget.num_steps(cost.seconds_per_step)
-        self.recipe = change_recipe(self.recipe, {"steps": steps})
+        self.recipe = self.run.recipe = change_recipe(self.recipe, {"steps": steps})
         notes = (*self.notes, *warm_up_notes(self.recipe))
         if minutes is not None and steps < FEW_STEPS:
             few = f"{minutes:g} minutes are {steps} steps here, and a student needs hundreds"

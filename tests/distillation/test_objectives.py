@@ -395,7 +395,7 @@ class TracedNetwork(nn.Module):
 
 @pytest.mark.parametrize(("recipe", "graphs"), [("auto", 4), ("dfad", 2)])
 def test_compiled_functions_are_whole_graphs_with_the_same_losses(recipe: str, graphs: int) -> None:
-    """One graph a network; others of the student's for its very first batch where later ones replay, and for repeated ones."""
+    """One graph a network; more of the student's for its first batch, where later ones replay, and for repeats."""
     torch.manual_seed(0)
     teacher, student = TracedNetwork(6).eval().requires_grad_(requires_grad=False), TracedNetwork(4)
     eager, compiled = (build_run(recipe, teacher=teacher, student=copy.deepcopy(student)) for _ in range(2))

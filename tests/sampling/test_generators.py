@@ -1,4 +1,4 @@
-"""Generators trained after the run: whom they look at, whom they leave alone, and how long they take."""
+"""Verification generators: trained after the run, independent of it where they must be, and bounded in length."""
 
 from __future__ import annotations
 
@@ -13,22 +13,24 @@ from torch import Tensor
 from dfadc.distillation.images.procedural import draw_procedural
 from dfadc.distillation.losses import priors
 from dfadc.distillation.losses.discrepancy import l1
-from dfadc.recipe.load import change_recipe, load_recipe, recipe_names
-from dfadc.sampling import generators
+from dfadc.recipe.load import load_recipe, recipe_names
+from dfadc.sampling import generators, lengths
 from dfadc.sampling.generators import (
     draw,
     draw_prior,
     draw_procedural_classes,
-    verification_steps,
     train_adversary,
     train_prior,
 )
+from dfadc.sampling.lengths import verification_steps
 
 if TYPE_CHECKING:
     from dfadc.distillation.distillation import Distillation
     from dfadc.distillation.state import TrainingState
 
-LONG = ("steps=1000", "verify.prior_steps=100", "verify.adversary_steps=100")
+#: Updates of each verification generator.
+UPDATES = 100
+LONG = ("steps=1000",)
 
 
 def build_imitation() -> Distillation:
@@ -55,24 +57,23 @@ def disagreement(run: Distillation, state: TrainingState) -> float:
 
 
 def test_they_are_trained_by_rules_of_their_own_whatever_the_recipe() -> None:
-    """No pool, no warm-up, no free pixels, no moving latents: a generator that draws from any latent."""
+    """No replay, no warm-up, no noisy layers: a generator that draws from any latent."""
     for name in recipe_names():
-        latents = ("generator.latent_dim=0",) if load_recipe(name).generator.latent_dim == 0 else ()
-        run = build_run(name, "steps=20", "generator.steps=2", "student.steps=1", *latents)
+        run = build_run(name, "steps=20", "generator.steps=2", "student.steps=1")
         for state in (train_prior(run), train_adversary(run)):
             images = images_of(state, 12)
             assert images.shape == (12, 1, 8, 8)
             assert len({round(float(image.sum()), 4) for image in images}) > 6, name
-        run.close()
+        run.__exit__()
 
 
 @pytest.mark.parametrize("recipe", ["auto", "dfad"])
-def test_nobody_in_the_game_moves(recipe: str) -> None:
+def test_the_run_stays_as_it_is(recipe: str) -> None:
     run = build_run(recipe, *LONG)
     before = copy.deepcopy(run.state.state_dict())
     teacher = copy.deepcopy(run.teacher.module.state_dict())
-    train_prior(run)
-    train_adversary(run)
+    train_prior(run, UPDATES)
+    train_adversary(run, UPDATES)
     after = run.state.state_dict()
     for player in ("student", "generator"):
         for name, value in after[player]["module"].items():
@@ -81,7 +82,7 @@ def test_nobody_in_the_game_moves(recipe: str) -> None:
     assert torch.equal(after["global_rng"], before["global_rng"])
     for name, value in run.teacher.module.state_dict().items():
         assert torch.equal(value, teacher[name]), name
-    hooks = 1 if run.priors.matching is not None else 0
+    hooks = 1 if run.generator.matching is not None else 0
     assert [len(layer._forward_pre_hooks) for layer in run.batch_norms] == [hooks, hooks]  # noqa: SLF001
 
 
@@ -89,16 +90,19 @@ def test_neither_student_nor_seed_moves_the_prior_generator() -> None:
     drawn = []
     for seed, width in ((0, 4), (1, 8)):
         run = build_run("auto", *LONG, f"seed={seed}", student=SmallNetwork(width=width))
-        drawn.append(images_of(train_prior(run)))
+        drawn.append(images_of(train_prior(run, UPDATES)))
     assert torch.equal(*drawn)
 
 
-def test_the_length_of_a_run_moves_the_prior_generator_until_it_has_all_its_updates() -> None:
-    lengths = {"steps=6": 2, "steps=9": 3, "steps=60": 5, "steps=90": 5}
+def test_the_length_of_a_run_moves_the_prior_generator_until_it_has_all_its_updates(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lengths, "PRIOR_STEPS", 5)
+    updates = {"steps=6": 2, "steps=9": 3, "steps=60": 5, "steps=90": 5}
     drawn = {}
-    for steps, updates in lengths.items():
-        run = build_run("auto", steps, "verify.prior_steps=5")
-        assert verification_steps(run.recipe)[0] == updates
+    for steps, number in updates.items():
+        run = build_run("auto", steps)
+        assert verification_steps(run.recipe)[0] == number
         drawn[steps] = images_of(train_prior(run))
     assert torch.equal(drawn["steps=60"], drawn["steps=90"])
     assert not torch.equal(drawn["steps=6"], drawn["steps=9"])
@@ -108,29 +112,28 @@ def test_the_prior_generator_draws_what_the_priors_ask_for() -> None:
     run = build_run("auto", *LONG)
 
     def cost(state: TrainingState) -> float:
-        assert run.priors.matching is not None
-        with torch.no_grad():
-            run.priors.matching.watching = True
-            logits = run.teacher.module(images_of(state))
-            run.priors.matching.watching = False
-            return float(run.priors.matching.take() + priors.one_hot(logits) + 5 * priors.class_balance(logits))
+        assert run.generator.matching is not None
+        with torch.no_grad(), run.generator.matching.recording() as distances:
+            logits = run.teacher.logits(images_of(state))
+            return float(torch.stack(distances).sum() + priors.one_hot(logits) + 5 * priors.class_balance(logits))
 
-    assert cost(train_prior(run)) < cost(run.state) - 1
+    assert cost(train_prior(run, UPDATES)) < cost(run.state) - 1
 
 
 def test_the_adversary_finds_more_disagreement_than_the_prior_generator() -> None:
     run = build_imitation()
-    assert disagreement(run, train_adversary(run)) > 1.2 * disagreement(run, train_prior(run))
+    assert disagreement(run, train_adversary(run, UPDATES)) > 1.2 * disagreement(run, train_prior(run, UPDATES))
 
 
 def test_the_most_harmful_of_the_restarts_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     run = build_imitation()
-    run.recipe = change_recipe(run.recipe, {"verify.adversary_restarts": 3})
 
     def agreement(state: TrainingState) -> float:
         images = images_of(state, 512)
         with torch.no_grad():
-            answers = [network.eval()(images).argmax(dim=1) for network in (run.teacher.module, run.state.student.average)]
+            answers = [
+                network.eval()(images).argmax(dim=1) for network in (run.teacher.module, run.state.student.average)
+            ]
         return float((answers[0] == answers[1]).float().mean())
 
     trained: list[TrainingState] = []
@@ -141,19 +144,17 @@ def test_the_most_harmful_of_the_restarts_is_kept(monkeypatch: pytest.MonkeyPatc
 
     train = generators._train  # noqa: SLF001
     monkeypatch.setattr(generators, "_train", remember)
-    kept = train_adversary(run)
+    kept = train_adversary(run, UPDATES, restarts=3)
     found = [agreement(state) for state in trained]
     assert len({round(value, 2) for value in found}) == 3
     assert kept is trained[found.index(min(found))]
 
 
 def test_they_take_no_more_than_their_shares_of_the_generators_updates() -> None:
-    wanted = ("verify.prior_steps=600", "verify.adversary_steps=70")
-    assert verification_steps(load_recipe("auto", ["steps=5000", *wanted])) == (600, 70)
-    assert verification_steps(load_recipe("auto", ["steps=600", *wanted])) == (200, 60)
-    assert verification_steps(load_recipe("auto", ["steps=2", *wanted])) == (1, 1)
-    assert verification_steps(load_recipe("auto", ["steps=60", "generator.steps=10", *wanted])) == (200, 60)
-    assert verification_steps(load_recipe("auto", ["steps=5000", "verify.adversary_steps=0"])) == (600, 0)
+    assert verification_steps(load_recipe("auto", ["steps=5000"])) == (600, 150)
+    assert verification_steps(load_recipe("auto", ["steps=600"])) == (200, 60)
+    assert verification_steps(load_recipe("auto", ["steps=2"])) == (1, 1)
+    assert verification_steps(load_recipe("auto", ["steps=60", "generator.steps=10"])) == (200, 60)
 
 
 def test_any_number_of_images_can_be_drawn() -> None:
@@ -167,24 +168,26 @@ def test_procedural_samples_spread_over_the_classes_that_the_teacher_sees() -> N
     drawn = draw_procedural_classes(run, 40)
     assert torch.equal(drawn, draw_procedural_classes(build_run("auto", "seed=3"), 40))
     any_of_them = draw_procedural(40, run.teacher.contract, torch.Generator().manual_seed(11))
-    most, most_of_any = (int(run.teacher.module(images).argmax(dim=1).bincount().max()) for images in (drawn, any_of_them))
+    most, most_of_any = (
+        int(run.teacher.module(images).argmax(dim=1).bincount().max()) for images in (drawn, any_of_them)
+    )
     assert drawn.shape == (40, 1, 8, 8)
     assert most < most_of_any
 
 
 @pytest.mark.parametrize(("share", "num_generated"), [(0.25, 30), (0.0, 40), (1.0, 0)])
-def test_a_share_of_the_sharpened_samples_begins_as_procedural_images(
+def test_a_share_of_the_refined_samples_begins_as_procedural_images(
     monkeypatch: pytest.MonkeyPatch, share: float, num_generated: int
 ) -> None:
-    run = build_run("auto", *LONG, f"verify.procedural_share={share}")
-    monkeypatch.setattr(generators, "sharpen", lambda images, *_, **__: images)
-    images = torch.cat(list(draw_prior(run, train_prior(run), 40)))
+    run = build_run("auto", *LONG)
+    monkeypatch.setattr(generators, "refine", lambda images, *_, **__: images)
+    images = torch.cat(list(draw_prior(run, train_prior(run, UPDATES), 40, procedural_share=share)))
     assert len(images) == 40
-    torch.testing.assert_close(images[:num_generated], images_of(train_prior(run), num_generated))
+    torch.testing.assert_close(images[:num_generated], images_of(train_prior(run, UPDATES), num_generated))
     torch.testing.assert_close(images[num_generated:], draw_procedural_classes(run, 40 - num_generated))
 
 
-def test_what_is_not_sharpened_is_the_generators() -> None:
-    run = build_run("auto", *LONG, "verify.refine_steps=0")
-    images = torch.cat(list(draw_prior(run, train_prior(run), 40)))
-    torch.testing.assert_close(images, images_of(train_prior(run), 40))
+def test_what_is_not_refined_is_the_generators() -> None:
+    run = build_run("auto", *LONG)
+    images = torch.cat(list(draw_prior(run, train_prior(run, UPDATES), 40, steps=0)))
+    torch.testing.assert_close(images, images_of(train_prior(run, UPDATES), 40))

@@ -15,13 +15,21 @@ from torch import Tensor, nn
 
 from dfadc.distillation.loop import distill
 from dfadc.errors import DfadcError
+from dfadc.recipe.load import change_recipe
 from dfadc.training import cost as module_under_test
-from dfadc.training.cost import Estimate, estimate, steps_for_minutes, time_steps
+from dfadc.training.budget import Budget
+from dfadc.training.cost import Estimate, estimate, time_steps
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dfadc.distillation.objectives import GeneratorBatch
+    from dfadc.distillation.distillation import Distillation
+    from dfadc.distillation.objectives import GeneratorBatch, GeneratorStep
+
+
+def estimate_of(run: Distillation, compiles: str, minutes: float | None = None) -> Estimate:
+    run.recipe = change_recipe(run.recipe, {"compute.compile": compiles})
+    return estimate(run, Budget(run.recipe.steps, minutes))
 
 
 class Untraceable(nn.Module):
@@ -43,8 +51,8 @@ def untraceable() -> nn.Module:
 
 
 @pytest.mark.parametrize("recipe", ["auto", "dfad"])
-def test_an_estimate_leaves_the_players_as_they_were(recipe: str) -> None:
-    """Bit by bit, dice and momentum included: the run after it is the run without it."""
+def test_an_estimate_leaves_the_state_as_it_was(recipe: str) -> None:
+    """Bit by bit, random streams and momentum included: the run after it is the run without it."""
     students = [SmallNetwork(dropout=0.2) for _ in range(2)]
     students[1].load_state_dict(students[0].state_dict())
     run, twin = (build_run(recipe, student=student) for student in students)
@@ -55,17 +63,17 @@ def test_an_estimate_leaves_the_players_as_they_were(recipe: str) -> None:
         if each is run:
             before = copy.deepcopy(run.state.state_dict())
             teacher = copy.deepcopy(run.teacher.module.state_dict())
-            estimate(run, "off")
+            estimate_of(run, "off")
             assert_same_state(run.state.state_dict(), before)
             assert_same_state(run.teacher.module.state_dict(), teacher)
         distill(each, 3, lambda _: None)
     assert_same_state(run.state.state_dict(), twin.state.state_dict())
 
 
-def test_an_estimate_of_a_new_game_leaves_it_new() -> None:
+def test_an_estimate_of_a_new_run_leaves_it_new() -> None:
     run = build_run("auto")
     before = copy.deepcopy(run.state.state_dict())
-    estimate(run, "off")
+    estimate_of(run, "off")
     assert_same_state(run.state.state_dict(), before)
     assert run.state.step == 0
     assert len(run.state.replay) == len(run.state.reservoir) == 0
@@ -76,7 +84,7 @@ def test_a_step_that_fails_is_undone_too() -> None:
     before = copy.deepcopy(run.state.state_dict())
     calls = []
 
-    def stumble(batch: GeneratorBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def stumble(batch: GeneratorBatch) -> GeneratorStep:
         calls.append(batch)
         raise RuntimeError("no memory left")
 
@@ -87,8 +95,8 @@ def test_a_step_that_fails_is_undone_too() -> None:
     assert_same_state(run.state.state_dict(), before)
 
 
-def test_memory_grows_with_the_batch_and_covers_the_players() -> None:
-    small, large = (estimate(build_run("auto", f"batch_size={size}"), "off") for size in (8, 64))
+def test_memory_grows_with_the_batch_and_covers_the_networks() -> None:
+    small, large = (estimate_of(build_run("auto", f"batch_size={size}"), "off") for size in (8, 64))
     run = build_run("auto")
     modules = (run.teacher.module, run.state.student.module, run.state.generator.module)
     resident = sum(tensor.nbytes for module in modules for tensor in module.state_dict().values())
@@ -97,32 +105,26 @@ def test_memory_grows_with_the_batch_and_covers_the_players() -> None:
     assert large.memory_bytes - small.memory_bytes > 56 * 64 * 16 * 4
 
 
-def test_memory_counts_the_replay_ring() -> None:
-    one, many = (estimate(build_run("auto", f"replay.capacity={images}"), "off") for images in (100, 10_100))
+def test_memory_counts_the_replay_buffer() -> None:
+    one, many = (estimate_of(build_run("auto", f"replay.capacity={images}"), "off") for images in (100, 10_100))
     assert many.memory_bytes - one.memory_bytes == pytest.approx(10_000 * 64 * 2, rel=0.05)
 
 
 def test_seconds_are_those_of_a_step() -> None:
-    few, many = (estimate(build_run("auto", f"student.steps={steps}"), "off") for steps in (1, 30))
+    few, many = (estimate_of(build_run("auto", f"student.steps={steps}"), "off") for steps in (1, 30))
     assert 0 < few.seconds_per_step < many.seconds_per_step < 5
 
 
 def test_a_warm_up_counts_for_the_average_step() -> None:
-    """Where the student plays in half of the steps, half of its updates count; and the replay buffer is filled for them."""
-    rules = ("replay.share=1", "generator.latents=optimised", "student.steps=200", "steps=100")
-    early, late = (estimate(build_run("auto", *rules, f"student.start={start}"), "off") for start in (0.01, 0.9))
+    """Where the student is trained in half of the steps, half of its updates count; the replay buffer is filled before."""
+    alone = ("replay.share=1", "replay.procedural_share=0", "replay.repeats=0")
+    rules = (*alone, "generator.latents=noisy", "student.steps=200", "steps=100")
+    early, late = (estimate_of(build_run("auto", *rules, f"student.start={start}"), "off") for start in (0.01, 0.9))
     assert 3 * late.seconds_per_step < early.seconds_per_step
 
 
-@pytest.mark.parametrize(
-    ("minutes", "seconds", "steps"), [(1, 0.5, 120), (10, 0.7, 857), (0.001, 100.0, 1), (1.5, 1.0, 90)]
-)
-def test_minutes_become_the_steps_that_fit(minutes: float, seconds: float, steps: int) -> None:
-    assert steps_for_minutes(minutes, seconds) == steps
-
-
 def test_what_is_not_worth_compiling_stays_eager_and_says_why() -> None:
-    off, auto = (estimate(build_run("auto"), wanted) for wanted in ("off", "auto"))
+    off, auto = (estimate_of(build_run("auto"), wanted) for wanted in ("off", "auto"))
     assert not off.compiled
     assert off.compile_reason == "as asked"
     assert not auto.compiled
@@ -135,18 +137,18 @@ def test_a_time_budget_decides_whether_compiling_is_tried(
     """Not the recipe's steps, which the budget replaces."""
     monkeypatch.setitem(module_under_test.WORTH_COMPILING_SECONDS, "cpu", 120.0)
     long_recipe = build_run("auto", "steps=1000000000")
-    assert "compiling is tried from" in estimate(long_recipe, "auto", minutes=1).compile_reason
+    assert "compiling is tried from" in estimate_of(long_recipe, "auto", minutes=1).compile_reason
     short_recipe = build_run("auto", "steps=2", "prior.batch_norm=0", teacher=untraceable)
-    assert "cannot be compiled" in estimate(short_recipe, "auto", minutes=10).compile_reason
+    assert "cannot be compiled" in estimate_of(short_recipe, "auto", minutes=10).compile_reason
 
 
-def test_a_game_that_cannot_be_compiled_is_played_eagerly_where_compiling_was_our_choice(
+def test_training_that_cannot_be_compiled_stays_eager_where_compiling_was_our_choice(
     untraceable: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(module_under_test.WORTH_COMPILING_SECONDS, "cpu", 0.0)
     run = build_run("dfad", teacher=untraceable)
     before = copy.deepcopy(run.state.state_dict())
-    cost = estimate(run, "auto")
+    cost = estimate_of(run, "auto")
     assert not cost.compiled
     assert "cannot be compiled" in cost.compile_reason
     assert cost.seconds_per_step > 0
@@ -154,9 +156,9 @@ def test_a_game_that_cannot_be_compiled_is_played_eagerly_where_compiling_was_ou
     distill(run, 1, lambda _: None)
 
 
-def test_a_game_that_cannot_be_compiled_is_refused_where_compiling_was_asked_for(untraceable: nn.Module) -> None:
+def test_training_that_cannot_be_compiled_is_refused_where_compiling_was_asked_for(untraceable: nn.Module) -> None:
     with pytest.raises(DfadcError, match="cannot be compiled") as caught:
-        estimate(build_run("dfad", teacher=untraceable), "on")
+        estimate_of(build_run("dfad", teacher=untraceable), "on")
     assert "--no-compile" in caught.value.hint
 
 
@@ -183,12 +185,12 @@ def test_a_compiled_step_is_measured_without_the_compilation(
     monkeypatch.setattr(run, "compile", partial(run.compile, backend))
     torch.compiler.reset()
     started = time.perf_counter()
-    cost = estimate(run, wanted)
+    cost = estimate_of(run, wanted)
     assert cost.seconds_per_step < (time.perf_counter() - started) / 4
     assert "s a step compiled" in cost.compile_reason
     # Where it was asked for it stays compiled; else only where that is faster.
     assert cost.compiled is (wanted == "on")
-    assert (run.student.loss != run._student_loss) is cost.compiled  # noqa: SLF001 -- the eager function
+    assert (run.student.loss != run.student._loss) is cost.compiled  # noqa: SLF001 -- the eager function
     assert_same_state(run.state.state_dict(), before)
 
 

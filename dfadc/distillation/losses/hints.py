@@ -35,7 +35,7 @@ class LayerHints:
 
     def __init__(self, layers: list[Correspondence]) -> None:
         self._layers = layers
-        self._comparing = False
+        self._attached = self._comparing = False
         self._expected: list[Tensor | None] = [None] * len(layers)
         self._distances: list[Tensor] = []
         self._handles = ExitStack()
@@ -44,11 +44,13 @@ class LayerHints:
         for index, layer in enumerate(self._layers):
             for module, observe in ((layer.teacher, self._expect), (layer.student, self._compare)):
                 self._handles.callback(module.register_forward_hook(partial(observe, index)).remove)
+        self._attached = True
         return self
 
     def __exit__(self, *_: object) -> None:
         """Takes the hooks off both networks."""
         self._handles.close()
+        self._attached = False
 
     @contextmanager
     def comparing(self) -> Iterator[list[Tensor]]:
@@ -56,6 +58,7 @@ class LayerHints:
 
         There are none where the teacher did not run.
         """
+        assert self._attached, "hints are compared within their context"  # noqa: S101
         self._comparing = True
         try:
             yield self._distances

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -14,7 +14,6 @@ from states import assert_same_state
 from torch import Tensor, nn
 
 from dfadc.distillation.compute.micro_batches import split_generator_batch, split_student_batch
-from dfadc.distillation.distillation import Distillation
 from dfadc.distillation.images.batches import StudentBatch
 from dfadc.distillation.loop import distill, update_generator, update_student
 from dfadc.distillation.objectives import GeneratorBatch
@@ -22,6 +21,9 @@ from dfadc.errors import DfadcError
 from dfadc.recipe.schema import num_micro_batches
 from dfadc.training.budget import Budget
 from dfadc.training.cost import estimate
+
+if TYPE_CHECKING:
+    from dfadc.distillation.distillation import Distillation
 
 #: Terms that are means over images; a student that never sees a batch as a whole.
 LINEAR = (
