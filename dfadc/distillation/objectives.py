@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -229,6 +229,9 @@ class GeneratorObjective:
         if self.matching is not None:
             yield from (*self.matching.latest, self.matching.is_recorded)
 
+    def _recording(self) -> AbstractContextManager[list[Tensor]]:
+        return nullcontext([]) if self.matching is None else self.matching.recording()
+
     def _loss(self, batch: GeneratorBatch) -> GeneratorStep:
         terms: dict[str, Tensor] = {}
         latents = batch.latents
@@ -237,7 +240,7 @@ class GeneratorObjective:
         with self.policy.autocast():
             images = self.state.generator.module(latents)
             images = images.contiguous(memory_format=self.policy.memory_format)
-            with nullcontext([]) if self.matching is None else self.matching.recording() as distances:
+            with self._recording() as distances:
                 teacher_logits = self.teacher.logits(images)
             if self.adversarial > 0:
                 student_logits = self.state.student.module(images)

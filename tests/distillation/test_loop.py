@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -69,7 +69,7 @@ def assert_close(module: nn.Module, expected: nn.Module) -> None:
 @pytest.mark.parametrize("networks", ["batch norm", "lenet5"])
 def test_recipe_dfad_is_the_papers_algorithm(networks: str) -> None:
     contract = ImageContract((1, 28, 28), 10) if networks == "lenet5" else ImageContract((1, 8, 8), 10)
-    pair = {}
+    pair: dict[str, Any] = {}
     if networks == "lenet5":
         torch.manual_seed(1)
         pair = {
