@@ -47,7 +47,7 @@ DEPENDENCIES: dict[str, set[str] | None] = {
     "dfadc.run_folder": set(),
     "dfadc.provenance": set(),
     "dfadc.run_lock": {"filelock"},
-    "dfadc.recipe": {"pydantic", "pydantic_core"},
+    "dfadc.recipe": {"pydantic", "tomli_w"},
     "dfadc.verification": {"numpy"},
     "dfadc.distillation": {"torch", "numpy"},
     "exporters.sessions": {"numpy", "onnxruntime", "torch"},

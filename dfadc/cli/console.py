@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from dfadc.pipeline.distill import Observer
     from dfadc.training.callbacks import Reading
-    from dfadc.training.run import Plan
+    from dfadc.training.plan import Plan
     from exporters.exporter import ProgressCallback
 
 #: Seconds between progress lines if stderr is not a terminal.

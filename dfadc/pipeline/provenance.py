@@ -85,7 +85,7 @@ class SamplesOrigin(NamedTuple):
 
 
 def check_samples(
-    samples: Samples, path: Path, artifact: Path, form: Mapping[str, str], export_gates: Collection[str]
+    samples: Samples, path: Path, artifact: Path, form: Mapping[str, str], *, compares_export: bool
 ) -> SamplesOrigin:
     """Compares the networks that answered samples with those that an artifact comes from.
 
@@ -94,7 +94,7 @@ def check_samples(
         path: their file.
         artifact: to be judged on them.
         form: its metadata.
-        export_gates: those of comparison A that are on, which is with the student that answered the samples.
+        compares_export: comparison A, which is with the student that answered the samples, has gates.
 
     Raises:
         DfadcError: another teacher answered them, or another student and comparison A has gates.
@@ -116,10 +116,10 @@ def check_samples(
     found = (
         f"{path} are samples of another student: sha256 {student[:12]}…, {artifact.name} was made of {made_of[:12]}…"
     )
-    if export_gates:
-        flags = " ".join(f"--set {gate}=off" for gate in export_gates)
+    if compares_export:
+        flag = "--set verify.compare_export=false"
         raise DfadcError(
-            found, f"pass samples.npz of its own run; or judge its agreement with the teacher alone: {flags}"
+            found, f"pass samples.npz of its own run; or judge its agreement with the teacher alone: {flag}"
         )
     return SamplesOrigin(is_other=True, notes=[f"{found}; it is judged beside the teacher alone"])
 

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dfadc.errors import DfadcError, RequirementMissing, memory_errors
-from dfadc.pipeline.gates import export_gates, gate_thresholds, recipe_to_judge_by
+from dfadc.pipeline.gates import compares_export, gate_thresholds, recipe_to_judge_by
 from dfadc.pipeline.inference import VerificationInputs, read_inputs, run_student, run_teacher
 from dfadc.pipeline.network_judge import LESS_MEMORY, NetworkJudge, measured_accuracy
 from dfadc.pipeline.provenance import check_lineage, check_samples
 from dfadc.pipeline.report import describe_run, write_report
 from dfadc.run_lock import holding_writable_run
+from dfadc.sampling.lengths import PRIOR_STEPS
 from dfadc.training.sample_size import check_accuracy_can_pass
 from dfadc.verification.gate import Failure
 from dfadc.verification.judge import (
@@ -124,7 +125,7 @@ def verify_run(
     inputs = _read_inputs(samples, settings, thresholds, run.record()["teacher"]["sha256"])
     expected = () if inputs.baseline is None else tuple(inputs.baseline.predictions)
     unlisted = manifest.unlisted(run.artifacts)
-    notes = [*_data_notes(inputs), *origins, *_sample_notes(samples, recipe), *_unlisted_notes(unlisted)]
+    notes = [*_data_notes(inputs), *origins, *_sample_notes(samples), *_unlisted_notes(unlisted)]
     judge = NetworkJudge(inputs, thresholds, expected, notes=notes)
     student, accuracy = _judge_student(run, judge, settings)
     artifacts = [*_judge_artifacts(run, manifest, changed, judge), *map(_unlisted_result, unlisted)]
@@ -134,7 +135,7 @@ def verify_run(
         student=student,
         artifacts=artifacts,
         accuracy=accuracy,
-        required={*recipe.verify.required, *settings.required, *judge.missing()},
+        required={*settings.required, *judge.missing()},
         failure=None if export_error is None else _failure(export_error),
         run=describe_run(run, manifest),
         additions=judge.additions(),
@@ -177,7 +178,9 @@ def verify_file(
     thresholds = gate_thresholds(recipe_to_judge_by(source, settings.gates))
     inputs = _read_inputs(samples, settings, thresholds, teacher_sha256)
     _check_in_baseline(artifact.name, inputs.baseline)
-    origin = check_samples(samples, samples_path, artifact, form, export_gates(thresholds, precision))
+    origin = check_samples(
+        samples, samples_path, artifact, form, compares_export=compares_export(thresholds, precision)
+    )
     notes = [*_data_notes(inputs), *origin.notes]
     if recipe is None and source == "auto":
         notes.append(f"gates of recipe auto: no recipe.toml lies beside {samples_path}, and none was named")
@@ -239,12 +242,12 @@ def _data_notes(inputs: VerificationInputs) -> tuple[str, ...]:
     return () if inputs.data is None else inputs.data.notes
 
 
-def _sample_notes(samples: Samples, recipe: Recipe) -> list[str]:
-    """Remark that the run was too short for the prior generator of its recipe."""
-    steps, full_steps = samples.provenance.get("prior_steps"), recipe.verify.prior_steps
-    if not isinstance(steps, int) or steps >= full_steps:
+def _sample_notes(samples: Samples) -> list[str]:
+    """Remark that the run was too short for a whole prior generator."""
+    steps = samples.provenance.get("prior_steps")
+    if not isinstance(steps, int) or steps >= PRIOR_STEPS:
         return []
-    updates = f"the prior generator had {steps} updates, in a longer run it has {full_steps}"
+    updates = f"the prior generator had {steps} updates, in a longer run it has {PRIOR_STEPS}"
     return [
         f"{updates}: students of runs of other lengths are judged on other samples, so their agreements do not compare"
     ]

@@ -12,6 +12,7 @@ need not be equal. The run needs `student.onnx` and, to be re-quantised, `studen
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 from pathlib import Path
@@ -30,7 +31,7 @@ from dfadc.evaluation.labelled_images import load_evaluation_data
 from dfadc.pipeline.baseline import write_baseline
 from dfadc.pipeline.distill import load_run_teacher
 from dfadc.pipeline.verify import verify_file
-from dfadc.recipe.schema import CalibrationSettings, GeneratorSettings
+from dfadc.recipe.schema import GeneratorSettings
 from dfadc.sampling.calibration import choose_calibration, load_images
 from dfadc.verification.regression import GATED_SOURCE
 from dfadc.verification.samples import SampleSet
@@ -148,8 +149,7 @@ class Calibrator:
             images = generator(torch.randn(NUM_CALIBRATION, latent_dim, generator=dice)).numpy()
             candidates[name] = quantise(images, self.contract)
         answers = {name: self._answers(images) for name, images in candidates.items()}
-        settings = CalibrationSettings(num_images=NUM_CALIBRATION)
-        chosen = choose_calibration(candidates, answers, settings=settings, exclude=self.exclude)
+        chosen = choose_calibration(candidates, answers, num_images=NUM_CALIBRATION, exclude=self.exclude)
         return dequantise(chosen.images, self.contract)
 
     def _answers(self, images: StoredImages) -> NDArray[np.float32]:
@@ -160,8 +160,9 @@ class Calibrator:
 def _load_generator(path: Path, contract: ImageContract) -> tuple[torch.nn.Module, int]:
     """A run's generator in eval mode, and the length of its latents."""
     with safetensors.safe_open(path, "pt") as file:
-        settings = GeneratorSettings.model_validate_json(file.metadata()["dfadc.generator"])
-        generator = build_generator(settings, contract)
+        metadata = file.metadata()
+        settings = GeneratorSettings.model_validate_json(metadata["dfadc.generator"])
+        generator = build_generator(settings, contract, bounded=json.loads(metadata["dfadc.bounded"]))
         generator.load_state_dict({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118 -- not a mapping
     return generator.eval(), settings.latent_dim
 
@@ -178,9 +179,9 @@ class Judge:
         self.run = run
         self.scratch = scratch
         # Networks of other runs have another student than the samples: there is no comparison A with it.
-        no_export_limits = [f"verify.max_fp32_{name}=off" for name in ("disagreements", "logit_error")]
         self.settings = VerifySettings(
-            baseline=scratch / "baseline.npz", gates=[f"verify.max_baseline_drop={MAX_DROP}", *no_export_limits]
+            baseline=scratch / "baseline.npz",
+            gates=[f"verify.max_baseline_drop={MAX_DROP}", "verify.compare_export=false"],
         )
         write_baseline(run, scratch / "baseline.npz")
 

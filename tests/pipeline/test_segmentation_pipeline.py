@@ -37,7 +37,7 @@ def report(scene_run: tuple[RunFolder, Outcome]) -> dict[str, Any]:
 def test_the_command_says_what_it_takes_the_teacher_for(scene_run: tuple[RunFolder, Outcome]) -> None:
     run, outcome = scene_run
     assert "task = segmentation" in outcome.err
-    assert "settings of auto-seg are taken" in outcome.err
+    assert "overlay segmentation sets" in outcome.err
     assert run.contract() == SCENE_CONTRACT
 
 
