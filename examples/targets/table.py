@@ -74,21 +74,26 @@ def main(
     *,
     export: Annotated[list[str] | None, typer.Option(help="Exports; by default all seven.")] = None,
     size: Annotated[int, typer.Option(help="Height and width of the images.")] = 32,
-    steps: Annotated[int, typer.Option(help="Training steps of 32 digits each.")] = 600,
+    steps: Annotated[int, typer.Option(help="Training steps of 32 digits each.")] = 300,
     calibrator: Annotated[str, typer.Option(help="minmax, percentile, entropy or auto.")] = "auto",
-    cells: Annotated[bool, typer.Option(help="Print each cell as JSON once it is done, in this process.")] = False,
+    out: Annotated[Path, typer.Option(help="File of the cells, a line of JSON each.")] = Path("runs/targets.jsonl"),
+    in_process: Annotated[bool, typer.Option(help="Make the cells in this process, and no table.")] = False,
 ) -> None:
     """Prints the table; exits with 1 if a cell is broken."""
     families, exports = family or list(FAMILIES), export or list(EXPORTS)
     if unknown := sorted(set(families) - set(FAMILIES)):
         raise DfadcError(f"unknown family {unknown[0]!r}", f"families: {', '.join(FAMILIES)}")
-    if cells:
+    if in_process:
         for name in families:
             for cell in make_cells(name, exports, size=size, steps=steps, calibrator=calibrator):
-                print(json.dumps(cell), flush=True)
+                add_cell(out, cell)
         return
-    settings = ("--size", str(size), "--steps", str(steps), "--calibrator", calibrator, "--cells")
-    found = [cell for name in families for cell in _in_a_process(name, exports, settings)]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    settings = ("--size", str(size), "--steps", str(steps), "--calibrator", calibrator, "--out", str(out))
+    for name in families:
+        _in_a_process(name, exports, out, settings)
+    chosen = {(name, wanted) for name in families for wanted in exports}
+    found = [cell for cell in read_cells(out) if (cell.family, cell.export) in chosen]
     rows = [(name, *(cell.text for cell in found if cell.family == name)) for name in families]
     print("\n".join([f"{size} px, {steps} training steps", "", *table_lines(("family", *exports), rows)]))
     broken = [cell for cell in found if cell.is_broken]
@@ -161,16 +166,32 @@ def _cell(family: str, export: str, result: ArtifactResult, *, must_pass: bool) 
     return Cell(family, export, text, why, is_broken=bool(why) and must_pass)
 
 
-def _in_a_process(family: str, exports: list[str], settings: tuple[str, ...]) -> list[Cell]:
-    """The cells of one family; those that its process did not reach are broken."""
-    wanted = [part for export in exports for part in ("--export", export)]
-    command = [sys.executable, __file__, "--family", family, *wanted, *settings]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603 - this program
-    found = [Cell(*json.loads(line)) for line in done.stdout.splitlines()]
-    print(f"{family}: {len(found)} of {len(exports)} exports", file=sys.stderr)
-    missing = exports[len(found) :]
-    why = f"its process ended with {done.returncode}"
-    return [*found, *(Cell(family, export, "crashed", why, is_broken=True) for export in missing)]
+def read_cells(out: Path) -> list[Cell]:
+    """The cells of a file, none where there is no such file."""
+    return [Cell(*json.loads(line)) for line in out.read_text().splitlines()] if out.exists() else []
+
+
+def add_cell(out: Path, cell: Cell) -> None:
+    """Adds a cell to a file."""
+    with out.open("a") as stream:
+        stream.write(json.dumps(cell) + "\n")
+
+
+def _in_a_process(family: str, exports: list[str], out: Path, settings: tuple[str, ...]) -> None:
+    """Makes the missing cells of one family; those that its process did not come to are broken."""
+    wanted = [
+        each for each in exports if (family, each) not in {(cell.family, cell.export) for cell in read_cells(out)}
+    ]
+    if not wanted:
+        return
+    options = [part for export in wanted for part in ("--export", export)]
+    command = [sys.executable, __file__, "--family", family, *options, *settings, "--in-process"]
+    done = subprocess.run(command, stdout=sys.stderr, check=False)  # noqa: S603 - this program
+    made = {cell.export for cell in read_cells(out) if cell.family == family}
+    print(f"{family}: {len(made.intersection(exports))} of {len(exports)} exports", file=sys.stderr)
+    for export in wanted:
+        if export not in made:
+            add_cell(out, Cell(family, export, "crashed", f"its process ended with {done.returncode}", is_broken=True))
 
 
 if __name__ == "__main__":
