@@ -17,8 +17,9 @@ from exporters.sessions.isolated import IsolatedSession
 from exporters.sessions.onnx_runtime import OnnxRuntimeSession
 from exporters.to_onnx.fp16 import check_is_fp32
 from exporters.to_onnx.int8.calibration import CALIBRATORS, calibrate
+from exporters.to_onnx.int8.constants import with_separate_constants
 from exporters.to_onnx.int8.presets import PRESETS, check_preset
-from exporters.to_onnx.int8.quantiser import Quantiser, with_separate_constants
+from exporters.to_onnx.int8.quantiser import Quantiser
 from exporters.to_onnx.int8.sensitivity import (
     Layer,
     agreement_of,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -53,6 +53,13 @@ class Recovered:
     agreement: Agreement
 
 
+class _Attempt(NamedTuple):
+    """Layers in fp32, and the agreement that they give."""
+
+    kept: tuple[str, ...]
+    agreement: Agreement
+
+
 def distance(agreement: Agreement) -> tuple[int, float]:
     """Distance from the fp32 graph, for comparing INT8 graphs: non-finite outputs, then KL divergence.
 
@@ -85,7 +92,7 @@ def rank_layers(
     names = [name for name in quantiser.layers if name not in quantiser.fp32_layers]
     layers: list[Layer] = []
     for name in names:
-        layers.append(Layer(name, agreement_of(logits_of(quantiser.quantise([name]), images), reference)))
+        layers.append(Layer(name, agreement_of(logits_of(quantiser.preview([name]), images), reference)))
         if on_progress is not None:
             on_progress(RANKING_PHASE, len(layers), len(names))
     return sorted(layers, key=lambda layer: distance(layer.alone_in_fp32))
@@ -104,9 +111,11 @@ def recover(
     If agreement does not recover, the best graph that was tried is returned.
     """
 
-    def attempt(names: Iterable[str]) -> Recovered:
-        model = quantiser.quantise(names)
-        return Recovered(model, tuple(names), agreement_of(logits_of(model, images), reference))
+    def attempt(names: Iterable[str]) -> _Attempt:
+        return _Attempt(tuple(names), agreement_of(logits_of(quantiser.preview(names), images), reference))
+
+    def recovered(best: _Attempt) -> Recovered:
+        return Recovered(quantiser.quantise(best.kept), best.kept, best.agreement)
 
     def report(phase: str, done: int, steps: int) -> None:
         if on_progress is not None:
@@ -114,14 +123,14 @@ def recover(
 
     order = [layer.name for layer in ranking]
     limit = max(_LEAST_NUMBER, int(_LARGEST_SHARE * len(order)))
-    tried: list[Recovered] = []
+    tried: list[_Attempt] = []
     for count in range(1, limit + 1):
         tried.append(attempt(order[:count]))
         report("INT8: returning layers to fp32", count, limit)
         if has_recovered(tried[-1].agreement):
             break
     else:
-        return min(tried, key=lambda candidate: distance(candidate.agreement))
+        return recovered(min(tried, key=lambda candidate: distance(candidate.agreement)))
     best = tried[-1]
     candidates = order[: len(best.kept) - 1]
     for number, name in enumerate(candidates, 1):
@@ -129,7 +138,7 @@ def recover(
         report("INT8: dropping layers that are not needed", number, len(candidates))
         if without.kept and has_recovered(without.agreement):
             best = without
-    return best
+    return recovered(best)
 
 
 def logits_of(model: onnx.ModelProto, images: NDArray[np.float32]) -> NDArray[np.float32]:

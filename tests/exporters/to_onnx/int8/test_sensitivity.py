@@ -160,6 +160,19 @@ def test_a_layer_in_fp32_reads_unrounded_activations(preset: str, harmless: onnx
     assert all(producers[name].op_type == "DequantizeLinear" for node in others for name in node.input[:2])
 
 
+@pytest.mark.parametrize("preset", ["portable", "ort-cpu"])
+@pytest.mark.parametrize("layers", [(), (VICTIM,), ("0/Conv", "10/Gemm")])
+def test_a_preview_computes_the_same_graph(
+    layers: tuple[str, ...], preset: str, harmless: onnx.ModelProto, pool: np.ndarray
+) -> None:
+    quantiser = quantiser_of(harmless, pool, preset)
+    assert set(layers) <= set(quantiser.layers)
+    model = quantiser.quantise(layers)
+    np.testing.assert_array_equal(logits_of(quantiser.preview(layers), pool), logits_of(model, pool))
+    if layers:
+        assert not np.array_equal(logits_of(quantiser.preview(), pool), logits_of(model, pool))
+
+
 class Branches(nn.Module):
     """Two convolutions that read one activation."""
 
