@@ -49,35 +49,23 @@ def print_json(value: Any) -> None:
 
 def print_report(report: Mapping[str, Any], *, as_json: bool, verbose: bool) -> None:
     """Prints a verification report: JSON, or a summary table and the reasons of every verdict that is not PASS."""
-    from dfadc.verification.summary import (  # noqa: PLC0415 -- keeps `--help` light
-        BASELINE_COLUMNS,
-        COLUMNS,
-        JUDGED,
-        NETWORK_COLUMNS,
-        SOURCE_COLUMNS,
-        baseline_rows,
-        headline,
-        network_rows,
-        reason_lines,
-        source_rows,
-        summary_rows,
-    )
+    from dfadc.verification import summary  # noqa: PLC0415 -- keeps `--help` light
 
     if as_json:
         print_json(report)
         return
-    if networks := network_rows(report):
-        print_table(NETWORK_COLUMNS, networks)
-    print_table(COLUMNS, summary_rows(report))
+    if networks := summary.network_rows(report):
+        print_table(summary.NETWORK_COLUMNS, networks)
+    print_table(summary.COLUMNS, summary.summary_rows(report))
     if verbose:
-        print_table(SOURCE_COLUMNS, source_rows(report))
-    if compared := [row for row in baseline_rows(report) if verbose or row[1] in JUDGED]:
-        print_table(BASELINE_COLUMNS, compared)
-    for line in reason_lines(report):
+        print_table(summary.SOURCE_COLUMNS, summary.source_rows(report))
+    if compared := [row for row in summary.baseline_rows(report) if verbose or row[1] in summary.JUDGED]:
+        print_table(summary.BASELINE_COLUMNS, compared)
+    for line in summary.reason_lines(report):
         print_line(line)
     for note in report.get("notes", ()):
         say(f"note: {note}")
-    print_line(f"verdict: {headline(report)}")
+    print_line(f"verdict: {summary.headline(report)}")
 
 
 def plan_lines(plan: Plan) -> Iterator[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dfadc.reporting import rows
 from dfadc.reporting.charts import panel_svg
@@ -20,25 +20,10 @@ from dfadc.reporting.pictures import (
     samples_by_class,
     worst_scenes,
 )
+from dfadc.verification import summary
 from dfadc.verification.agreement import predict
 from dfadc.verification.pixel_samples import DenseSampleSet
 from dfadc.verification.samples import SampleSet
-from dfadc.verification.summary import (
-    BASELINE_COLUMNS,
-    COLUMNS,
-    IOU_COLUMNS,
-    NETWORK_COLUMNS,
-    SOURCE_COLUMNS,
-    baseline_rows,
-    headline,
-    iou_rows,
-    is_dense,
-    labelled_size,
-    network_rows,
-    reason_lines,
-    source_rows,
-    summary_rows,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -53,8 +38,7 @@ VERDICTS = {"PASS": ("✓", "pass"), "FAIL": ("✗", "fail"), "NOT RUN": ("–",
 COMPARISONS = {"A": "export: against the fp32 student", "B": "distillation: against the teacher"}
 
 
-@dataclass(frozen=True, slots=True)
-class Tile:
+class Tile(NamedTuple):
     """One sample: address of its picture, description, and agreement of teacher and student."""
 
     uri: str
@@ -91,25 +75,25 @@ def render_html(report: Mapping[str, Any], *, samples: Samples | None, panels: S
             report=report,
             rows=rows,
             verdicts=VERDICTS,
-            headline=headline(report),
+            headline=summary.headline(report),
             summary=_summary(report),
             facts=list(_facts(report)),
-            reasons=reason_lines(report),
+            reasons=summary.reason_lines(report),
             notes=report.get("notes", []),
-            networks=(NETWORK_COLUMNS, network_rows(report)),
+            networks=(summary.NETWORK_COLUMNS, summary.network_rows(report)),
             artifacts=_artifact_table(report),
             checks=list(_checks(report)),
             baseline=report.get("baseline"),
-            pairs=(BASELINE_COLUMNS, baseline_rows(report)),
+            pairs=(summary.BASELINE_COLUMNS, summary.baseline_rows(report)),
             comparisons=COMPARISONS,
             by_source={name: _pivot(report, name) for name in COMPARISONS},
-            sources=(SOURCE_COLUMNS, source_rows(report)),
+            sources=(summary.SOURCE_COLUMNS, summary.source_rows(report)),
             confusion=list(_confusion(report)) if report.get("disagreements", {}).get("n") else [],
             worst=_worst_tiles(report, classified),
             grid=_grid(report, classified),
-            dense=is_dense(report),
-            labelled_size=labelled_size(report["accuracy"]) if report["accuracy"] else "",
-            overlaps=(IOU_COLUMNS, iou_rows(report)),
+            dense=summary.is_dense(report),
+            labelled_size=summary.labelled_size(report["accuracy"]) if report["accuracy"] else "",
+            overlaps=(summary.IOU_COLUMNS, summary.iou_rows(report)),
             scenes=worst_scenes(samples) if isinstance(samples, DenseSampleSet) else {},
             legend=legend(len(report["coverage"]["all"]["counts"])),
             normalised=samples is not None and not samples.contract.has_pixels,
@@ -146,12 +130,12 @@ def _summary(report: Mapping[str, Any]) -> str:
 
 def _facts(report: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Key figures at the top of the page: name, value, remark."""
-    source, (_, _, _, _, agreement, _, accuracy) = report["gate"]["source"], summary_rows(report)[0]
+    source, (_, _, _, _, agreement, _, accuracy) = report["gate"]["source"], summary.summary_rows(report)[0]
     yield ("agreement with the teacher", *_value_and_interval(agreement, f"generated samples, source {source}"))
     if report["accuracy"]:
         value, remark = _value_and_interval(accuracy, f"teacher {report['accuracy']['teacher']:.2%}")
         yield "accuracy", value, remark
-    sizes = {row[0]: row[2] for row in network_rows(report)}
+    sizes = {row[0]: row[2] for row in summary.network_rows(report)}
     if "student" in sizes:
         value, _, share = sizes["student"].partition(" ")
         yield "parameters", value, f"{share.strip('()')} of the teacher's" if share else ""
@@ -161,18 +145,18 @@ def _facts(report: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 
 def _value_and_interval(text: str, remark: str) -> tuple[str, str]:
-    """A rate with its interval as :func:`summary_rows` writes it, in two parts, and a remark."""
+    """A rate with its interval as :func:`summary.summary_rows` writes it, in two parts, and a remark."""
     value, bracket, interval = text.partition(" [")
     return value, f"[{interval}; {remark}" if bracket else remark
 
 
 def _artifact_table(report: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """The summary, with a column of latencies if they were measured."""
-    summary = summary_rows(report)
+    table = summary.summary_rows(report)
     latency = {row[0]: row[1] for row in rows.speed_rows(report)}
     if not latency:
-        return COLUMNS, summary
-    return (*COLUMNS, "latency"), [(*row, latency.get(row[0], "–")) for row in summary]
+        return summary.COLUMNS, table
+    return (*summary.COLUMNS, "latency"), [(*row, latency.get(row[0], "–")) for row in table]
 
 
 def _checks(report: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -184,7 +168,7 @@ def _checks(report: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 def _pivot(report: Mapping[str, Any], comparison: str) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """One comparison's agreement: a row for each artifact, a column for each source."""
     cells: dict[str, dict[str, str]] = {}
-    for name, which, source, n, agreement, *_ in source_rows(report):
+    for name, which, source, n, agreement, *_ in summary.source_rows(report):
         if which == comparison:
             cells.setdefault(name, {})[source] = agreement if n != "0" else "no samples"
     sources = list(dict.fromkeys(source for row in cells.values() for source in row))

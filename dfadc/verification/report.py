@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dfadc.verification.judge import ArtifactResult, StudentResult
     from dfadc.verification.pixel_agreement import Measured, MeasuredAccuracy
     from dfadc.verification.pixel_samples import Samples
+    from dfadc.verification.rates import Rate
     from dfadc.verification.thresholds import Thresholds
 
 SCHEMA = "dfadc.verification/1"
@@ -93,9 +94,7 @@ def _artifact(result: ArtifactResult, coverage: Mapping[str, Any], source: str) 
         "precision": result.artifact.precision,
         "size_bytes": result.artifact.size_bytes,
         **_gated(result.distillation, source),
-        "accuracy": None if accuracy is None else accuracy.accuracy,
-        "accuracy_low": None if accuracy is None else accuracy.low,
-        "accuracy_high": None if accuracy is None else accuracy.high,
+        **_rate("accuracy", accuracy),
         **({"iou": _overlap(accuracy)} if isinstance(accuracy, PixelScores) else {}),
         "comparisons": {
             "A": _by_source(result.export),
@@ -113,9 +112,13 @@ def _judged(judgement: Judgement) -> dict[str, Any]:
 def _gated(distillation: Mapping[str, Measured], source: str) -> dict[str, Any]:
     """The headline: comparison B on the gate's source, null if nothing was compared."""
     measured = distillation.get(source)
-    if measured is None or measured.n == 0:
-        return {"agreement": None, "agreement_low": None, "agreement_high": None}
-    return {"agreement": measured.agreement, "agreement_low": measured.low, "agreement_high": measured.high}
+    return _rate("agreement", measured if measured is not None and measured.n else None)
+
+
+def _rate(name: str, measured: Rate | None) -> dict[str, float | None]:
+    """A rate and its interval under the report's keys; null if nothing was measured."""
+    values = (None,) * 3 if measured is None else (measured.rate, measured.low, measured.high)
+    return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
 
 
 def _by_source(results: Mapping[str, Measured] | Mapping[str, Coverage]) -> dict[str, Any]:
@@ -127,7 +130,7 @@ def _labelled_accuracy(accuracy: LabelledAccuracy | None) -> dict[str, Any] | No
         return None
     values: dict[str, Any] = {"n": accuracy.teacher.n, "unit": accuracy.teacher.unit}
     for name, measured in zip(LabelledAccuracy._fields, accuracy, strict=True):
-        values |= {name: measured.accuracy, f"{name}_low": measured.low, f"{name}_high": measured.high}
+        values |= _rate(name, measured)
         if isinstance(measured, PixelScores):
             values[f"{name}_iou"] = _overlap(measured)
     return values

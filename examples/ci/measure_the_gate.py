@@ -1,12 +1,12 @@
-"""How often the baseline gate catches damage, and how often it cries wolf, on the student of a finished run.
+"""Measures the baseline gate's rates of detected damage and of false alarms, on the student of a finished run.
 
     python examples/ci/measure_the_gate.py runs/demo --data labelled.npz --redistilled runs/seed-*
 
 20 students, each damaged until it has lost 3 points of its agreement with the teacher on the compared samples and no
 further; 20 re-quantisations of the unharmed one, each calibrated with images that were drawn anew; and the students of
-the runs of `--redistilled`, which differ from the first in their seeds alone. Every one is held against the run's
-baseline with `--max-drop 0.01`; what counts is comparison D alone. The drop of real accuracy stands beside it: the two
-need not be equal. The run needs `student.onnx` and, to be re-quantised, `student.int8.onnx`; the others `student.onnx`.
+the runs of `--redistilled`, which differ from the first in their seeds alone. Every one is compared with the run's
+baseline with `--max-drop 0.01`; only comparison D counts. The drop of real accuracy is printed beside it: the two need
+not be equal. The run needs `student.onnx` and, to be re-quantised, `student.int8.onnx`; the others `student.onnx`.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ DAMAGES: dict[str, Callable[[list[onnx.TensorProto], float, np.random.Generator]
 
 
 class Compared(NamedTuple):
-    """What the gate compares on, and the labelled images beside it."""
+    """The samples that the gate compares, and labelled images."""
 
     images: NDArray[np.float32]
     teacher: NDArray[np.int64]
@@ -168,7 +168,7 @@ def _load_generator(path: Path, contract: ImageContract) -> tuple[torch.nn.Modul
 
 
 class Judge:
-    """What `dfadc verify FILE --samples … --baseline … --max-drop 0.01` says, by the function that it calls.
+    """Runs `dfadc verify FILE --samples … --baseline … --max-drop 0.01` by its Python function.
 
     Args:
         run: gives the samples, and the baseline that is frozen of it.
@@ -190,12 +190,12 @@ class Judge:
         return onnx.load(self.run.artifacts / name)
 
     def fails(self, model: onnx.ModelProto, name: str) -> bool:
-        """Whether comparison D fails a model that the baseline knows by this file name."""
+        """True if comparison D fails a model; the baseline must hold this file name."""
         onnx.save(model, self.scratch / name)
         report = verify_file(self.scratch / name, self.run.samples, self.settings)
         checks = [check for check in report["artifacts"][name]["checks"] if check["comparison"].startswith("D")]
         if not checks:
-            sys.exit(f"{name} was not held against the baseline")
+            sys.exit(f"{name} was not compared with the baseline")
         return any(check["verdict"] == "FAIL" for check in checks)
 
 
@@ -235,7 +235,7 @@ def main() -> None:
 
 
 def measure_damage(fp32: onnx.ModelProto, compared: Compared, judge: Judge, *, num_seeds: int) -> None:
-    """Prints what is caught of ``DAMAGES``, each by several seeds."""
+    """Prints which of ``DAMAGES`` are detected, each with several seeds."""
     print("| damage | seed | drop on the samples | real drop | caught |\n|---|---|---|---|---|")
     before, caught = compared.rates(fp32), 0
     damages = [(kind, seed) for kind in DAMAGES for seed in range(num_seeds)]
@@ -250,7 +250,7 @@ def measure_damage(fp32: onnx.ModelProto, compared: Compared, judge: Judge, *, n
 def measure_false_alarms(
     name: str, others: Iterator[tuple[str, onnx.ModelProto]], compared: Compared, judge: Judge
 ) -> None:
-    """Prints which of the others fail, each held against the artifact of this name in the baseline."""
+    """Prints which of the others fail, each compared with the artifact of this name in the baseline."""
     print("| made anew | drop on the samples | real drop | fails |\n|---|---|---|---|")
     before, verdicts = compared.rates(judge.known(name)), []
     for made, other in others:

@@ -53,6 +53,12 @@ def test_a_million_changes_neither_overflow_nor_take_long(lost: int, gained: int
     assert mcnemar_p(lost, gained) == pytest.approx(expected, rel=1e-8)
 
 
+def test_up_to_a_hundred_thousand_changes_the_binomial_coefficient_is_exact() -> None:
+    """P(at least k + 1 of 2k + 1 heads) is one half; by logarithms of the gamma function only 12 digits of it are."""
+    assert mcnemar_p(400, 399) == pytest.approx(0.5, rel=1e-14)
+    assert mcnemar_p(50_000, 49_999) == pytest.approx(0.5, rel=1e-13)
+
+
 def test_few_changes_prove_nothing() -> None:
     assert mcnemar_p(4, 0) > SIGNIFICANCE > mcnemar_p(5, 0)
 
