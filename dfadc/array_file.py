@@ -1,4 +1,4 @@
-"""Named arrays of an .npz file, each measured by its header before a byte of it is unpacked. numpy only."""
+"""Named arrays of an .npz file; the size of each is checked by its header before it is unpacked. numpy only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-#: How much larger than in the file a large array may be: a decompression bomb is a thousandfold, a mask a hundredfold.
+#: Largest ratio of unpacked to packed size of a large array: a decompression bomb has 1000, a mask 100.
 _MAX_RATIO = 200
 _UNSUSPECTED_BYTES = 2**30
 _HEADER_READERS = {
@@ -28,17 +28,17 @@ _NAMED = 5
 def read_arrays(
     path: Path, names: Collection[str], *, optional: Collection[str] = (), limit_bytes: int | None = None
 ) -> dict[str, npt.NDArray[Any]]:
-    """The named arrays of an .npz; others in it are not unpacked, and no pickle is.
+    """Reads the named arrays of an .npz; unpacks no others, and no pickle.
 
     Args:
         path: the file.
         names: arrays that must be there.
-        optional: arrays that are read where they are there.
-        limit_bytes: largest sum of the arrays' sizes; None sets no bound but that of a decompression bomb.
+        optional: arrays that are read if they are there.
+        limit_bytes: largest sum of the arrays' sizes; None leaves only the bound against decompression bombs.
 
     Raises:
         KeyError: an array is missing; the message lists those that are there.
-        OSError, ValueError: the file cannot be read, is damaged, or unpacks to more than it may.
+        OSError, ValueError: the file cannot be read, is damaged, or unpacks to more than the limit.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -55,20 +55,20 @@ def read_arrays(
             return {name: _read(archive, entry) for name, entry in chosen.items()}
     except MemoryError as exc:
         raise ValueError("its arrays do not fit into memory") from exc
-    # zipfile says RuntimeError of an encrypted entry, NotImplementedError (which is one) of an unknown compression.
+    # zipfile raises RuntimeError for an encrypted entry, and its subclass NotImplementedError for a compression.
     except (EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as exc:
         raise ValueError(str(exc) or type(exc).__name__) from exc
 
 
 def _checked_size(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, file_bytes: int) -> int:
-    """Bytes of an array, from its header, which must say what the archive says, which no packed size can exceed."""
+    """Bytes of an array by its header, which must match the archive's size and a plausible compression."""
     with archive.open(entry) as stream:
         shape, dtype = _read_header(stream)
         size = math.prod(shape) * dtype.itemsize
         if dtype.hasobject:
             raise ValueError(f"{entry.filename} holds Python objects")
         if min(shape, default=0) < 0 or stream.tell() + size != entry.file_size:
-            raise ValueError(f"{entry.filename} is {shape} {dtype} by its header, and not as long as that")
+            raise ValueError(f"{entry.filename} is {shape} {dtype} by its header, and has another length")
     packed = min(entry.compress_size, file_bytes)
     if size > max(_UNSUSPECTED_BYTES, _MAX_RATIO * packed):
         raise ValueError(f"{entry.filename} unpacks from {packed} to {size} bytes: a decompression bomb")

@@ -1,4 +1,4 @@
-"""The image contract: what a network expects of its images and what its outputs mean. Free of torch."""
+"""Image contract: size, range and classes of a network's inputs and outputs. Free of torch."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ LARGEST_STD = 2.0
 
 @dataclass(frozen=True, slots=True)
 class ImageContract:
-    """What goes into a network and what comes out.
+    """Images that a network takes, and logits that it gives.
 
     Args:
         input_size: (C, H, W) of one image.
         num_classes: K, the length of the logits.
-        mean: per-channel mean of pixels in [0, 1]; None where nobody knows it.
+        mean: per-channel mean of pixels in [0, 1]; None where unknown.
         std: per-channel standard deviation of pixels in [0, 1]; None together with ``mean``.
         class_names: K names in the order of the logits, or None.
         task: what the logits are: (N, K) for classification, (N, K, H, W) for segmentation.
@@ -79,7 +79,7 @@ class ImageContract:
 
     @property
     def has_pixels(self) -> bool:
-        """Whether mean and std are known, so that images can be turned into pixels and back."""
+        """True where mean and std are known, so that images can be turned into pixels and back."""
         return self.mean is not None
 
     def value_range(self) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -1,4 +1,4 @@
-"""What a user can get wrong: each error says what, which value or path, and how to fix it, and knows its exit code."""
+"""Errors that a user can correct: each has a message with the value or path, a remedy and an exit code."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: How torch, ONNX Runtime, OpenVINO, TensorRT and C++ say in a general error that memory ran out.
+#: Texts by which general errors of torch, ONNX Runtime, OpenVINO, TensorRT and C++ report exhausted memory.
 _NO_MEMORY = ("allocate memory", "out of memory", "not enough memory", "bad_alloc", "bad allocation", "ALLOC_FAILED")
-#: All that oneDNN says where it finds no memory for its code; what it does not know it words in another way.
+#: The whole text of oneDNN's error without memory for its code; for unsupported operations it has another text.
 _NO_PRIMITIVE = "could not create a primitive"
 
 
@@ -19,8 +19,8 @@ class DfadcError(Exception):
     """Base of every error that dfadc raises on purpose: wrong usage or input, exit code 2.
 
     Args:
-        message: what went wrong, naming the value or path.
-        hint: how to fix it; empty where the message already says so.
+        message: the fault, with the value or path.
+        hint: the remedy; empty if the message already contains it.
     """
 
     exit_code: ClassVar[int] = 2
@@ -44,7 +44,7 @@ class RuntimeCrashed(DfadcError):
 
 
 class RequirementMissing(DfadcError):
-    """Something that was required (a backend, an artifact, a baseline) is missing or did not run."""
+    """A requirement (a backend, an artifact, a baseline) is missing or did not run."""
 
     exit_code = 4
 
@@ -56,31 +56,31 @@ class ExportFailed(DfadcError):
 
 
 class RuntimeRefused(DfadcError):
-    """A runtime that is here does not load an artifact, whose operators or format version it does not know."""
+    """An installed runtime does not load an artifact: it does not support its operators or format version."""
 
     exit_code = 4
 
 
 class TrainingDiverged(DfadcError):
-    """The two-player game left the finite numbers and could not be brought back."""
+    """Losses became NaN or infinite, and the training could not recover."""
 
     exit_code = 6
 
 
 class OutOfMemory(DfadcError):
-    """Memory ran out, the machine's or the device's; what was there before is intact."""
+    """The machine or the device ran out of memory; earlier files are intact."""
 
     exit_code = 7
 
 
 class StorageFailed(DfadcError):
-    """Writing failed: disk full, read-only or not permitted. What was there before is intact."""
+    """Writing failed: disk full, read-only or not permitted. Earlier files are intact."""
 
     exit_code = 7
 
 
 class ReaderGone(DfadcError):
-    """The reader of a pipe has closed it, as ``| head`` does: no fault, and nothing is said; the code of SIGPIPE."""
+    """The reader of a pipe has closed it, as ``| head`` does: no fault and no message; the exit code of SIGPIPE."""
 
     exit_code = 141
 
@@ -92,18 +92,18 @@ class Interrupted(DfadcError):
 
 
 def ending_signals() -> list[signal.Signals]:
-    """Signals besides Ctrl-C that end work cleanly; not SIGHUP where it is ignored, as under nohup."""
+    """Signals besides Ctrl-C that end work cleanly; not SIGHUP if it is ignored, as under nohup."""
     names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    known = [signal.Signals[name] for name in names]
-    return [signum for signum in known if signum == signal.SIGTERM or signal.getsignal(signum) is not signal.SIG_IGN]
+    signals = [signal.Signals[name] for name in names]
+    return [signum for signum in signals if signum == signal.SIGTERM or signal.getsignal(signum) is not signal.SIG_IGN]
 
 
 @contextmanager
-def memory_errors(way: str) -> Iterator[None]:
-    """Tells that memory ran out, however a library said it; also as a decorator.
+def memory_errors(remedy: str) -> Iterator[None]:
+    """Converts every library's out-of-memory error to :class:`OutOfMemory`; also as a decorator.
 
     Args:
-        way: how to need less.
+        remedy: way to need less memory.
 
     Raises:
         OutOfMemory: memory ran out in the block.
@@ -115,14 +115,14 @@ def memory_errors(way: str) -> Iterator[None]:
     except (DfadcError, MemoryError, RuntimeError) as exc:
         if (reason := _no_memory(exc)) is None:
             raise
-        raise OutOfMemory(f"memory ran out: {reason}", way) from exc
+        raise OutOfMemory(f"memory ran out: {reason}", remedy) from exc
 
 
 def _no_memory(error: BaseException | None) -> str | None:
-    """The first line of the error, among this one and its causes, that says that memory ran out."""
+    """First line of the out-of-memory error among this one and its causes; None if there is none."""
     while error is not None:
         text = str(error)
-        if isinstance(error, MemoryError) or text == _NO_PRIMITIVE or any(sign in text for sign in _NO_MEMORY):
+        if isinstance(error, MemoryError) or text == _NO_PRIMITIVE or any(phrase in text for phrase in _NO_MEMORY):
             return (text.splitlines() or [type(error).__name__])[0]
         error = error.__cause__
     return None

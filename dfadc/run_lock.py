@@ -1,35 +1,55 @@
-"""The lock of a run folder: one process writes into it at a time. Free of torch."""
+"""Locks and claims of run folders: one process writes at a time, and no earlier work is lost. Free of torch."""
 
 from __future__ import annotations
 
 import functools
+import json
 import os
 import platform
+import shutil
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from filelock import FileLock, Timeout
 
 from dfadc.errors import DfadcError, StorageFailed
-from dfadc.run_folder import LOCK, RunFolder, check_claimable, refuse_several_processes
+from dfadc.run_folder import SCHEMA, RunFolder
+from dfadc.storage import is_temporary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
+#: Name of the lock file in a run folder.
+LOCK = ".lock"
+
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
+
+
+def refuse_several_processes() -> None:
+    """Refuses a launcher such as torchrun, each of whose processes would make a run of its own in one folder.
+
+    Raises:
+        DfadcError: the environment states several processes.
+    """
+    size = os.environ.get("WORLD_SIZE", "1")
+    if size.isdecimal() and int(size) > 1:
+        raise DfadcError(
+            f"a launcher started {size} processes (WORLD_SIZE), and a run is made by one",
+            "call dfadc itself, without torchrun; elsewhere unset WORLD_SIZE",
+        )
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Holds the lock of a run folder; the thread that holds it may take it again.
 
-    The system frees the lock of a process that dies. The lock file stays, empty where nobody holds it; a new one is
-    removed where the block fails, for what is refused changes nothing.
+    The system frees the lock of a process that dies. The lock file stays, empty while nobody holds it; a new one is
+    removed if the block fails, because a refused command changes nothing.
 
     Raises:
-        DfadcError: another process holds it; the message says which.
+        DfadcError: another process holds it; the message names it.
         StorageFailed: the folder is not writable.
     """
     refuse_several_processes()
@@ -42,7 +62,7 @@ def locked(folder: Path) -> Iterator[None]:
     except OSError as exc:
         raise StorageFailed(f"cannot lock {folder}: {exc.strerror or exc}", "make the folder writable") from exc
     try:
-        with suppress(OSError):  # on a full disk nobody is told who holds it
+        with suppress(OSError):  # on a full disk the holder stays unnamed
             path.write_text(f"{os.getpid()} {platform.node()}\n", encoding="utf-8")
         yield
     except BaseException:  # Ctrl-C too
@@ -59,7 +79,7 @@ def locked(folder: Path) -> Iterator[None]:
 def holding_run(
     function: Callable[Concatenate[RunFolder, Parameters], Result],
 ) -> Callable[Concatenate[RunFolder, Parameters], Result]:
-    """A function of a run that holds the run's lock while it works."""
+    """Decorator: a function of a run holds the run's lock while it works."""
 
     @functools.wraps(function)
     def hold(run: RunFolder, /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
@@ -72,7 +92,7 @@ def holding_run(
 def holding_writable_run(
     function: Callable[Concatenate[RunFolder, Parameters], Result],
 ) -> Callable[Concatenate[RunFolder, Parameters], Result]:
-    """The same for a function that can do without writing: a folder that nobody here can write needs no lock."""
+    """Decorator as :func:`holding_run` for a function that can do without writing: a read-only folder needs no lock."""
     hold = holding_run(function)
 
     @functools.wraps(function)
@@ -83,23 +103,23 @@ def holding_writable_run(
 
 
 def is_writable(folder: Path) -> bool:
-    """Whether this process may write into a folder: not on a read-only disk, nor in somebody else's."""
+    """True if this process may write into a folder: not on a read-only disk, nor in another user's."""
     return os.access(folder, os.W_OK)
 
 
 @contextmanager
 def reserved_folder(path: Path, *, force: bool, inputs: Mapping[str, Path] | None = None) -> Iterator[None]:
-    """Holds the folder of a new run, which is made where there is none; what lies in it stays until it is claimed.
+    """Makes and locks the folder of a new run; its contents stay until it is claimed.
 
-    Where nothing came of it, the folders that were made are removed.
+    If the block fails before a run has begun, the folders that were made are removed.
 
     Args:
         path: of the run folder.
-        force: whether a run that lies there may be replaced.
-        inputs: what the new run reads, by the name that a person gave it; none may lie in the folder.
+        force: an existing run may be replaced.
+        inputs: files that the new run reads, by the name that a person gave them; none may lie in the folder.
 
     Raises:
-        DfadcError: something is there that must not be lost, or another process is at work there.
+        DfadcError: the folder holds something that must not be lost, or another process holds it.
         StorageFailed: the folder cannot be made.
     """
     refuse_several_processes()
@@ -120,6 +140,91 @@ def reserved_folder(path: Path, *, force: bool, inputs: Mapping[str, Path] | Non
             for folder in made:
                 folder.rmdir()
         raise
+
+
+def check_claimable(path: Path, *, force: bool, inputs: Mapping[str, Path] | None = None) -> None:
+    """Refuses, before any work is done, what :func:`claim_folder` would refuse; changes nothing.
+
+    Args:
+        path: of the folder.
+        force: an existing run may be replaced.
+        inputs: files that the run reads, by the name that a person gave them.
+
+    Raises:
+        DfadcError: the folder holds something that must not be lost, such as an input.
+        StorageFailed: the folder cannot be read.
+    """
+    folder = RunFolder(path)
+    try:
+        if path.exists() and not path.is_dir():
+            raise DfadcError(f"the output {path} is a file", "choose another --out")
+        for name, file in (inputs or {}).items():
+            if _lies_in(file, path):
+                raise DfadcError(f"{name} {file} lies in the output folder {path}", "choose another --out")
+        if not path.exists() or _is_unused(folder):
+            return
+        if _status(folder) is None:
+            raise DfadcError(f"{path} is not empty and holds no run", "choose another --out")
+    except OSError as exc:
+        raise StorageFailed(f"cannot read {path}: {exc.strerror or exc}", "choose another --out") from exc
+    if not force:
+        raise DfadcError(
+            f"{path} already holds a run",
+            f"--resume {path} goes on with it, --force replaces it, or choose --out",
+        )
+
+
+def claim_folder(path: Path, *, force: bool) -> RunFolder:
+    """An empty run folder at ``path``.
+
+    Raises:
+        DfadcError: the folder holds something that must not be lost.
+        StorageFailed: the folder cannot be made.
+    """
+    check_claimable(path, force=force)
+    folder = RunFolder(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        # The folder itself stays: it may be a mount point, or a shell's working directory.
+        for entry in path.iterdir():
+            if entry.name == LOCK:  # held by this process
+                continue
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+        folder.checkpoints.mkdir()
+    except OSError as exc:
+        raise StorageFailed(
+            f"cannot create the run folder {path}: {exc.strerror or exc}", "choose a writable --out"
+        ) from exc
+    return folder
+
+
+def _lies_in(file: Path, folder: Path) -> bool:
+    """True if a file, or a link on the way to it, would be removed with the folder."""
+    ways = (*(way.resolve() for way in (file.absolute(), *file.absolute().parents)), *file.resolve().parents)
+    return folder.resolve() in ways
+
+
+def _is_unused(folder: RunFolder) -> bool:
+    """True if the folder is empty, or as a run leaves it that was stopped before its record was complete."""
+    return _status(folder) == "starting" or all(
+        entry.name == LOCK
+        or is_temporary(entry)
+        or (entry == folder.checkpoints and entry.is_dir() and not any(entry.iterdir()))
+        for entry in folder.path.iterdir()
+    )
+
+
+def _status(folder: RunFolder) -> str | None:
+    """Status of a run of any dfadc version; None without one, for another program may write a run.json too."""
+    try:
+        record = json.loads(folder.record_file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    is_run = isinstance(record, dict) and str(record.get("schema")).startswith(SCHEMA.partition("/")[0] + "/")
+    return str(record.get("status")) if is_run else None
 
 
 def _in_use(folder: Path, path: Path) -> DfadcError:

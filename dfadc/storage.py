@@ -1,13 +1,15 @@
-"""Files that are whole or absent: atomic writes, hashes, and storage errors with their own exit code. Free of torch."""
+"""Atomic file writes, hashes, and storage errors with their own exit code. Free of torch."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
+from collections.abc import Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-#: ``.NAME.`` and eight random characters, then the suffix of NAME again: how :func:`atomic_write` names temporaries.
+#: Names of the temporary files of :func:`atomic_write`: ``.NAME.``, eight random characters, the suffix of NAME.
 _TEMPORARY = re.compile(r"\..+(\.[A-Za-z0-9]+)\.[a-z0-9_]{8}\1")
 
-#: How the system says that a disk takes no more, and that it may not be written.
+#: System errors of a full disk, and of one that may not be written.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -30,10 +32,10 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside ``path`` and moves it over ``path`` once the block has succeeded.
 
     A reader, or a process started after a crash, sees the old file or the new one, never a part. The file's mode is
-    what the umask leaves of 0666.
+    0666 less the umask.
 
     Raises:
-        StorageFailed: the disk is full, read-only or not permitted; ``path`` is as it was.
+        StorageFailed: the disk is full, read-only or not permitted; ``path`` is unchanged.
     """
     temporary: Path | None = None
     try:
@@ -53,26 +55,26 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def _remedy(error: OSError, folder: Path) -> str:
-    """How to make room for a file, which is the same for every command that writes it."""
+    """Remedy for a failed write, the same for every command."""
     if error.errno in FULL:
-        return f"free some space for {folder}; what was there before is unchanged"
+        return f"free some space for {folder}; the earlier file is unchanged"
     if error.errno in _FORBIDDEN:
-        return f"make {folder} writable; what was there before is unchanged"
-    return "what was there before is unchanged"
+        return f"make {folder} writable; the earlier file is unchanged"
+    return "the earlier file is unchanged"
 
 
 def replace_together(drafts: dict[Path, Path], aside: Path) -> None:
-    """Moves files or folders to their places: all of them, or none, and then what was there before is there again.
+    """Moves files or folders to their places: all of them, or none, and then the earlier ones are back.
 
-    Those of before leave in the given order and the drafts come in the opposite one: of a pair, the file that a reader
-    opens first is named first.
+    The earlier ones are moved away in the given order, and the drafts in the opposite one: name first the file of a
+    pair that a reader opens first.
 
     Args:
-        drafts: place -> what goes there, on the same disk.
-        aside: an empty folder on that disk, which takes what was there before.
+        drafts: place -> file or folder to move there, on the same disk.
+        aside: an empty folder on that disk, for the earlier files.
 
     Raises:
-        OSError: something could not be moved.
+        OSError: a file could not be moved.
     """
     for draft in drafts.values():
         for path in draft.rglob("*") if draft.is_dir() else (draft,):
@@ -83,7 +85,7 @@ def replace_together(drafts: dict[Path, Path], aside: Path) -> None:
             place.rename(refuge)
         for place, draft in reversed(drafts.items()):
             draft.rename(place)
-    except BaseException:  # Ctrl-C too; what has been moved is seen, not remembered
+    except BaseException:  # Ctrl-C too; moved files are found on the disk, not remembered
         _restore(drafts, earlier)
         raise
     for folder in {place.parent for place in drafts}:
@@ -91,7 +93,7 @@ def replace_together(drafts: dict[Path, Path], aside: Path) -> None:
 
 
 def _restore(drafts: dict[Path, Path], earlier: dict[Path, Path]) -> None:
-    """Undoes half a replacement: a draft that is gone is at its place, and what was set aside returns to its own."""
+    """Undoes a partial replacement: moves drafts back from their places, and earlier files back to theirs."""
     for place, draft in drafts.items():
         if not draft.exists():
             place.rename(draft)
@@ -101,7 +103,7 @@ def _restore(drafts: dict[Path, Path], earlier: dict[Path, Path]) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Has the system write down a file, or what a folder lists: what was moved is still there after a power cut."""
+    """Flushes a file, or the entries of a folder, to the disk, so that a move survives a power cut."""
     if path.is_dir() and os.name == "nt":  # folders cannot be opened there
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
@@ -115,7 +117,7 @@ def _sync(path: Path) -> None:
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether a file is one that :func:`atomic_write` had not moved to its place."""
+    """True for a temporary file of :func:`atomic_write` that was not moved to its place."""
     return _TEMPORARY.fullmatch(path.name) is not None and path.is_file()
 
 
@@ -144,8 +146,19 @@ def atomic_write_text(path: Path, text: str) -> None:
     atomic_write_bytes(path, text.encode())
 
 
+def without_nan(value: Any) -> Any:
+    """The same values as JSON can hold them: null for NaN and infinity, which JSON lacks."""
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(name): without_nan(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(entry) for entry in value]
+    return value
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Writes ``value`` as indented JSON; NaN and infinity are refused, for they are not JSON."""
+    """Writes ``value`` as indented JSON; refuses NaN and infinity, which are not JSON."""
     atomic_write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 

@@ -1,1 +1,1 @@
-"""Turns the distilled student into artifacts that people deploy, and runs them. Importing it loads no torch."""
+"""Exporters of the distilled student to deployable artifacts, and sessions that run them. Imports no torch."""

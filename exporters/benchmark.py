@@ -1,6 +1,6 @@
-"""How fast a session is: latency at batch 1 and throughput at a batch. numpy only; the sessions are given.
+"""Benchmark of a session: latency at batch 1 and throughput at a larger batch. Needs numpy only.
 
-``Session.run`` hands back the logits in host memory, so every timing ends when the work has.
+``Session.run`` returns the logits in host memory, so every timing ends when the work has ended.
 """
 
 from __future__ import annotations
@@ -18,29 +18,30 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from exporters.exporter import Session
+    from exporters.sessions.session import Session
 
-#: Calls before the clock counts, and how long they go on at least: caches fill, clocks rise, kernels are chosen.
+#: Least calls of the warm-up, and its share of the time: caches fill, clocks rise, kernels are chosen.
 _WARM_UP_CALLS = 3
 _WARM_UP_SHARE = 0.2
-#: However short the time: fewer calls say nothing about a median.
+#: Least calls, however short the time: fewer give no meaningful median.
 _MIN_CALLS = 5
-#: Parts of a measurement that are compared; at most the fewest calls.
+#: Parts of a measurement that are compared; at most ``_MIN_CALLS``.
 _PARTS = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """One session's speed.
+    """Speed of one session.
 
     Args:
         latency_ms: median over ``calls`` calls with one image.
         latency_p95_ms: 95th percentile of the same.
-        calls: how many calls the two are taken over.
-        throughput: images a second at ``batch``, from the median call.
-        batch: images a call of the throughput.
-        device: what computed, as the backend says.
-        spread: share by which the medians of equal parts of a measurement differ, of latency or throughput: the larger.
+        calls: number of calls behind the two.
+        throughput: images per second at ``batch``, from the median call.
+        batch: images per call of the throughput.
+        device: the device that computed, as the backend reports it.
+        spread: relative difference between the medians of equal parts of a measurement, the larger of latency's and
+            throughput's.
     """
 
     latency_ms: float
@@ -60,17 +61,17 @@ def benchmark(session: Session, images: NDArray[np.float32], *, seconds: float) 
     """Times a session after warming it up.
 
     Args:
-        session: the network; its ``batch_size`` is what it takes at once.
+        session: the network; its ``batch_size`` limits one call.
         images: (N, C, H, W) as the network takes them; N is the batch of the throughput.
-        seconds: for each of latency and throughput, warm-up aside.
+        seconds: for each of latency and throughput, without warm-up.
 
     Raises:
-        DfadcError: there are no images, the time is not positive, or a NaN comes out: that is no network at work.
+        DfadcError: there are no images, the time is not positive, or the logits are not finite.
     """
     if not len(images) or not seconds > 0:
         raise DfadcError(f"nothing to measure: {len(images)} images, {seconds} seconds")
     if not np.isfinite(session.run(images)).all():
-        raise DfadcError("the network answers NaN or infinity: its speed means nothing", "dfadc verify says more")
+        raise DfadcError("the network returns NaN or infinity: its speed means nothing", "dfadc verify shows more")
     single = time_calls(lambda: session.run(images[:1]), seconds)
     whole = time_calls(lambda: session.run(images), seconds)
     return Timing(
@@ -85,13 +86,13 @@ def benchmark(session: Session, images: NDArray[np.float32], *, seconds: float) 
 
 
 def spread_of(durations: Sequence[float]) -> float:
-    """Largest over smallest median of equal parts of consecutive calls, less 1; on a steady machine about 0."""
+    """Largest over smallest median of equal parts of consecutive calls, minus 1; about 0 on a steady machine."""
     medians = [float(np.median(part)) for part in np.array_split(durations, _PARTS)]
     return max(medians) / min(medians) - 1
 
 
 def time_calls(call: Callable[[], object], seconds: float) -> list[float]:
-    """Seconds of each call, warmed up first, for about ``seconds`` and at least five calls."""
+    """Durations in seconds of calls for about ``seconds``, at least five, after a warm-up."""
     started = time.perf_counter()
     warm_up = 0
     while warm_up < _WARM_UP_CALLS or time.perf_counter() - started < _WARM_UP_SHARE * seconds:

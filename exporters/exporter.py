@@ -1,29 +1,30 @@
-"""What can be asked of an exporter and what it answers: requests, settings, results, protocols. Free of torch."""
+"""Interface of the exporters: request, settings, result, capability, and the exporter's protocol. Free of torch."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from dfadc.errors import DfadcError, ExportFailed
+from exporters.registry import TARGETS, unknown_value
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import TracebackType
 
     import numpy as np
     from numpy.typing import NDArray
 
+    from exporters.to_onnx.ranges import ActivationRanges
+
 
 class PoolUnusable(ExportFailed):
-    """The calibration images cannot calibrate anything: there are none, too few, or all of one class."""
+    """The calibration images are missing, too few, not finite, or all of one class."""
 
 
 class Precision(StrEnum):
-    """What an artifact computes in. FP32 is the student itself; the others are derived from it."""
+    """Precision of an artifact. FP32 is the student itself; the others are derived from it."""
 
     FP32 = "fp32"
     FP16 = "fp16"
@@ -31,39 +32,13 @@ class Precision(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Format:
-    """How the files of one exporter are named and which INT8 presets it takes (the first is the default)."""
-
-    target: str
-    extension: str
-    int8_presets: tuple[str, ...]
-
-
-#: Everything that can be exported. ``portable`` INT8 is symmetric and runs everywhere; ``ort-cpu`` suits ONNX Runtime.
-FORMATS: Mapping[str, Format] = {
-    "onnx": Format("", "onnx", ("portable", "ort-cpu")),
-    "tensorrt": Format("trt", "engine", ("portable",)),
-    "tensorrt-rtx": Format("rtx", "engine", ("portable",)),
-    "openvino": Format("openvino", "xml", ("portable", "ort-cpu")),
-}
-
-
-def unknown_value(kind: str, value: str, choices: Iterable[str]) -> DfadcError:
-    """The error for a name that is not one of ``choices``: it offers the nearest ones, then all of them."""
-    known = sorted(choices)
-    near = difflib.get_close_matches(value, known, n=3, cutoff=0.5)
-    guess = f"did you mean {' or '.join(near)}? " if near else ""
-    return DfadcError(f"unknown {kind} {value!r}", f"{guess}valid: {', '.join(known)}")
-
-
-@dataclass(frozen=True, slots=True)
 class ExportRequest:
-    """One artifact somebody wants, written ``NAME[:PRECISION[:PRESET]]``.
+    """One artifact to export, written ``NAME[:PRECISION[:PRESET]]``.
 
     Args:
-        name: which exporter, a key of :data:`FORMATS`.
-        precision: fp32 where nothing is said.
-        preset: how INT8 is quantised; empty means the exporter's first preset, and stays empty for float precisions.
+        name: of the exporter, a key of :data:`TARGETS`.
+        precision: fp32 by default.
+        preset: of INT8; empty means the exporter's first preset, and stays empty for float precisions.
 
     Raises:
         DfadcError: a part is unknown or does not fit the others.
@@ -74,9 +49,9 @@ class ExportRequest:
     preset: str = ""
 
     def __post_init__(self) -> None:
-        if self.name not in FORMATS:
-            raise unknown_value("export", self.name, FORMATS)
-        presets = FORMATS[self.name].int8_presets
+        if self.name not in TARGETS:
+            raise unknown_value("export", self.name, TARGETS)
+        presets = TARGETS[self.name].int8_presets
         if self.precision is not Precision.INT8:
             if self.preset:
                 raise DfadcError(
@@ -99,8 +74,8 @@ class ExportRequest:
         if len(parts) > 3 or not all(parts):
             raise DfadcError(f"malformed export {text!r}", "write NAME[:PRECISION[:PRESET]], e.g. onnx:fp16")
         name, precision, preset = (*parts, "", "")[:3]
-        if name not in FORMATS:
-            raise unknown_value("export", name, FORMATS)
+        if name not in TARGETS:
+            raise unknown_value("export", name, TARGETS)
         if precision and precision not in set(Precision):
             raise unknown_value(f"precision in export {text!r}:", precision, Precision)
         return cls(name, Precision(precision or Precision.FP32), preset)
@@ -108,30 +83,27 @@ class ExportRequest:
     @property
     def file_name(self) -> str:
         """``student[.PRECISION][.TARGET].EXT``; an INT8 preset that is not the default is part of the name."""
-        form = FORMATS[self.name]
+        target = TARGETS[self.name]
         precision = "" if self.precision is Precision.FP32 else str(self.precision)
-        preset = "" if self.preset in ("", form.int8_presets[0]) else self.preset
-        return ".".join(filter(None, ("student", precision, preset, form.target, form.extension)))
+        preset = "" if self.preset in ("", target.int8_presets[0]) else self.preset
+        return ".".join(filter(None, ("student", precision, preset, target.label, target.extension)))
 
     @property
     def source(self) -> ExportRequest | None:
-        """The artifact this one is made of; None for the fp32 ONNX, the root of every chain.
-
-        Engines take the typed ONNX of their precision. OpenVINO compresses fp32 to fp16 weights itself.
-        """
-        if self.name == "onnx":
-            return None if self.precision is Precision.FP32 else ExportRequest("onnx")
-        if self.name == "openvino" and self.precision is Precision.FP16:
+        """The artifact that this one is made from; None for the fp32 ONNX, which is made from the student."""
+        if self.name == "onnx" and self.precision is Precision.FP32:
+            return None
+        if self.name == "onnx" or (self.precision is Precision.FP16 and TARGETS[self.name].makes_fp16):
             return ExportRequest("onnx")
         return ExportRequest("onnx", self.precision, self.preset)
 
     def __str__(self) -> str:
-        preset = "" if self.preset in ("", FORMATS[self.name].int8_presets[0]) else f":{self.preset}"
+        preset = "" if self.preset in ("", TARGETS[self.name].int8_presets[0]) else f":{self.preset}"
         return f"{self.name}:{self.precision}{preset}"
 
 
 def with_sources(requests: Iterable[ExportRequest]) -> tuple[ExportRequest, ...]:
-    """The requests and everything they are made of, each once, sources before what needs them."""
+    """The requests and all their sources, each once, a source before the artifacts made from it."""
     ordered: dict[ExportRequest, None] = {}
     for request in requests:
         chain = [request]
@@ -143,7 +115,7 @@ def with_sources(requests: Iterable[ExportRequest]) -> tuple[ExportRequest, ...]
 
 @dataclass(frozen=True, slots=True)
 class BatchProfile:
-    """Batch sizes an engine accepts: at least ``lowest``, at most ``highest``, tuned for ``optimum``."""
+    """Batch sizes of an engine: at least ``lowest``, at most ``highest``, tuned for ``optimum``."""
 
     lowest: int = 1
     optimum: int = 1
@@ -156,7 +128,7 @@ class BatchProfile:
             )
 
 
-#: In ``BuildSettings.keep_fp32``: the fewest layers whose return to fp32 brings INT8's agreement back.
+#: In ``BuildSettings.keep_fp32``: as few layers as restore INT8's agreement with fp32.
 KEEP_FP32_AUTO = "auto"
 
 #: Called by a long build with (phase, steps done, steps in the phase).
@@ -165,28 +137,28 @@ ProgressCallback = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class BuildSettings:
-    """What a build needs beside its source and its request; each exporter reads the fields that concern it.
+    """Settings of a build; each exporter reads the fields that apply to it.
 
     Args:
         batch: batch sizes of an engine.
         gpus: compute capabilities by name ("sm86"); empty means the backend's default.
-        workspace_bytes: most memory a TensorRT tactic may use; None is the backend's default.
-        calibration: (N, C, H, W) float32 images as the network takes them: they calibrate INT8 and show fp16 where
-            it overflows; None where there are none.
-        verification: further images of the same form that select nothing: fp16 is refused where it overflows on them;
-            None leaves it unchecked.
-        calibrator: how INT8 ranges are read off the images: minmax, percentile, entropy, or auto (the best of them).
-        keep_fp32: names of ONNX nodes that stay in fp32; ``KEEP_FP32_AUTO`` among them lets INT8 add layers where it
-            would miss its gate, which is also what None does; empty keeps none.
-        threads: CPU threads the build may use; 0 lets the backend choose.
-        on_progress: told about progress; may raise to cancel.
+        workspace_bytes: memory limit of a TensorRT tactic; None is the backend's default.
+        calibration: (N, C, H, W) float32 images as the network takes them: they calibrate INT8, and nodes that would
+            overflow on them stay in fp32 in fp16 artifacts; None if there are none.
+        fp16_ranges: activation ranges of the fp32 ONNX on further images: fp16 is refused if it overflows there; None
+            leaves it unchecked.
+        calibrator: INT8 calibration method: minmax, percentile, entropy, or auto (the best of them).
+        keep_fp32: names of ONNX nodes that stay in fp32; ``KEEP_FP32_AUTO`` among them, and None, let INT8 add layers
+            if it would miss its gate; empty keeps none.
+        threads: CPU threads of the build; 0 lets the backend choose.
+        on_progress: called with progress; may raise to cancel.
     """
 
     batch: BatchProfile = field(default_factory=BatchProfile)
     gpus: tuple[str, ...] = ()
     workspace_bytes: int | None = None
     calibration: NDArray[np.float32] | None = None
-    verification: NDArray[np.float32] | None = None
+    fp16_ranges: ActivationRanges | None = None
     calibrator: str = "auto"
     keep_fp32: tuple[str, ...] | None = None
     threads: int = 0
@@ -195,19 +167,19 @@ class BuildSettings:
 
 @dataclass(frozen=True, slots=True)
 class ExportResult:
-    """One artifact on disk and where it came from.
+    """One artifact on disk and its origin.
 
     Args:
         path: the artifact.
-        request: what was asked for.
-        effective_precision: what was built, e.g. "fp16" or "fp16, 3 nodes in fp32".
+        request: the request.
+        effective_precision: of the artifact, e.g. "fp16" or "fp16, 3 nodes in fp32".
         sha256: hex digest of the artifact's bytes.
-        size_bytes: what a device must hold to run it.
-        parent_sha256: digest of the artifact it was made of; None for the fp32 ONNX.
-        tool_versions: package -> version, everything that shaped the bytes.
+        size_bytes: of all files that a device needs to run it.
+        parent_sha256: digest of its source; None for the fp32 ONNX.
+        tool_versions: package -> version, of all packages that determine the bytes.
         targets: devices it was built for; empty means any.
-        extra_files: further files without which the artifact is useless, e.g. OpenVINO's weights.
-        notes: what a reader of the report should know.
+        extra_files: further files that it needs, e.g. OpenVINO's weights.
+        notes: remarks for the report.
     """
 
     path: Path
@@ -224,14 +196,14 @@ class ExportResult:
 
 @dataclass(frozen=True, slots=True)
 class Capability:
-    """What one exporter can do on this machine.
+    """Capability of one exporter on this machine.
 
     Args:
         can_build: artifacts can be made here.
-        can_run: artifacts can be run, so verified, here.
-        version: of the backend; empty where it is missing.
-        reason: why something cannot be done; empty where everything can.
-        install: the command that brings what is missing; empty where no command can.
+        can_run: artifacts can be run, and so verified, here.
+        version: of the backend; empty if it is missing.
+        reason: why building or running is impossible; empty if both are possible.
+        install: the command that installs the backend; empty if no command helps.
     """
 
     can_build: bool
@@ -248,14 +220,14 @@ class Exporter(Protocol):
     name: str
 
     def capability(self) -> Capability:
-        """What can be built and run here; never raises."""
+        """Capability on this machine; never raises."""
         ...
 
     def check(self, settings: BuildSettings) -> None:
-        """Looks at the settings alone, before anything is made.
+        """Checks the settings before anything is built.
 
         Raises:
-            DfadcError: the backend cannot take one of them.
+            DfadcError: the backend does not accept one of them.
         """
         ...
 
@@ -266,26 +238,4 @@ class Exporter(Protocol):
             DfadcError: the source, the request or a setting is wrong (2), the backend is missing (4),
                 the build failed (5) or the disk did (7). No partial file is left.
         """
-        ...
-
-
-@runtime_checkable
-class Session(Protocol):
-    """A loaded network. Use it as a context manager; ``run`` is the only verb."""
-
-    batch_size: int
-
-    @property
-    def device(self) -> str:
-        """What computes, as the backend itself reports it."""
-        ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-    def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Maps (N, C, H, W) float32 images, as the artifact takes them, to (N, K) float32 logits."""
         ...

@@ -1,4 +1,4 @@
-"""manifest.json: which artifact came from what, made by what, and the bytes it must have. Free of torch."""
+"""manifest.json: source, tools, files and hashes of every artifact of a run. Free of torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dfadc.errors import DfadcError, StorageFailed
 from dfadc.storage import sha256_file, write_json
-from exporters.exporter import FORMATS
+from exporters.registry import TARGETS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 FILE_NAME = "manifest.json"
-#: Why a file that :meth:`Manifest.unlisted` names is not judged.
-NOT_LISTED = "in no manifest: nobody knows what it was made of; export it again"
+#: Reason why a file that :meth:`Manifest.unlisted` returns is not judged.
+NOT_LISTED = "in no manifest: its source is unknown; export it again"
 
 
 class DamagedManifest(DfadcError):
-    """A manifest that is none: the next export writes a new one."""
+    """The manifest cannot be read; the next export writes a new one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +39,15 @@ class ArtifactRecord:
         file: the artifact.
         sha256: of its bytes.
         size_bytes: of the artifact and its extra files.
-        parent_sha256: of the artifact it was made of; None for the fp32 ONNX.
+        parent_sha256: of its source; None for the fp32 ONNX.
         exporter: the export name, e.g. "tensorrt-rtx".
         tool_versions: package -> version.
-        requested_precision: what was asked for.
-        effective_precision: what was built.
+        requested_precision: of the request.
+        effective_precision: of the artifact.
         preset: the INT8 preset; empty for float precisions.
         targets: devices it was built for; empty means any.
         extra_files: further file -> sha256.
-        notes: what a reader should know.
+        notes: remarks for the report.
     """
 
     file: str
@@ -101,22 +101,22 @@ class ArtifactRecord:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """All artifacts of a run, in the order they were built."""
+    """All artifacts of a run, in the order in which they were built."""
 
     artifacts: tuple[ArtifactRecord, ...] = ()
 
     def add(self, record: ArtifactRecord) -> Manifest:
         """A manifest with ``record`` in place of any earlier one of the same file."""
-        return Manifest((*(known for known in self.artifacts if known.file != record.file), record))
+        return Manifest((*(other for other in self.artifacts if other.file != record.file), record))
 
     def find(self, file: str) -> ArtifactRecord | None:
-        """The record of ``file``, relative to the manifest; None where there is none."""
+        """The record of ``file``, a path relative to the manifest; None if there is none."""
         return next((record for record in self.artifacts if record.file == file), None)
 
     def unlisted(self, artifacts: Path) -> list[Path]:
-        """Files in a folder of artifacts that look like artifacts, and that are none of these: nobody knows what of."""
+        """Files in a folder with an artifact's extension that the manifest does not list: their source is unknown."""
         listed = {Path(record.file).name for record in self.artifacts}
-        kinds = {f".{form.extension}" for form in FORMATS.values()}
+        kinds = {f".{target.extension}" for target in TARGETS.values()}
         files = sorted(artifacts.iterdir()) if artifacts.is_dir() else []
         return [path for path in files if path.suffix in kinds and path.name not in listed and path.name[0] != "."]
 
@@ -151,13 +151,13 @@ class Manifest:
 
 @contextmanager
 def restored_on_failure(folder: Path, earlier: ArtifactRecord | None) -> Iterator[None]:
-    """Puts the files of an earlier artifact back if the block, which replaces it and its record, fails in between.
+    """Restores the files of an earlier artifact if the block, which replaces the artifact and its record, fails.
 
-    The manifest that is there would otherwise name bytes that are gone. The files are linked, so they take no room.
+    Otherwise the manifest would name bytes that are gone. The files are hard-linked, so they take no space.
 
     Args:
         folder: of the manifest.
-        earlier: the artifact's record; None where there is none.
+        earlier: the artifact's record; None if there is none.
 
     Raises:
         StorageFailed: the folder cannot be written.
@@ -182,7 +182,7 @@ def restored_on_failure(folder: Path, earlier: ArtifactRecord | None) -> Iterato
 
 
 def _link(source: Path, target: Path) -> None:
-    """A second name for a file, or a copy where the file system knows no second names."""
+    """Hard-links a file, or copies it where the file system has no hard links."""
     try:
         os.link(source, target)
     except OSError:
@@ -190,21 +190,21 @@ def _link(source: Path, target: Path) -> None:
 
 
 def changed_artifacts(manifest: Manifest, folder: Path) -> dict[str, str]:
-    """Artifact's file -> why its bytes are not those that were exported; nothing of the others."""
-    found = {}
+    """Maps each artifact whose bytes are not those that were exported to the reason."""
+    changed = {}
     for record in manifest.artifacts:
         try:
             check_record(record, folder)
         except DfadcError as exc:
-            found[record.file] = exc.message
-    return found
+            changed[record.file] = exc.message
+    return changed
 
 
 def check_unchanged(folder: Path) -> Manifest:
     """Reads the manifest of ``folder`` and compares every file with it.
 
     Returns:
-        The manifest, so that a caller reads what was checked.
+        The manifest that was checked.
 
     Raises:
         DfadcError: an artifact is missing, or its bytes are not those that were exported; it is named.

@@ -56,7 +56,7 @@ QUICK_RECIPE = {
     "student.steps": 2,
     "student.ema_decay": 0.8,
     "student.optimizer.learning_rate": 0.1,
-    "replay.echoes": 6,
+    "replay.repeats": 6,
     "generator.ema_decay": 0.8,
     "prior.balance": 20,
     "compute.precision": "fp32",

@@ -1,19 +1,28 @@
-"""Real games in miniature for the tests beside: the engine as it is, networks and images as small as they go."""
+"""Real distillations in miniature for the tests: the engine as it is, networks and images as small as they go."""
 
 from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from dfadc.contract import ImageContract
-from dfadc.distillation.compute.policy import choose_policy
+from dfadc.distillation.compute.policy import choose_policy, images_at_once
+from dfadc.distillation.distillation import Distillation
 from dfadc.distillation.generator.networks import build_generator
-from dfadc.distillation.objectives import Game
-from dfadc.distillation.state import Players
-from dfadc.networks.adaptation import place
-from dfadc.networks.norm_layers import is_batch_norm_with_statistics
+from dfadc.distillation.state import TrainingState
+from dfadc.networks.flops import count_parameters
 from dfadc.recipe.load import load_recipe
-from dfadc.recipe.resolve import fit_recipe
+from dfadc.recipe.resolve import StudentFacts, resolve_recipe
+from dfadc.student.inherit import corresponding_layers
+from dfadc.teacher.file_kind import FileKind
+from dfadc.teacher.load import Teacher
+
+if TYPE_CHECKING:
+    from dfadc.recipe.schema import Recipe
 
 SMALL_CONTRACT = ImageContract(input_size=(1, 8, 8), num_classes=10, mean=(0.3,), std=(0.4,))
 #: Laid over every recipe: a step takes milliseconds, and the arithmetic is the same on every machine.
@@ -22,10 +31,11 @@ MINIATURE = (
     "batch_size=8",
     "generator.latent_dim=8",
     "replay.capacity=32",
-    "replay.reservoir=16",
     "compute.precision=fp32",
     "compute.compile=off",
 )
+#: Images that the miniature's reservoir holds.
+RESERVOIR = 16
 
 
 class SmallNetwork(nn.Module):
@@ -50,26 +60,52 @@ class SmallNetwork(nn.Module):
         return logits
 
 
-def build_game(
+def build_run(
     recipe: str = "auto",
     *overrides: str,
     teacher: nn.Module | None = None,
     student: nn.Module | None = None,
+    generator: nn.Module | None = None,
     contract: ImageContract = SMALL_CONTRACT,
-) -> Game:
-    """A game that has not started, always the same: ``build_game("auto", "student.steps=2", student=network)``."""
+    channels_last: bool = True,
+    adversarial: float = 1.0,
+) -> Distillation:
+    """A distillation that has not started, always the same: ``build_run("auto", "student.steps=2", student=network)``.
+
+    Its context is open: hooks are on both networks.
+    """
     torch.manual_seed(0)
-    teacher = make_teacher(contract) if teacher is None else teacher
-    batch_norms = [layer for layer in teacher.modules() if is_batch_norm_with_statistics(layer)]
-    few = ["replay.echoes=2"] if load_recipe(recipe).replay.echoes else []
-    settings, _ = fit_recipe(load_recipe(recipe, [*MINIATURE, *few, *overrides]), contract, len(batch_norms))
-    policy = choose_policy(settings.compute, torch.device("cpu"))
+    loaded = as_teacher(make_teacher(contract) if teacher is None else teacher, contract)
     student = SmallNetwork(contract) if student is None else student
-    generator = build_generator(settings.generator, contract)
-    logit_size = contract.input_size[1:] if contract.task == "segmentation" else ()
-    players = Players(student, generator, recipe=settings, contract=contract, policy=policy, logit_size=logit_size)
-    teacher = place(teacher, policy.device, policy.memory_format)
-    return Game(teacher, batch_norms, players=players, recipe=settings, contract=contract, policy=policy)
+    few = ["replay.repeats=2"] if load_recipe(recipe).replay.repeats else []
+    asked = load_recipe(recipe, [*MINIATURE, *few, *overrides])
+    facts = StudentFacts("student", is_inherited=False, num_hints=len(corresponding_layers(student, loaded.module)))
+    settings = resolve(asked, contract, len(loaded.batch_norms), facts)
+    policy = replace(choose_policy(settings.compute, torch.device("cpu")), channels_last=channels_last)
+    generator = build_generator(settings.generator, contract) if generator is None else generator
+    state = TrainingState(
+        student,
+        generator,
+        recipe=settings,
+        contract=contract,
+        policy=policy,
+        logit_size=contract.input_size[1:] if contract.task == "segmentation" else (),
+        reservoir_size=RESERVOIR,
+    )
+    loaded = loaded.placed(policy.placement(images_at_once(settings, contract)))
+    run = Distillation(loaded, loaded.batch_norms, state, recipe=settings, policy=policy, adversarial=adversarial)
+    return run.__enter__()
+
+
+def resolve(
+    recipe: Recipe,
+    contract: ImageContract,
+    num_batch_norms: int,
+    student: StudentFacts | None = None,
+) -> Recipe:
+    """The recipe for a teacher of so many batch norms, without its notes."""
+    student = student or StudentFacts("student", is_inherited=False, num_hints=2)
+    return resolve_recipe(recipe, contract, num_batch_norms=num_batch_norms, student=student)[0]
 
 
 def make_teacher(contract: ImageContract) -> nn.Module:
@@ -80,3 +116,18 @@ def make_teacher(contract: ImageContract) -> nn.Module:
             teacher(torch.randn(32, *contract.input_size))
         teacher.classifier.weight *= 5
     return teacher.eval().requires_grad_(requires_grad=False)
+
+
+def as_teacher(module: nn.Module, contract: ImageContract = SMALL_CONTRACT) -> Teacher:
+    """A network that no file holds, as a loaded teacher."""
+    return Teacher(
+        module=module,
+        architecture="teacher",
+        contract=contract,
+        contract_sources={},
+        sha256="0" * 64,
+        kind=FileKind.SAFETENSORS,
+        norm_layers=(),
+        num_parameters=count_parameters(module),
+        path=Path("teacher.safetensors"),
+    )

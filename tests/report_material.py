@@ -9,10 +9,10 @@ import numpy as np
 
 from dfadc.contract import ImageContract
 from dfadc.run_folder import SCHEMA, RunFolder
-from dfadc.verification.gate import Thresholds
 from dfadc.verification.judge import ArtifactFile, artifact_not_run, verify_artifact, verify_student
 from dfadc.verification.report import build_report
 from dfadc.verification.samples import SampleSet
+from dfadc.verification.thresholds import Thresholds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

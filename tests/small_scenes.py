@@ -43,7 +43,7 @@ QUICK_SCENES = {
     "batch_size": 8,
     "student.steps": 3,
     "student.ema_decay": 0.9,
-    "replay.echoes": 2,
+    "replay.repeats": 2,
     "generator.ema_decay": 0.9,
     "compute.precision": "fp32",
     "compute.compile": "off",

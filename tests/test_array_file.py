@@ -123,8 +123,8 @@ def encrypted(path: Path) -> None:
     ("write", "message"),
     [
         (bomb, "a decompression bomb"),
-        (false_header, "not as long as that"),
-        (negative_shape, "not as long as that"),
+        (false_header, "has another length"),
+        (negative_shape, "has another length"),
         (no_array, "magic string"),
         (objects, "Python objects"),
         (damaged, "CRC|invalid|incorrect"),

@@ -17,7 +17,7 @@ from dfadc.pipeline.export import export_student
 from dfadc.run_folder import RunFolder
 from dfadc.storage import sha256_file
 from exporters.manifest import Manifest
-from exporters.sessions.engines import check_runs
+from exporters.sessions.open import check_runs
 
 if TYPE_CHECKING:
     from pathlib import Path

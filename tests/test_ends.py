@@ -12,7 +12,8 @@ from command_line import command_process, finish_command, run_command
 from conftest import QUICK_STUDENT
 
 from dfadc.errors import DfadcError, OutOfMemory, StorageFailed, memory_errors
-from dfadc.run_folder import LOCK, RunFolder, check_claimable
+from dfadc.run_folder import RunFolder
+from dfadc.run_lock import LOCK, check_claimable
 from exporters.manifest import check_unchanged
 
 if TYPE_CHECKING:

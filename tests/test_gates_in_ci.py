@@ -19,8 +19,8 @@ from onnx import numpy_helper
 
 import dfadc
 from dfadc.pipeline.gates import gate_thresholds
-from dfadc.verification.gate import Thresholds
 from dfadc.verification.samples import SampleSet
+from dfadc.verification.thresholds import Thresholds
 
 if TYPE_CHECKING:
     from dfadc.run_folder import RunFolder

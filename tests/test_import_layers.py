@@ -20,9 +20,9 @@ MODULES = sorted(path for package in ("dfadc", "exporters") for path in (ROOT / 
 #: From the bottom to the top: a layer imports itself and those before it. docs/architecture.md draws it.
 LAYERS = (
     ("dfadc._version", "dfadc.errors"),
-    ("dfadc.storage", "dfadc.array_file", "dfadc.preprocessing"),
+    ("dfadc.storage", "dfadc.array_file", "dfadc.preprocessing", "dfadc.package_check"),
     ("dfadc.contract",),
-    ("dfadc.run_folder", "dfadc.run_lock"),
+    ("dfadc.run_folder", "dfadc.run_lock", "dfadc.provenance"),
     ("dfadc.recipe",),
     ("dfadc.networks",),
     ("dfadc.teacher", "dfadc.student"),
@@ -39,15 +39,18 @@ LAYERS = (
 DEPENDENCIES: dict[str, set[str] | None] = {
     "dfadc._version": set(),
     "dfadc.errors": set(),
+    "dfadc.package_check": set(),
     "dfadc.storage": set(),
     "dfadc.preprocessing": set(),
     "dfadc.array_file": {"numpy"},
     "dfadc.contract": set(),
     "dfadc.run_folder": set(),
+    "dfadc.provenance": set(),
     "dfadc.run_lock": {"filelock"},
-    "dfadc.recipe": {"pydantic", "pydantic_core"},
+    "dfadc.recipe": {"pydantic", "tomli_w"},
     "dfadc.verification": {"numpy"},
     "dfadc.distillation": {"torch", "numpy"},
+    "exporters.sessions": {"numpy", "onnxruntime", "torch"},
     "exporters.kit": {"numpy", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"},
 }
 _MODULE = re.compile(r"(dfadc|exporters)(\.[a-z_0-9]+)+")

@@ -11,11 +11,14 @@ import sys
 import time
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import dfadc
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("dfadc", "exporters")
@@ -25,7 +28,7 @@ MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 FREE_OF_TORCH = (
     *("dfadc", "dfadc.sampling.calibration", "dfadc.recipe.load", "dfadc.run_folder", "dfadc.contract"),
     *("dfadc.verification.summary", "dfadc.verification.samples", "dfadc.verification.gate"),
-    *("exporters.exporter", "exporters.registry", "exporters.sessions.engines", "exporters.kit.check"),
+    *("exporters.exporter", "exporters.registry", "exporters.sessions.open", "exporters.kit.check"),
 )
 
 MACHINE_PATH = re.compile(r"(?<![\w.$}-])/(?:work|root|home|tmp|Users|mnt|opt|data)/\w")
@@ -106,6 +109,28 @@ def test_what_is_free_of_torch_imports_none() -> None:
 @pytest.mark.parametrize("path", MODULES, ids=module_name)
 def test_every_module_says_what_it_is(path: Path) -> None:
     assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+def documented(tree: ast.Module) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef]:
+    """The module, its classes and functions."""
+    yield from (node for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_modules_and_functions_fit_a_screen_or_two(path: Path) -> None:
+    source = path.read_text()
+    assert len(source.splitlines()) <= 320
+    nodes = [node for node in documented(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
+    long = {node.name: size for node in nodes if (size := (node.end_lineno or node.lineno) - node.lineno + 1) > 60}
+    assert long == {}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_a_docstring_opens_with_a_noun_or_a_verb(path: Path) -> None:
+    """What a thing is or does, not a question about it."""
+    openers = {"What", "Whatever", "Who", "Whether", "Where", "How", "Which"}
+    opened = [(ast.get_docstring(node) or "It").split()[0] for node in documented(ast.parse(path.read_text()))]
+    assert openers.intersection(opened) == set()
 
 
 def test_no_machine_path_is_tracked() -> None:

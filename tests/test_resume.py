@@ -37,7 +37,7 @@ STEPS = 16
 SHORT_RECIPE = {
     **QUICK_RECIPE,
     "steps": STEPS,
-    "replay.echoes": 2,
+    "replay.repeats": 2,
     "verify.num_samples": 64,
     "verify.min_agreement": 0.0,
     "verify.min_fp16_agreement": "off",

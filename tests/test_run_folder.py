@@ -12,7 +12,9 @@ import pytest
 
 from dfadc.contract import ImageContract
 from dfadc.errors import DfadcError, StorageFailed
-from dfadc.run_folder import RECORDED_PACKAGES, SCHEMA, RunFolder, check_claimable, claim_folder, environment, open_run
+from dfadc.provenance import RECORDED_PACKAGES, environment
+from dfadc.run_folder import SCHEMA, RunFolder, open_run
+from dfadc.run_lock import check_claimable, claim_folder
 from dfadc.storage import write_json
 
 CONTRACT = ImageContract((1, 8, 8), 10, mean=(0.3,), std=(0.4,))
@@ -205,8 +207,6 @@ def test_the_files_lie_where_the_readme_says(tmp_path: Path) -> None:
         "report.json": folder.report_json,
         "report.md": folder.report_md,
         "report.html": folder.report_html,
-        "samples.png": folder.samples_png,
-        "curves.png": folder.curves_png,
         "bench.json": folder.bench,
     }
     assert {name: tmp_path / name for name in names} == names
@@ -298,5 +298,5 @@ def test_the_command_is_as_a_person_would_type_it(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_package_that_is_not_there_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dfadc.run_folder.RECORDED_PACKAGES", ("torch", "no-such-package"))
+    monkeypatch.setattr("dfadc.provenance.RECORDED_PACKAGES", ("torch", "no-such-package"))
     assert environment()["versions"]["no-such-package"] is None

@@ -19,8 +19,8 @@ from command_line import ROOT, command_process, files_of, finish_command, run_co
 from conftest import QUICK_STUDENT
 
 from dfadc.errors import DfadcError, StorageFailed
-from dfadc.run_folder import LOCK, RunFolder
-from dfadc.run_lock import locked, reserved_folder
+from dfadc.run_folder import RunFolder
+from dfadc.run_lock import LOCK, locked, reserved_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""`dfadc baseline`: freezes what a later run or export must not fall behind."""
+"""`dfadc baseline`: freezes the predictions that a later run or export is compared with."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def baseline(
     out: Annotated[Path, typer.Option("--out", "-o", help="The baseline's file, .npz.")],
     data: options.Data = None,
     factory: options.Factory = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a baseline that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing baseline.")] = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Freeze RUN's samples and what its student and artifacts answer, for `dfadc verify --baseline`."""
+    """Freeze RUN's samples and the predictions of its student and artifacts, for `dfadc verify --baseline`."""
     from dfadc.pipeline.baseline import describe_frozen, write_baseline  # noqa: PLC0415 -- keeps `--help` light
     from dfadc.run_folder import open_run  # noqa: PLC0415
 

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 def bench(
     target: Annotated[Path, typer.Argument(help="Run folder, or one artifact.")],
-    batch: Annotated[int, typer.Option(min=1, help="Images a call of the throughput.")] = 32,
+    batch: Annotated[int, typer.Option(min=1, help="Images per call of the throughput.")] = 32,
     threads: Annotated[
-        int, typer.Option(min=0, help="CPU threads of every network; 0 takes OMP_NUM_THREADS, else all.")
+        int, typer.Option(min=0, help="CPU threads of every network; 0 takes OMP_NUM_THREADS, else all cores.")
     ] = 0,
-    seconds: Annotated[float, typer.Option(min=0.001, help="For each latency and each throughput.")] = 2.0,
+    seconds: Annotated[float, typer.Option(min=0.001, help="Seconds for each latency and each throughput.")] = 2.0,
     trust_teacher: options.TrustTeacher = False,
     factory: options.Factory = None,
     as_json: options.AsJson = False,
@@ -48,7 +48,7 @@ def _print(measured: Bench) -> None:
     print_table(columns, [_row(row) for row in measured.rows])
     threads = "1 thread" if facts["threads"] == 1 else f"{facts['threads']} threads"
     print_line(
-        f"{facts['machine']}; {threads} each (by {facts['threads_source']}); speed-up and ratio against the teacher"
+        f"{facts['machine']}; {threads} each (from {facts['threads_source']}); speed-up and ratio against the teacher"
     )
     for row in measured.rows:
         if row.not_run:

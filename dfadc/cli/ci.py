@@ -1,4 +1,4 @@
-"""What a CI system is told besides stdout and the exit code: a JUnit file, GitHub's summary and annotations."""
+"""Outputs for CI systems besides stdout and exit code: a JUnit file, GitHub's summary and annotations."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ Publish = Callable[[Mapping[str, Any]], None]
 
 @contextmanager
 def ci_outputs(junit: Path | None) -> Iterator[Publish]:
-    """Gives a function that publishes a report, to be called once the report is there.
+    """Yields a function that publishes a finished report.
 
-    ``junit`` is written at once, as of a verification that has not ended: so the path is known to be writable before
-    any work is done, and neither an error nor a crash leaves the file of an earlier job behind.
+    ``junit`` is written at once, as of an unfinished verification: this shows that the path is writable before any
+    work is done, and neither an error nor a crash leaves the file of an earlier job behind.
 
     Raises:
         StorageFailed: ``junit`` cannot be written.
     """
-    from dfadc.reporting.ci import render_junit, render_junit_error  # noqa: PLC0415 -- keeps `--help` light
+    from dfadc.reporting.junit import render_junit, render_junit_error  # noqa: PLC0415 -- keeps `--help` light
 
     def publish(report: Mapping[str, Any]) -> None:
-        from dfadc.verification.summary import render_markdown  # noqa: PLC0415
+        from dfadc.reporting.markdown import render_markdown  # noqa: PLC0415
 
         if junit is not None:
             _write_junit(junit, render_junit(report))
@@ -48,9 +48,9 @@ def ci_outputs(junit: Path | None) -> Iterator[Publish]:
 
 
 def annotate_error(error: DfadcError) -> None:
-    """Shows an error at the job, too, where GitHub runs it."""
+    """Writes an error as an annotation on GitHub Actions."""
     if _on_github():
-        from dfadc.reporting.ci import annotation  # noqa: PLC0415
+        from dfadc.reporting.github import annotation  # noqa: PLC0415
 
         typer.echo(annotation("error", "dfadc", error.message), file=sys.stderr)
 
@@ -60,16 +60,16 @@ def _on_github() -> bool:
 
 
 def _annotate(report: Mapping[str, Any]) -> None:
-    """On stderr: GitHub's runner reads commands from both streams, and stdout may have to be pure JSON."""
+    """Writes annotations to stderr: GitHub's runner reads both streams, and stdout may have to be pure JSON."""
     if _on_github():
-        from dfadc.reporting.ci import annotation_lines  # noqa: PLC0415
+        from dfadc.reporting.github import annotation_lines  # noqa: PLC0415
 
         for line in annotation_lines(report):
             typer.echo(line, file=sys.stderr)
 
 
 def _append_summary(text: str) -> None:
-    """Markdown goes to the job's page. A page that cannot be written does not change the verdict."""
+    """Appends Markdown to the job's page. A page that cannot be written does not change the verdict."""
     name = os.environ.get("GITHUB_STEP_SUMMARY")
     if not name:
         return

@@ -1,4 +1,4 @@
-"""What a person sees: tables on stdout, everything else on stderr, a progress bar or plain lines."""
+"""Output for people: tables on stdout, everything else on stderr, a progress bar or plain lines."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
     from dfadc.pipeline.distill import Observer
     from dfadc.training.callbacks import Reading
-    from dfadc.training.run import Plan
+    from dfadc.training.plan import Plan
     from exporters.exporter import ProgressCallback
 
-#: Seconds between progress lines where stderr is not a terminal.
+#: Seconds between progress lines if stderr is not a terminal.
 PLAIN_INTERVAL = 10.0
-#: Columns of a terminal that hold a progress bar beside a reading.
+#: Columns that a terminal needs for a progress bar beside a reading.
 _WIDE = 130
 
 
@@ -48,40 +48,28 @@ def print_json(value: Any) -> None:
 
 
 def print_report(report: Mapping[str, Any], *, as_json: bool, verbose: bool) -> None:
-    """A verification report: JSON, or a summary table and the reasons of every verdict that is not PASS."""
-    from dfadc.verification.summary import (  # noqa: PLC0415 -- keeps `--help` light
-        BASELINE_COLUMNS,
-        COLUMNS,
-        JUDGED,
-        NETWORK_COLUMNS,
-        SOURCE_COLUMNS,
-        baseline_rows,
-        headline,
-        network_rows,
-        reason_lines,
-        source_rows,
-        summary_rows,
-    )
+    """Prints a verification report: JSON, or a summary table and the reasons of every verdict that is not PASS."""
+    from dfadc.verification import summary  # noqa: PLC0415 -- keeps `--help` light
 
     if as_json:
         print_json(report)
         return
-    if networks := network_rows(report):
-        print_table(NETWORK_COLUMNS, networks)
-    print_table(COLUMNS, summary_rows(report))
+    if networks := summary.network_rows(report):
+        print_table(summary.NETWORK_COLUMNS, networks)
+    print_table(summary.COLUMNS, summary.summary_rows(report))
     if verbose:
-        print_table(SOURCE_COLUMNS, source_rows(report))
-    if compared := [row for row in baseline_rows(report) if verbose or row[1] in JUDGED]:
-        print_table(BASELINE_COLUMNS, compared)
-    for line in reason_lines(report):
+        print_table(summary.SOURCE_COLUMNS, summary.source_rows(report))
+    if compared := [row for row in summary.baseline_rows(report) if verbose or row[1] in summary.JUDGED]:
+        print_table(summary.BASELINE_COLUMNS, compared)
+    for line in summary.reason_lines(report):
         print_line(line)
     for note in report.get("notes", ()):
         say(f"note: {note}")
-    print_line(f"verdict: {headline(report)}")
+    print_line(f"verdict: {summary.headline(report)}")
 
 
 def plan_lines(plan: Plan) -> Iterator[str]:
-    """What a run will do and cost."""
+    """Lines on the plan and the estimated cost of a run."""
     recipe, cost = plan.recipe, plan.estimate
     yield (
         f"plan: recipe {recipe.name}, {recipe.steps:,} steps of {recipe.student_updates} student and "
@@ -103,7 +91,7 @@ def plan_lines(plan: Plan) -> Iterator[str]:
 
 
 def plan_dict(plan: Plan) -> dict[str, Any]:
-    """The same as plain JSON values."""
+    """The plan as plain JSON values."""
     return {
         "device": plan.device,
         "precision": plan.precision,
@@ -133,7 +121,7 @@ def _flops(number: float) -> str:
 
 @contextmanager
 def terminal_observer(*, quiet: bool) -> Iterator[Observer]:
-    """Shows plan and progress on stderr while a run goes on."""
+    """Shows plan and progress on stderr during a run."""
     from dfadc.pipeline.distill import Observer  # noqa: PLC0415 -- keeps `--help` light
 
     def show_plan(plan: Plan) -> None:
@@ -161,7 +149,7 @@ def reading_line(reading: Reading) -> str:
 
 @contextmanager
 def build_progress(*, quiet: bool = False) -> Iterator[ProgressCallback | None]:
-    """A bar on a terminal's stderr for the phases of a build, elsewhere a line every few seconds; None where quiet.
+    """Progress of a build on stderr: a bar on a terminal, else a line every few seconds; None if quiet.
 
     Ctrl-C cancels the build.
     """
@@ -181,7 +169,7 @@ def build_progress(*, quiet: bool = False) -> Iterator[ProgressCallback | None]:
 
 
 class _PlainBuildProgress:
-    """A line every few seconds, none for a build that is shorter."""
+    """Prints a line every few seconds, none for a build that is shorter."""
 
     def __init__(self) -> None:
         self._next = time.monotonic() + PLAIN_INTERVAL
@@ -193,7 +181,7 @@ class _PlainBuildProgress:
 
 
 class _PlainProgress:
-    """A line every few seconds, and always for trouble and the end."""
+    """Prints a line every few seconds, and always for a note and for the last step."""
 
     def __init__(self) -> None:
         self._next = 0.0
@@ -220,7 +208,7 @@ def _progress_bar() -> Iterator[Any]:
 
 
 def _progress(doing: str, line: str, *, transient: bool = False) -> Progress:
-    """A bar, a count and a line of text; on a narrow terminal no bar, for the numbers go first, and the line wraps."""
+    """A bar, a count and a line of text; on a narrow terminal no bar, and the line wraps."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn  # noqa: PLC0415
     from rich.table import Column  # noqa: PLC0415
 

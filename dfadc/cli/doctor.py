@@ -1,4 +1,4 @@
-"""`dfadc doctor`: what can be built and run here, and how to get the rest."""
+"""`dfadc doctor`: backends that can build and run here, and how to install the others."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from dfadc.cli.tables import print_table
 def doctor(
     require: Annotated[
         list[str] | None,
-        typer.Option(help="Backend that must build here, NAME:run that must run here, cuda or bf16: else exit 4."),
+        typer.Option(
+            help="Backend that must build here, NAME:run that must run here, cuda or bf16; exit 4 if it is missing."
+        ),
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Show which backends can build and run here, and how to get the missing ones."""
+    """Show which backends can build and run here, and how to install the missing ones."""
     from dfadc.pipeline.doctor import diagnose  # noqa: PLC0415 -- keeps `--help` light
 
     diagnosis = diagnose()
@@ -26,11 +28,18 @@ def doctor(
         print_json(diagnosis.to_dict())
     else:
         rows = [
-            (name, _yes(found.can_build), _yes(found.can_run), found.version or "–", found.reason, found.install)
-            for name, found in diagnosis.backends.items()
+            (
+                name,
+                _yes(backend.can_build),
+                _yes(backend.can_run),
+                backend.version or "–",
+                backend.reason,
+                backend.install,
+            )
+            for name, backend in diagnosis.backends.items()
         ]
         print_table(("backend", "builds", "runs", "version", "reason", "install"), rows)
-        training = [(name, _yes(found.available), found.detail) for name, found in diagnosis.training.items()]
+        training = [(name, _yes(finding.available), finding.detail) for name, finding in diagnosis.training.items()]
         print_table(("training", "here", "detail"), training)
     diagnosis.require(require or [])
 

@@ -15,7 +15,7 @@ from dfadc.cli.tables import print_table
 from dfadc.errors import DfadcError
 
 if TYPE_CHECKING:
-    from dfadc.pipeline.export import Skipped
+    from dfadc.pipeline.export_plan import Skipped
     from dfadc.run_folder import RunFolder
     from exporters.exporter import BuildSettings, ExportResult
 
@@ -26,9 +26,9 @@ def export(  # noqa: PLR0913, PLR0917 -- the signature is the command line
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     exports: options.Exports = None,
     embed_normalisation: Annotated[
-        bool, typer.Option("--embed-normalisation", help="Artifacts take pixels in [0,1].")
+        bool, typer.Option("--embed-normalisation", help="Artifacts take pixels in [0, 1] and normalise them.")
     ] = False,
-    embed_softmax: Annotated[bool, typer.Option("--embed-softmax", help="Artifacts answer probabilities.")] = False,
+    embed_softmax: Annotated[bool, typer.Option("--embed-softmax", help="Artifacts return probabilities.")] = False,
     dynamic_size: Annotated[
         bool, typer.Option("--dynamic-size", help="Artifacts of a segmentation student take images of any size.")
     ] = False,
@@ -41,7 +41,7 @@ def export(  # noqa: PLR0913, PLR0917 -- the signature is the command line
         typer.Option(help="Batch sizes of an engine: LOWEST,OPTIMUM,HIGHEST or HIGHEST.", rich_help_panel=_ENGINES),
     ] = None,
     workspace: Annotated[
-        int | None, typer.Option(min=1, help="Most MiB a TensorRT tactic may use.", rich_help_panel=_ENGINES)
+        int | None, typer.Option(min=1, help="Memory limit of a TensorRT tactic in MiB.", rich_help_panel=_ENGINES)
     ] = None,
     factory: options.Factory = None,
     as_json: options.AsJson = False,
@@ -68,7 +68,7 @@ def export(  # noqa: PLR0913, PLR0917 -- the signature is the command line
     rows = [(r.path.name, r.effective_precision, f"{r.size_bytes / 1e6:.2f} MB", r.sha256[:12]) for r in results]
     if as_json and (rows or error is None):
         print_json({result.path.name: _facts(result) for result in results})
-    elif rows:  # a kit may be all that was asked for
+    elif rows:  # a kit may be the only export
         print_table(("artifact", "precision", "size", "sha256"), rows)
     if error is not None:
         raise error
@@ -83,15 +83,15 @@ def run_exports(
     factories: Collection[str] = (),
     quiet: bool = False,
 ) -> tuple[list[ExportResult], DfadcError | None]:
-    """Exports and says on stderr what was made and what was not; ``form``: what artifacts take and answer.
+    """Exports and reports on stderr; ``form`` holds the options for inputs and outputs of the artifacts.
 
     Returns:
-        The artifacts that were made, and the error that names those that failed.
+        The artifacts that were made, and the error that names the failed ones.
     """
     from dfadc.pipeline.export import ExportObserver, export_student  # noqa: PLC0415 -- keeps `--help` light
     from exporters.exporter import BuildSettings  # noqa: PLC0415
 
-    said: set[str] = set()
+    reported: set[str] = set()
     results: list[ExportResult] = []
 
     def say_result(result: ExportResult) -> None:
@@ -100,9 +100,9 @@ def run_exports(
         facts = f"{result.size_bytes / 1e6:.2f} MB, {result.effective_precision}{targets}"
         say(f"exported {result.path} ({facts})", quiet=quiet)
         for note in result.notes:
-            if note not in said:  # several artifacts share the student's fp16 headroom
+            if note not in reported:  # several artifacts share the student's fp16 headroom
                 say(f"  {note}", quiet=quiet)
-        said.update(result.notes)
+        reported.update(result.notes)
 
     def say_skipped(skipped: Skipped) -> None:
         hint = f" ({skipped.hint})" if skipped.hint else ""

@@ -1,4 +1,4 @@
-"""`dfadc inspect`: what a teacher file or an artifact is, without running code from it."""
+"""`dfadc inspect`: describes a teacher file or an artifact, without running code from it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dfadc.teacher.inspect import TeacherReport
 
 
-#: Suffixes of what `dfadc export` writes.
+#: Suffixes of artifacts of `dfadc export`.
 _ARTIFACTS = (".onnx", ".xml", ".engine")
 
 
@@ -37,7 +37,7 @@ def inspect(  # noqa: PLR0913, PLR0917 -- the signature is the command line
     ] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Show what FILE is: a teacher's kind, layers and contract, or an artifact's inputs, dtypes and operators."""
+    """Describe FILE: a teacher's kind, layers and contract, or an artifact's inputs, dtypes and operators."""
     if file.suffix in _ARTIFACTS:
         _inspect_artifact(file, as_json=as_json)
         return
@@ -45,34 +45,34 @@ def inspect(  # noqa: PLR0913, PLR0917 -- the signature is the command line
 
     fields = options.contract_fields(input_size, mean, std, num_classes, task)
     named = options.architecture(teacher_arch, arch_arg)
-    found = inspect_teacher(file, architecture=named, fields=fields, weights=teacher_weights)
+    teacher = inspect_teacher(file, architecture=named, fields=fields, weights=teacher_weights)
     if as_json:
-        print_json(found.to_dict())
+        print_json(teacher.to_dict())
     else:
-        print_table(("property", "value"), list(_rows(found)))
-    if write_sidecar and (found.problem is None or found.weights):
+        print_table(("property", "value"), list(_rows(teacher)))
+    if write_sidecar and (teacher.problem is None or teacher.weights):
         from dfadc.teacher.write_sidecar import write_sidecar as write  # noqa: PLC0415 -- keeps `--help` light
 
-        say(f"sidecar: {write(found)}")
-    if found.problem is not None:
-        raise DfadcError(found.problem, found.hint)
-    if found.hint:
-        say(f"hint: {found.hint}")
+        say(f"sidecar: {write(teacher)}")
+    if teacher.problem is not None:
+        raise DfadcError(teacher.problem, teacher.hint)
+    if teacher.hint:
+        say(f"hint: {teacher.hint}")
 
 
 def _inspect_artifact(file: Path, *, as_json: bool) -> None:
     from exporters.describe import describe_artifact  # noqa: PLC0415 -- keeps `--help` light
 
-    found = describe_artifact(file)
+    artifact = describe_artifact(file)
     if as_json:
-        print_json(found)
+        print_json(artifact)
     else:
-        print_table(("property", "value"), list(_artifact_rows(found)))
+        print_table(("property", "value"), list(_artifact_rows(artifact)))
 
 
-def _artifact_rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """One row a property; each input, output and piece of metadata has its own."""
-    for name, value in found.items():
+def _artifact_rows(artifact: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """One row for each property, input, output and metadata entry."""
+    for name, value in artifact.items():
         if name in ("inputs", "outputs"):
             for tensor in value:
                 shape = " x ".join(map(str, tensor["shape"]))
@@ -94,11 +94,13 @@ def _number(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _rows(found: TeacherReport) -> Iterator[tuple[str, str]]:
-    """One row a property; the norm layers are counted, the contract's fields carry their sources."""
-    values = found.to_dict()
-    if isinstance(found.norm_layers, tuple):
-        described = ((layer.kind, "" if layer.has_statistics else " without statistics") for layer in found.norm_layers)
+def _rows(teacher: TeacherReport) -> Iterator[tuple[str, str]]:
+    """One row for each property; the norm layers are counted, the contract's fields carry their sources."""
+    values = teacher.to_dict()
+    if isinstance(teacher.norm_layers, tuple):
+        described = (
+            (layer.kind, "" if layer.has_statistics else " without statistics") for layer in teacher.norm_layers
+        )
         kinds = Counter(kind + statistics for kind, statistics in described)
         values["norm_layers"] = ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "none"
     for name in ("num_parameters", "flops", "size_bytes"):

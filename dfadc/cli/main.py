@@ -1,4 +1,4 @@
-"""The `dfadc` command: its subcommands, and the one place where an error becomes an exit code."""
+"""The `dfadc` command: its subcommands, and the conversion of errors to exit codes."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ from dfadc.cli.streams import keeping_stdout_for_results, take_over_streams
 from dfadc.cli.students import students
 from dfadc.cli.verify import verify
 from dfadc.errors import DfadcError, Interrupted, ReaderGone, StorageFailed, ending_signals
+from dfadc.package_check import check_exporters_package
 from dfadc.storage import FULL
 
-#: How the system says that a disk takes no more, or nothing at all.
+#: System errors of a full or read-only disk.
 _STORAGE = (*FULL, errno.EROFS)
 
 app = typer.Typer(
@@ -65,6 +66,7 @@ def run(arguments: Sequence[str]) -> int:
     """Runs one command and returns its exit code; errors are printed on stderr."""
     try:
         with _storage_errors():
+            check_exporters_package()
             app(args=list(arguments), prog_name="dfadc")
     except ReaderGone as exc:
         return exc.exit_code
@@ -73,7 +75,7 @@ def run(arguments: Sequence[str]) -> int:
         annotate_error(exc)
         return exc.exit_code
     except SystemExit as exc:
-        if exc.code == Interrupted.exit_code:  # of a KeyboardInterrupt; a training ends in an error of its own
+        if exc.code == Interrupted.exit_code:  # from a KeyboardInterrupt; a training raises Interrupted itself
             print_error(Interrupted("interrupted", "every file is whole or as it was: give the command again"))
         return exc.code if isinstance(exc.code, int) else 1
     return 0
@@ -81,7 +83,7 @@ def run(arguments: Sequence[str]) -> int:
 
 @contextmanager
 def _storage_errors() -> Iterator[None]:
-    """Tells of a disk that is full or read-only wherever it was met, as in the folder of temporary files."""
+    """Converts errors of a full or read-only disk, such as that of temporary files."""
     try:
         yield
     except OSError as exc:
@@ -91,7 +93,7 @@ def _storage_errors() -> Iterator[None]:
 
 
 def _end_like_ctrl_c(signum: int, frame: FrameType | None) -> None:
-    """SIGTERM and SIGHUP end a command as Ctrl-C does: nothing is left in halves; a second one ends it at once."""
+    """Ends a command on SIGTERM and SIGHUP as on Ctrl-C, with whole files; a second signal ends it at once."""
     signal.signal(signum, signal.SIG_DFL)
     signal.default_int_handler(signum, frame)
 

@@ -1,4 +1,4 @@
-"""Options that several commands share, each declared once, and how their text becomes values."""
+"""Options that several commands share, each declared once, and the parsing of their text."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ NumClasses = Annotated[int | None, typer.Option(help="Length of the logits.", ri
 
 
 class TaskName(StrEnum):
-    """What the logits are."""
+    """Task of a network."""
 
     CLASSIFICATION = "classification"
     SEGMENTATION = "segmentation"
@@ -62,7 +62,7 @@ class TaskName(StrEnum):
 
 Task = Annotated[
     TaskName | None,
-    typer.Option("--task", help="One answer for an image or for every pixel.", rich_help_panel=_CONTRACT),
+    typer.Option("--task", help="One prediction for each image or for each pixel.", rich_help_panel=_CONTRACT),
 ]
 TrustTeacher = Annotated[
     bool, typer.Option("--trust-teacher", help="Let the teacher file run code (TorchScript, .pt2, pickled modules).")
@@ -76,7 +76,13 @@ Factory = Annotated[
 ]
 Data = Annotated[
     Path | None,
-    typer.Option(help="ImageFolder or .npz with labels: adds accuracy. It evaluates, it never trains or selects."),
+    typer.Option(help="ImageFolder or .npz with labels: adds accuracy. It evaluates; it never trains or selects."),
+]
+SetGate = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", help="Gate of the recipe, e.g. verify.min_int8_agreement=0.95 (repeatable).", rich_help_panel=_GATES
+    ),
 ]
 MinAgreement = Annotated[
     float | None,
@@ -89,7 +95,7 @@ MinAccuracy = Annotated[
 Baseline = Annotated[
     Path | None,
     typer.Option(
-        help="File of `dfadc baseline`: nothing may fall behind itself in it, tested in pairs.", rich_help_panel=_GATES
+        help="File of `dfadc baseline`: each network is compared with itself in it, in pairs.", rich_help_panel=_GATES
     ),
 ]
 MaxDrop = Annotated[
@@ -106,7 +112,7 @@ Require = Annotated[
     typer.Option(help="Artifact file that must have run, else exit 4 (repeatable).", rich_help_panel=_GATES),
 ]
 Junit = Annotated[
-    Path | None, typer.Option(help="Write the gates' outcomes as JUnit XML, too.", rich_help_panel=_OUTPUT)
+    Path | None, typer.Option(help="Also write the gates' outcomes as JUnit XML.", rich_help_panel=_OUTPUT)
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.", rich_help_panel=_OUTPUT)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.", rich_help_panel=_OUTPUT)]
@@ -119,8 +125,8 @@ KeepFp32 = Annotated[
     list[str] | None,
     typer.Option(
         "--keep-fp32",
-        help="ONNX node that stays in fp32 (repeatable); auto, the default, keeps the fewest layers without which INT8 "
-        "misses its gate; none keeps none.",
+        help="ONNX node that stays in fp32 (repeatable); auto, the default, keeps the fewest layers with which INT8 "
+        "passes its gate; none keeps none.",
     ),
 ]
 Exports = Annotated[
@@ -155,24 +161,24 @@ def gates(
     data: Path | None,
     baseline: Path | None,
 ) -> list[str]:
-    """The gates' flags as the recipe fields that they are short for; None leaves a field as it is.
+    """The gates' flags as settings of the recipe; None leaves a setting as it is.
 
     Raises:
-        DfadcError: a gate has nothing to judge.
+        DfadcError: a gate lacks its data or baseline.
     """
     if min_accuracy is not None and data is None:
         raise DfadcError(f"--min-accuracy {min_accuracy:g} needs labelled images", "pass --data")
     if max_drop is not None and baseline is None:
-        raise DfadcError(f"--max-drop {max_drop:g} needs something to drop from", "pass --baseline")
+        raise DfadcError(f"--max-drop {max_drop:g} needs a baseline", "pass --baseline")
     fields = {"min_agreement": min_agreement, "min_accuracy": min_accuracy, "max_baseline_drop": max_drop}
     return [f"verify.{name}={value}" for name, value in fields.items() if value is not None]
 
 
 def nodes_in_fp32(names: list[str] | None) -> tuple[str, ...] | None:
-    """``--keep-fp32`` as ``BuildSettings.keep_fp32``; None where it was not given.
+    """``--keep-fp32`` as ``BuildSettings.keep_fp32``; None if it was not passed.
 
     Raises:
-        DfadcError: "none" stands beside other names.
+        DfadcError: "none" is passed with other names.
     """
     if names is None or "none" not in names:
         return None if not names else tuple(names)
@@ -184,7 +190,7 @@ def nodes_in_fp32(names: list[str] | None) -> tuple[str, ...] | None:
 def contract_fields(
     input_size: str | None, mean: str | None, std: str | None, num_classes: int | None, task: TaskName | None = None
 ) -> ContractFields:
-    """What the flags say of the contract.
+    """The contract's fields from the flags.
 
     Raises:
         DfadcError: a value does not parse.

@@ -1,4 +1,4 @@
-"""`dfadc report`: the last verification of a run, rebuilt from its folder."""
+"""`dfadc report`: rebuilds the report of a run's last verification from its folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def report(
     as_json: options.AsJson = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Show the last verification of RUN and write report.html, .md and .json anew from what lies in its folder."""
+    """Show the last verification of RUN and write report.html, .md and .json anew from its folder."""
     from dfadc.pipeline.report import NOT_WRITTEN, rebuild_report  # noqa: PLC0415 -- keeps `--help` light
     from dfadc.run_folder import open_run  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""What every command and example script does with an error that a user can put right."""
+"""Reporting of errors that a user can correct, for commands and example scripts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def run_as_script(main: Callable[..., Any]) -> None:
 
 
 def print_error(error: DfadcError) -> None:
-    """Says on stderr what is wrong, and how to put it right."""
+    """Prints an error and its remedy on stderr."""
     typer.echo(f"error: {error.message}", file=sys.stderr)
     if error.hint:
         typer.echo(f"hint: {error.hint}", file=sys.stderr)

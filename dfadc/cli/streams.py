@@ -1,4 +1,4 @@
-"""Standard streams of a command: results alone go to stdout, whatever its encoding; one that is full is an error."""
+"""Standard streams of a command: only results go to stdout, whatever its encoding; a full stdout is an error."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from dfadc.errors import ReaderGone, StorageFailed
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
-#: Name of the error handler that spells in ASCII what a stream's encoding lacks.
+#: Name of the error handler that replaces characters missing in a stream's encoding by ASCII.
 _SPELLED = "dfadc.spelled"
 _SPELLINGS = {"–": "-", "—": "-", "…": "...", "×": "x", "→": "->", "≥": ">=", "≤": "<=", "•": "*"}
 _results: ContextVar[TextIO | None] = ContextVar("results", default=None)
 
 
 def result_stream() -> TextIO:
-    """The stdout that the command was started with, which takes its results."""
+    """The stdout that the command was started with, for its results."""
     return _results.get() or sys.stdout
 
 
 def keeping_stdout_for_results(command: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """A command during which whatever libraries and the user's own code print goes to stderr."""
+    """Decorator: during the command, prints of libraries and of the user's own code go to stderr."""
 
     @functools.wraps(command)
     def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
@@ -60,7 +60,7 @@ def take_over_streams() -> None:
 
 
 class _ResultStream(io.TextIOWrapper):
-    """The process's stdout. The system's errors become errors of dfadc, and the text that caused them is dropped."""
+    """The process's stdout. Errors of the system become errors of dfadc, and the text that caused them is dropped."""
 
     def write(self, text: str, /) -> int:
         """Writes text, perhaps into a buffer."""
@@ -68,7 +68,7 @@ class _ResultStream(io.TextIOWrapper):
             return super().write(text)
 
     def flush(self) -> None:
-        """Hands what was written to the system."""
+        """Flushes the buffer."""
         with self._our_errors():
             super().flush()
 
@@ -81,7 +81,7 @@ class _ResultStream(io.TextIOWrapper):
             os.dup2(nowhere, self.fileno())  # what is still buffered must not fail again when Python ends
             os.close(nowhere)
             if exc.errno == errno.EPIPE:
-                raise ReaderGone("whoever read the result has closed the pipe") from exc
+                raise ReaderGone("the reader of the result has closed the pipe") from exc
             reason = "it is closed" if exc.errno == errno.EBADF else exc.strerror or exc
             raise StorageFailed(
                 f"cannot write the result to stdout: {reason}", "send it to a file or pipe that can take it"
@@ -89,16 +89,16 @@ class _ResultStream(io.TextIOWrapper):
 
 
 class _MessageStream(io.TextIOWrapper):
-    """The process's stderr. A message that nobody can read, on a full disk or a closed terminal, ends no work."""
+    """The process's stderr. A message that cannot be written, to a full disk or a closed terminal, ends no work."""
 
     def write(self, text: str, /) -> int:
-        """Writes text where that is possible."""
+        """Writes text if possible."""
         with suppress(OSError):
             super().write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Hands what was written to the system where that is possible."""
+        """Flushes the buffer if possible."""
         with suppress(OSError):
             super().flush()
 
@@ -108,7 +108,7 @@ def _bytes_to(descriptor: int) -> io.BufferedWriter:
 
 
 def _fill_closed_descriptors() -> None:
-    """Keeps 0, 1 and 2 from being given to the next file that is opened. What is written to a closed stdout fails."""
+    """Opens closed descriptors 0, 1 and 2, so that no other file gets them; writing to a closed stdout still fails."""
     for descriptor, mode in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
         try:
             os.fstat(descriptor)
@@ -120,7 +120,7 @@ def _fill_closed_descriptors() -> None:
 
 
 def _spell(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Spells characters in ASCII: dashes as dashes, letters without accents, half of a broken character escaped."""
+    """Replaces characters by ASCII: plain dashes, letters without accents, surrogates escaped."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     return "".join(map(_spell_character, error.object[error.start : error.end])), error.end

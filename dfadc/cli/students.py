@@ -1,4 +1,4 @@
-"""`dfadc students`: what can be distilled into, with parameters and FLOPs."""
+"""`dfadc students`: student architectures with parameters and FLOPs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from dfadc.cli.tables import print_table
 
 
 def students(
-    names: Annotated[list[str] | None, typer.Argument(help="Which ones; by default all with a fixed name.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="Architectures; by default all with a fixed name.")] = None,
     input_size: Annotated[str, typer.Option("--input-size", help="CxHxW.")] = "3x32x32",
     num_classes: Annotated[int, typer.Option(min=2, help="Length of the logits.")] = 10,
     task: Annotated[
-        options.TaskName, typer.Option(help="One answer for an image or for every pixel.")
+        options.TaskName, typer.Option(help="One prediction for each image or for each pixel.")
     ] = options.TaskName.CLASSIFICATION,
     as_json: options.AsJson = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""Tables on stdout that lose nothing on a narrow terminal: prose wraps, and what does not fit even so is stacked."""
+"""Tables on stdout that lose nothing on a narrow terminal: prose wraps, and a table too wide is stacked."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FRAME = 3
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on stdout; on a pipe it is as wide as it needs to be, on a narrow terminal each row becomes a block."""
+    """Prints a table on stdout; on a pipe as wide as necessary, on a narrow terminal each row as a block."""
     stream = result_stream()
     natural = [max(map(cell_len, cells)) for cells in zip(columns, *rows, strict=True)]
     widths = _fit(columns, rows, natural, _terminal_width(stream))
@@ -40,24 +40,24 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def _print_block(stream: TextIO, columns: Sequence[str], row: Sequence[str]) -> None:
-    """A row as lines: its name, then each column that is not empty; the terminal wraps a long value."""
+    """Writes a row as lines: its name, then each column that is not empty; the terminal wraps a long value."""
     lines = [row[0], *(f"  {column}: {value}" for column, value in zip(columns[1:], row[1:], strict=True) if value)]
     stream.write("\n".join(lines) + "\n")
     stream.flush()
 
 
 def _terminal_width(stream: TextIO) -> int | None:
-    """Columns of the terminal; None where there is none, or one that has none."""
+    """Columns of the terminal; None without a terminal, or if its width is unknown."""
     if not stream.isatty():
         return None
-    told = os.environ.get("COLUMNS", "")
-    return (int(told) if told.isdecimal() else os.get_terminal_size(stream.fileno()).columns) or None
+    columns = os.environ.get("COLUMNS", "")
+    return (int(columns) if columns.isdecimal() else os.get_terminal_size(stream.fileno()).columns) or None
 
 
 def _fit(
     columns: Sequence[str], rows: Sequence[Sequence[str]], natural: Sequence[int], available: int | None
 ) -> list[int] | None:
-    """Widths of the columns that fill at most ``available``; None where only prose and headers may wrap and must not.
+    """Widths of the columns that fill at most ``available``; None if they do not fit although prose wraps.
 
     Names, the first column, never wrap.
     """

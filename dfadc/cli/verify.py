@@ -21,41 +21,40 @@ _ARTIFACT = "One artifact"
 
 
 class Precision(StrEnum):
-    """Whose limits of comparison A count."""
+    """Precision whose limits of comparison A count."""
 
     FP32 = "fp32"
     FP16 = "fp16"
     INT8 = "int8"
 
 
+Samples = Annotated[
+    Path | None,
+    typer.Option(help="Frozen samples of a run, to verify an artifact without the run.", rich_help_panel=_ARTIFACT),
+]
+RecipeName = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        help="Recipe whose gates count; by default recipe.toml beside the samples, else auto.",
+        rich_help_panel=_ARTIFACT,
+    ),
+]
+JudgedPrecision = Annotated[
+    Precision | None,
+    typer.Option(
+        "--precision", help="Precision it is judged as; by default that of its metadata.", rich_help_panel=_ARTIFACT
+    ),
+]
+
+
 def verify(  # noqa: PLR0913, PLR0917 -- the signature is the command line
     target: Annotated[Path, typer.Argument(help="Run folder, or one artifact with --samples.")],
-    samples: Annotated[
-        Path | None,
-        typer.Option(
-            help="Frozen samples of a run, to verify an artifact where the run is not.", rich_help_panel=_ARTIFACT
-        ),
-    ] = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            help="Recipe whose gates count; by default recipe.toml beside the samples, else auto.",
-            rich_help_panel=_ARTIFACT,
-        ),
-    ] = None,
-    precision: Annotated[
-        Precision | None,
-        typer.Option(help="What it is judged as; by default what it says it is.", rich_help_panel=_ARTIFACT),
-    ] = None,
+    samples: Samples = None,
+    recipe: RecipeName = None,
+    precision: JudgedPrecision = None,
     data: options.Data = None,
-    assign: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            help="Gate of the recipe, e.g. verify.min_int8_agreement=0.95 (repeatable).",
-            rich_help_panel="Gates",
-        ),
-    ] = None,
+    assign: options.SetGate = None,
     min_agreement: options.MinAgreement = None,
     min_accuracy: options.MinAccuracy = None,
     baseline: options.Baseline = None,
@@ -82,32 +81,31 @@ def verify(  # noqa: PLR0913, PLR0917 -- the signature is the command line
             trust_teacher=trust_teacher,
             factories=factory or (),
         )
-        report = _verify(target, settings, _OneArtifact(samples, recipe, precision))
+        report = _verify(target, settings, _ArtifactOptions(samples, recipe, precision))
         publish(report)
         print_report(report, as_json=as_json, verbose=verbose)
     raise typer.Exit(report["exit_code"])
 
 
-class _OneArtifact(NamedTuple):
-    """What may be said of an artifact; a run says it itself."""
+class _ArtifactOptions(NamedTuple):
+    """Options of a single artifact; a run records them itself."""
 
     samples: Path | None
     recipe: str | None
     precision: Precision | None
 
 
-def _verify(target: Path, settings: VerifySettings, one: _OneArtifact) -> Report:
+def _verify(target: Path, settings: VerifySettings, artifact: _ArtifactOptions) -> Report:
     from dfadc.pipeline.verify import verify_file, verify_run  # noqa: PLC0415
     from dfadc.run_folder import open_run  # noqa: PLC0415
 
     if target.is_dir():
-        said = [f"--{name}" for name, value in one._asdict().items() if value is not None]
-        if said:
-            raise DfadcError(f"{', '.join(said)} goes with an artifact; a run has its own", f"leave {said[0]} away")
+        if passed := [f"--{name}" for name, value in artifact._asdict().items() if value is not None]:
+            raise DfadcError(f"{', '.join(passed)} goes with an artifact; a run has its own", f"leave {passed[0]} away")
         return verify_run(open_run(target), settings)
-    if one.samples is None:
+    if artifact.samples is None:
         raise DfadcError(f"{target} is no run folder", "for one artifact, pass --samples samples.npz")
-    for flag, said_so in (("--trust-teacher", settings.trust_teacher), ("--factory", settings.factories)):
-        if said_so:
-            raise DfadcError(f"{flag} goes with a run; no teacher is asked for one artifact", "leave it away")
-    return verify_file(target, one.samples, settings, recipe=one.recipe, precision=one.precision or "")
+    for flag, is_set in (("--trust-teacher", settings.trust_teacher), ("--factory", settings.factories)):
+        if is_set:
+            raise DfadcError(f"{flag} goes with a run; one artifact is verified without its teacher", "leave it away")
+    return verify_file(target, artifact.samples, settings, recipe=artifact.recipe, precision=artifact.precision or "")

@@ -1,1 +1,1 @@
-"""The two-player game: the generator seeks images on which the players disagree, the student learns to agree."""
+"""Adversarial distillation: the generator seeks images of high discrepancy, the student learns to lower it."""

@@ -1,4 +1,4 @@
-"""The two-player game (Fang et al. 2019, algorithm 1), and nothing else."""
+"""The training loop of adversarial distillation (Fang et al. 2019, algorithm 1), and nothing else."""
 
 from __future__ import annotations
 
@@ -8,22 +8,24 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from dfadc.distillation.compute.micro_batches import split_generator_batch, split_student_batch
+from dfadc.distillation.step_plan import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
+    from dfadc.distillation.distillation import Distillation
     from dfadc.distillation.images.batches import StudentBatch
-    from dfadc.distillation.objectives import Game, Lesson
+    from dfadc.distillation.objectives import GeneratorStep, StudentStep
 
 
 class StepLosses(NamedTuple):
-    """What one step of the game cost. The tensors are on the device: reading one waits for it.
+    """Losses of one training step. The tensors are on the device: reading one waits for it.
 
     Args:
         step: steps done, this one included.
-        student_loss: scalar, of the last student update; NaN before its first one.
+        student_loss: scalar, of the last student update on new images; NaN before its first one.
         generator_loss: scalar, of the last generator update.
         terms: the generator loss's terms by name, unweighted.
     """
@@ -34,67 +36,70 @@ class StepLosses(NamedTuple):
     terms: dict[str, Tensor]
 
 
-def distill(game: Game, steps: int, on_step: Callable[[StepLosses], None]) -> None:
-    """Plays until ``steps`` steps are done, going on from ``game.players.step``.
+def distill(run: Distillation, until: int, on_step: Callable[[StepLosses], None]) -> None:
+    """Trains until ``until`` steps are done, going on from ``run.state.step``.
 
-    ``on_step`` is called after each whole step; what it raises stops the game with the players in a state to save.
+    ``on_step`` is called after each whole step; what it raises stops the loop with a state that can be saved.
     """
-    players, recipe = game.players, game.recipe
-    while players.step < steps:
-        players.set_learning_rates(players.step / recipe.steps)
-        game.begin_step()
-        student_loss = torch.tensor(math.nan)
-        if game.student_plays:
-            for _ in range(recipe.student.steps):
-                student_loss = update_student(game, game.draw_student_batch())
-            for _ in range(game.num_echoes):
-                update_student(game, game.draw_echo_batch())
-        game.begin_turn()
-        for _ in range(recipe.generator.steps):
-            generator_loss, terms = update_generator(game)
-        game.end_turn()
-        players.step += 1
-        on_step(StepLosses(players.step, student_loss, generator_loss, terms))
+    state = run.state
+    while state.step < until:
+        state.set_learning_rates()
+        student_loss = generator_loss = torch.tensor(math.nan)
+        terms: dict[str, Tensor] = {}
+        for kind, number, _ in run.plan.due(state.step, state.num_steps):
+            if kind is Kind.STUDENT:
+                for _ in range(number):
+                    student_loss = update_student(run, run.student.draw_batch())
+            elif kind is Kind.REPEATED:
+                for _ in range(number):
+                    update_student(run, run.student.draw_repeated_batch())
+            elif kind is Kind.GENERATOR:
+                run.generator.begin_updates()
+                for _ in range(number):
+                    generator_loss, terms = update_generator(run)
+                run.generator.end_updates()
+            else:
+                run.generator.fill_replay()
+        state.step += 1
+        on_step(StepLosses(state.step, student_loss, generator_loss, terms))
 
 
-def update_student(game: Game, batch: StudentBatch) -> Tensor:
-    """The student learns to agree, on images that the generator draws for it; the generator does not move."""
-    players = game.players
-    players.student.module.train()
-    players.generator.module.train()
-    lessons: list[Lesson] = []
-
-    def losses() -> Iterator[Tensor]:
-        for share, part in split_student_batch(batch, game.recipe.compute.micro_batch):
-            lesson = game.student_loss(part)
-            lessons.append(lesson._replace(loss=share * lesson.loss.detach()))
-            yield share * lesson.loss
-
-    players.student.move(losses(), game.forward_state)
-    if game.scale == 1:
-        players.remember(torch.cat([each.fresh for each in lessons]), torch.cat([each.answers for each in lessons]))
-        for lesson in lessons:
-            if len(lesson.fresh):  # else it is an echo itself
-                players.echo.push(lesson.images, lesson.teacher_logits)
-    return torch.stack([lesson.loss for lesson in lessons]).sum()
-
-
-def update_generator(game: Game) -> tuple[Tensor, dict[str, Tensor]]:
-    """The generator learns to disagree; the student does not move, nor, in eval mode, its batch-norm statistics."""
-    players, recipe = game.players, game.recipe
-    players.student.module.train(recipe.generator.student_mode == "train")
-    players.generator.module.train()
-    paid: list[Tensor] = []
-    terms: dict[str, Tensor] = {}
+def update_student(run: Distillation, batch: StudentBatch) -> Tensor:
+    """One update of the student towards the teacher's logits; the generator stays as it is."""
+    state = run.state
+    state.student.module.train()
+    state.generator.module.train()
+    steps: list[StudentStep] = []
 
     def losses() -> Iterator[Tensor]:
-        batch = game.draw_generator_batch()
+        for share, part in split_student_batch(batch, run.recipe.compute.micro_batch):
+            step = run.student.loss(part)
+            steps.append(step._replace(loss=share * step.loss.detach()))
+            yield share * step.loss
+
+    state.student.update(losses(), run.forward_state)
+    state.store(torch.cat([each.fresh for each in steps]), torch.cat([each.fresh_logits for each in steps]))
+    for step in steps:
+        if len(step.fresh):  # else the batch is a repeated one itself
+            state.repeats.push(step.images, step.teacher_logits)
+    return torch.stack([step.loss for step in steps]).sum()
+
+
+def update_generator(run: Distillation) -> tuple[Tensor, dict[str, Tensor]]:
+    """One update of the generator; the student stays as it is, and so, in eval mode, do its batch-norm statistics."""
+    state, recipe = run.state, run.recipe
+    state.student.module.train(recipe.generator.student_mode == "train")
+    state.generator.module.train()
+    steps: list[tuple[float, GeneratorStep]] = []
+
+    def losses() -> Iterator[Tensor]:
+        batch = run.generator.draw_batch()
         for share, part in split_generator_batch(batch, recipe.batch_size, recipe.compute.micro_batch):
-            loss, terms_of_part = game.generator_loss(part)
-            paid.append(share * loss.detach())
-            for name, term in terms_of_part.items():
-                terms[name] = terms.get(name, 0.0) + share * term
-            yield share * loss
+            step = run.generator.loss(part)
+            steps.append((share, step._replace(loss=step.loss.detach())))
+            yield share * step.loss
 
-    players.generator.move(losses(), game.forward_state)
-    return torch.stack(paid).sum(), terms
+    state.generator.update(losses(), run.forward_state)
+    total = torch.stack([share * step.loss for share, step in steps]).sum()
+    terms = {name: torch.stack([share * step.terms[name] for share, step in steps]).sum() for name in steps[0][1].terms}
+    return total, terms

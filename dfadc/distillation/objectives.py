@@ -1,60 +1,57 @@
-"""What the players are paid: one forward-and-loss function for each, composed from a recipe, compiled or not."""
+"""Losses of the student and the generator, built from the recipe, compiled or not."""
 
 from __future__ import annotations
 
-import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dfadc.distillation.compute.cpu_workarounds import Fp32Layers
-from dfadc.distillation.fake_quantise import FakeQuantiser
-from dfadc.distillation.forward_state import ForwardState
 from dfadc.distillation.images import augmentation
-from dfadc.distillation.images.batches import StudentBatch, draw_echo_batch, draw_student_batch
-from dfadc.distillation.losses import discrepancy
-from dfadc.distillation.losses.generator_terms import Terms
+from dfadc.distillation.images.batches import draw_repeated_batch, draw_student_batch
+from dfadc.distillation.losses import priors
+from dfadc.distillation.losses.batch_norm import BatchNormMatching
+from dfadc.distillation.losses.discrepancy import DISCREPANCIES, kl, l1, scaled_l1
 from dfadc.distillation.losses.hints import LayerHints
 from dfadc.student.inherit import corresponding_layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from dfadc.contract import ImageContract
+    from torch import nn
+
     from dfadc.distillation.compute.policy import ComputePolicy
-    from dfadc.distillation.state import Players
+    from dfadc.distillation.images.batches import StudentBatch
+    from dfadc.distillation.state import TrainingState
     from dfadc.recipe.schema import Recipe
+    from dfadc.teacher.load import Teacher
 
 
-#: Values of images that may be in a network together outside updates, whatever an update holds.
-FREE_VALUES = 2**20
-
-
-class Lesson(NamedTuple):
-    """What a student update was paid for.
+class StudentStep(NamedTuple):
+    """Result of the student's loss on a batch.
 
     Args:
         loss: scalar.
-        fresh: (F + A + P, C, H, W), what was drawn for it.
-        answers: the teacher's logits to them.
-        images: (N, C, H, W), as the student was shown them: mixed up, where the recipe does that.
+        fresh: (F + P, C, H, W), images that were drawn for it.
+        fresh_logits: the teacher's logits to them.
+        images: (N, C, H, W), as the student saw them: mixed up, where the recipe does that.
         teacher_logits: to these.
     """
 
     loss: Tensor
     fresh: Tensor
-    answers: Tensor
+    fresh_logits: Tensor
     images: Tensor
     teacher_logits: Tensor
 
 
 class GeneratorBatch(NamedTuple):
-    """What a generator update is drawn from.
+    """Inputs of a generator update.
 
     Args:
-        latents: (N, Z); None where they move with the generator: then they are drawn within its loss.
-        targets: (N,), the classes that the images are to be taken for; None: the teacher's own argmax.
+        latents: (N, Z); None where they are trained with the generator: then they are drawn within its loss.
+        targets: (N,), the classes that the teacher is to see in the images; None: its own argmax.
         adversarial: scalar, the weight of the discrepancy now.
         rows: those of the latents that are drawn within the loss.
     """
@@ -65,224 +62,201 @@ class GeneratorBatch(NamedTuple):
     rows: slice = slice(None)
 
 
-class Game:
-    """Teacher, players and the rules that a recipe sets.
+class GeneratorStep(NamedTuple):
+    """Result of the generator's loss on a batch.
 
     Args:
-        teacher: frozen network in eval mode on the policy's device, (N, C, H, W) -> logits.
-        batch_norms: the teacher's batch-norm layers with running statistics.
-        players: who plays.
-        recipe: the rules.
-        contract: what an image is.
+        loss: scalar.
+        terms: by name, detached and unweighted.
+    """
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+
+
+class StudentObjective:
+    """The student's loss, and the batches that it is taken on.
+
+    Args:
+        teacher: placed on the policy's device.
+        state: student, generator, replay buffer and random streams.
+        recipe: resolved.
         policy: how tensors are computed.
     """
 
-    def __init__(
-        self,
-        teacher: nn.Module,
-        batch_norms: list[nn.Module],
-        *,
-        players: Players,
-        recipe: Recipe,
-        contract: ImageContract,
-        policy: ComputePolicy,
-    ) -> None:
+    def __init__(self, teacher: Teacher, state: TrainingState, *, recipe: Recipe, policy: ComputePolicy) -> None:
         self.teacher = teacher
-        self.batch_norms = batch_norms
-        self.players = players
+        self.state = state
         self.recipe = recipe
-        self.contract = contract
         self.policy = policy
-        self.discrepancy = discrepancy.choose_discrepancy(recipe.generator.discrepancy, recipe.generator.temperature)
-        self.priors = Terms(teacher, batch_norms, settings=recipe.prior, contract=contract, players=players)
-        self.hints: LayerHints | None = None
-        if recipe.student.hints > 0 and (layers := corresponding_layers(players.student.module, teacher)):
-            self.hints = LayerHints(layers)
-        self.quantiser: FakeQuantiser | None = None
-        if recipe.student.quantise_from < 1:
-            self.quantiser = FakeQuantiser(players.student.module)
-            players.carry("quantiser", self.quantiser)
-        self.fp32_layers = Fp32Layers(teacher, players.student.module, policy=policy)
-        #: What the forward passes of an update move.
-        self.forward_state = ForwardState(self._forward_state())
-        #: Whether the student plays rounded to INT8; fixed for a step, so that a compiled function knows it.
-        self.quantises = False
-        #: Sides of the images as a share of the contract's; fixed for a step too.
-        self.scale = 1.0
-        self.student_loss: Callable[[StudentBatch], Lesson] = self._student_loss
-        self.generator_loss: Callable[[GeneratorBatch], tuple[Tensor, dict[str, Tensor]]] = self._generator_loss
+        layers = corresponding_layers(state.student.module, teacher.module) if recipe.student.hints > 0 else []
+        self.hints = LayerHints(layers) if layers else None
+        self.loss: Callable[[StudentBatch], StudentStep] = self._loss
 
-    @property
-    def images_at_once(self) -> int:
-        """Images that are in a network together outside updates: as many as in an update, which is known to fit."""
-        batch_size, part = self.recipe.batch_size, self.recipe.compute.micro_batch
-        return max(min(batch_size, part or batch_size), FREE_VALUES // math.prod(self.contract.input_size))
+    def compile(self, backend: str) -> None:
+        """Compiles forward pass and loss, as one graph for each shape.
 
-    def _forward_state(self) -> Iterator[Tensor]:
-        for network in (self.players.student.module, self.players.generator.module):
-            yield from network.buffers()
-        yield from self.priors.forward_state()
-        if self.quantiser is not None:
-            yield self.quantiser.ranges
-
-    def compile(self, backend: str = "inductor") -> None:
-        """Compiles both forward-and-loss functions, each as one graph for each shape.
-
-        With replay the student's very first batch, all fresh, has a shape of its own, and echoes have theirs;
+        With replay the very first batch, all fresh, has a shape of its own, and repeated batches have theirs;
         ``dynamic=False`` keeps the graph of all others static. ``backward`` and ``optimizer.step`` stay outside: they
         break a full graph (torch 2.14).
         """
-        self.student_loss = torch.compile(self._student_loss, fullgraph=True, dynamic=False, backend=backend)
-        self.generator_loss = torch.compile(self._generator_loss, fullgraph=True, dynamic=False, backend=backend)
+        self.loss = torch.compile(self._loss, fullgraph=True, dynamic=False, backend=backend)
 
     def uncompile(self) -> None:
-        """Goes back to the eager functions."""
-        self.student_loss, self.generator_loss = self._student_loss, self._generator_loss
+        """Goes back to the eager function."""
+        self.loss = self._loss
 
-    def close(self) -> None:
-        """Leaves teacher and student as they were found."""
-        self.fp32_layers.close()
-        self.priors.close()
-        if self.hints is not None:
-            self.hints.close()
-        if self.quantiser is not None:
-            self.quantiser.close()
+    def draw_batch(self) -> StudentBatch:
+        """Inputs of an update on new images."""
+        return draw_student_batch(self.state, self.recipe, self.teacher.contract)
 
-    def begin_step(self) -> None:
-        """Before each step: sets what depends on how much of the run is done."""
-        begun = self.players.step >= self.recipe.student.quantise_from * self.recipe.steps
-        self.quantises = self.quantiser is not None and begun and self.student_plays
-        rules = self.recipe.generator
-        is_small = self.players.step < rules.low_resolution * self.recipe.steps
-        self.scale = rules.low_resolution_scale if is_small else 1.0
+    def draw_repeated_batch(self) -> StudentBatch:
+        """Inputs of an update that repeats earlier ones."""
+        return draw_repeated_batch(self.state, self.recipe.batch_size)
 
-    def _ask_student(self, images: Tensor, *, learns: bool) -> Tensor:
-        """Logits (N, K) of the student as it plays now: in float, or rounded to INT8."""
-        if self.quantiser is not None and self.quantises:
-            return self.quantiser(images, learns=learns)
-        logits: Tensor = self.players.student.module(images)
-        return logits
-
-    # ------------------------------------------------------------------------------------------- student's side
-
-    @property
-    def student_plays(self) -> bool:
-        """Whether the student's part of the run has begun; until then the generator fills the ring."""
-        return self.players.step >= self.recipe.student.start * self.recipe.steps
-
-    def draw_student_batch(self) -> StudentBatch:
-        """What the next student update is drawn from."""
-        return draw_student_batch(self.players, self.recipe, self.contract, full_size=self.scale == 1)
-
-    @property
-    def num_echoes(self) -> int:
-        """Updates of this step that repeat what the student was shown; of small images nothing is kept to repeat."""
-        return self.recipe.replay.echoes if self.scale == 1 else 0
-
-    def draw_echo_batch(self) -> StudentBatch:
-        """What an update that repeats earlier ones is drawn from."""
-        return draw_echo_batch(self.players, self.recipe.batch_size)
-
-    def _student_loss(self, batch: StudentBatch) -> Lesson:
-        """The student's loss on a batch, and what to remember of it.
-
-        No graph leads to generator or teacher.
-        """
+    def _loss(self, batch: StudentBatch) -> StudentStep:
+        """The loss on a batch, and the images and logits to store. No graph leads to generator or teacher."""
         settings, mixes = self.recipe.student, self.recipe.augmentation.mixup > 0
-        with self.policy.autocast():
+        with nullcontext() if self.hints is None else self.hints.comparing() as distance, self.policy.autocast():
             with torch.no_grad():
                 fresh = self._draw_fresh(batch)
                 images = torch.cat([fresh, batch.replayed]) if len(batch.replayed) else fresh
                 if mixes:
                     images = augmentation.mixup(images, batch.mixup)
                 images = images.contiguous(memory_format=self.policy.memory_format)
-                teacher_logits = self._ask_teacher(images, batch.answers)
-                answers = teacher_logits[: len(fresh)]
-                if mixes and self.players.ring.keeps_answers and len(fresh):
-                    answers = self.teacher(fresh.contiguous(memory_format=self.policy.memory_format))
-            student_logits = self._ask_student(images, learns=True)
-        loss = settings.l1 * discrepancy.l1(student_logits, teacher_logits)
+                teacher_logits = self._teacher_logits(images, batch.stored_logits)
+                fresh_logits = teacher_logits[: len(fresh)]
+                if mixes and self.state.replay.keeps_logits and len(fresh):
+                    fresh_logits = self.teacher.logits(fresh)
+            student_logits = self.state.student.module(images)
+        loss = settings.l1 * l1(student_logits, teacher_logits)
         if settings.scaled_l1 > 0:
-            loss = loss + settings.scaled_l1 * discrepancy.scaled_l1(student_logits, teacher_logits)
+            loss = loss + settings.scaled_l1 * scaled_l1(student_logits, teacher_logits)
         if settings.kl > 0:
-            loss = loss + settings.kl * discrepancy.kl(student_logits, teacher_logits, temperature=settings.temperature)
-        hints = None if self.hints is None else self.hints.take()
-        if hints is not None:
-            loss = loss + settings.hints * hints
-        return Lesson(loss, fresh, answers, images, teacher_logits)
+            loss = loss + settings.kl * kl(student_logits, teacher_logits, temperature=settings.temperature)
+        if distance:
+            loss = loss + settings.hints * torch.stack(distance).mean()
+        return StudentStep(loss, fresh, fresh_logits, images, teacher_logits)
 
     def _draw_fresh(self, batch: StudentBatch) -> Tensor:
-        """Images that nobody was shown, (F + A + P, C, H, W); a generator's batch norm takes no empty batch."""
-        generator = self.players.generator
-        sources = ((generator.module, batch.latents), (generator.average, batch.average_latents))
-        drawn = [self._draw(network, latents) for network, latents in sources if len(latents)]
-        if not drawn:
+        """New images (F + P, C, H, W); a generator's batch norm takes no empty batch."""
+        if not len(batch.latents):
             return batch.procedural
-        if len(batch.procedural):
-            drawn.append(batch.procedural.to(drawn[0].dtype))
-        return torch.cat(drawn)
+        drawn: Tensor = self.state.generator.module(batch.latents)
+        return torch.cat([drawn, batch.procedural.to(drawn.dtype)]) if len(batch.procedural) else drawn
 
-    def _draw(self, network: nn.Module, latents: Tensor) -> Tensor:
-        """Images (N, C, H, W) of a generator, smaller while the run is played at a low resolution."""
-        images: Tensor = network(latents) if self.scale == 1 else network(latents, self.scale)
-        return images
+    def _teacher_logits(self, images: Tensor, stored: Tensor) -> Tensor:
+        """The teacher's logits to images (N, C, H, W), of which those of the last ones may be ``stored``."""
+        new = images[: len(images) - len(stored)]
+        if not len(new):
+            return stored
+        logits = self.teacher.logits(new)
+        return torch.cat([logits.float(), stored]) if len(stored) else logits
 
-    def _ask_teacher(self, images: Tensor, known: Tensor) -> Tensor:
-        """Logits to images (N, C, H, W), of which those of the last ones may be ``known``."""
-        asked = images[: len(images) - len(known)]
-        if not len(asked):
-            return known
-        logits = self.teacher(asked) if self.hints is None else self.hints.watch(self.teacher, asked)
-        return torch.cat([logits.float(), known]) if len(known) else logits
 
-    # ----------------------------------------------------------------------------------------- generator's side
+class GeneratorObjective:
+    """The generator's loss, and what happens around its updates.
 
-    def begin_turn(self) -> None:
-        """Before the generator's updates of a step: renews what the recipe renews then."""
-        self.players.generator.begin_turn(self.players.step, self.players.rng)
+    Args:
+        teacher: placed on the policy's device.
+        batch_norms: its batch-norm layers with running statistics that images pass through.
+        state: student, generator, replay buffer and random streams.
+        recipe: resolved.
+        policy: how tensors are computed.
+        adversarial: weight of the discrepancy; with 0 the student has no say.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        batch_norms: list[nn.Module],
+        state: TrainingState,
+        *,
+        recipe: Recipe,
+        policy: ComputePolicy,
+        adversarial: float = 1.0,
+    ) -> None:
+        self.teacher = teacher
+        self.state = state
+        self.recipe = recipe
+        self.policy = policy
+        self.adversarial = adversarial
+        self.matching: BatchNormMatching | None = None
+        if recipe.prior.batch_norm > 0:
+            self.matching = BatchNormMatching(batch_norms, recipe.prior.batch_norm_momentum)
+            state.register_state("batch_norm", self.matching)
+        self.loss: Callable[[GeneratorBatch], GeneratorStep] = self._loss
+
+    def compile(self, backend: str) -> None:
+        """Compiles forward pass and loss as one graph."""
+        self.loss = torch.compile(self._loss, fullgraph=True, dynamic=False, backend=backend)
+
+    def uncompile(self) -> None:
+        """Goes back to the eager function."""
+        self.loss = self._loss
+
+    def begin_updates(self) -> None:
+        """Before the generator's updates of a step."""
+        self.state.generator.renew_latents_()
+
+    def end_updates(self) -> None:
+        """After the generator's updates of a step."""
+        if self.matching is not None:
+            self.matching.end_updates()
 
     @torch.no_grad()
-    def end_turn(self) -> None:
-        """After them: what they leave behind. Where the student lives from the ring alone, that is a batch for it."""
-        players, ring_alone = self.players, self.recipe.replay.share == 1
-        self.priors.end_turn()
-        if ring_alone:
-            players.generator.module.train()
-            with self.policy.autocast():
-                images = players.generator.module(players.draw_latents(self.recipe.batch_size))
-                images = images.contiguous(memory_format=self.policy.memory_format)
-                answers = self.teacher(images) if players.ring.keeps_answers else None
-            players.remember(images, answers, offer=len(images))
-        players.generator.end_turn()
+    def fill_replay(self) -> None:
+        """Puts a batch into the replay buffer, where the student is trained on that alone."""
+        state = self.state
+        state.generator.module.train()
+        with self.policy.autocast():
+            images = state.generator.module(state.draw_latents(self.recipe.batch_size))
+            logits = self.teacher.logits(images) if state.replay.keeps_logits else None
+        state.store(images, logits, offer=len(images))
 
-    def draw_generator_batch(self) -> GeneratorBatch:
-        """Latents, their classes where the recipe gives any, and the weight of the adversarial term."""
-        recipe, latents = self.recipe, self.players.generator.latents
-        has_begun = self.players.step >= recipe.generator.adversarial_start * recipe.steps
-        weight = recipe.generator.adversarial if has_begun else 0.0
+    def draw_batch(self) -> GeneratorBatch:
+        """Latents, their classes where they have any, and the weight of the discrepancy."""
+        state, latents = self.state, self.state.generator.latents
+        has_begun = state.step >= self.recipe.generator.adversarial_start * state.num_steps
         return GeneratorBatch(
-            latents=None if latents.move else self.players.draw_latents(recipe.batch_size),
-            targets=latents.targets if recipe.prior.targets == "balanced" else None,
-            adversarial=torch.tensor(weight, device=self.policy.device),
+            latents=None if latents.are_trained else state.draw_latents(self.recipe.batch_size),
+            targets=latents.targets,
+            adversarial=torch.tensor(self.adversarial if has_begun else 0.0, device=self.policy.device),
         )
 
-    def _generator_loss(self, batch: GeneratorBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The generator's loss, and its terms by name, detached and unweighted."""
-        loss, terms = torch.zeros((), device=batch.adversarial.device), {}
+    def forward_state(self) -> Iterator[Tensor]:
+        """Tensors that the loss writes to, beside the buffers of the networks."""
+        if self.matching is not None:
+            yield from (*self.matching.latest, self.matching.is_recorded)
+
+    def _recording(self) -> AbstractContextManager[list[Tensor]]:
+        return nullcontext([]) if self.matching is None else self.matching.recording()
+
+    def _loss(self, batch: GeneratorBatch) -> GeneratorStep:
+        terms: dict[str, Tensor] = {}
         latents = batch.latents
         if latents is None:
-            latents = self.players.draw_latents(self.recipe.batch_size)[batch.rows]
+            latents = self.state.draw_latents(self.recipe.batch_size)[batch.rows]
         with self.policy.autocast():
-            images = self._draw(self.players.generator.module, latents)
+            images = self.state.generator.module(latents)
             images = images.contiguous(memory_format=self.policy.memory_format)
-            teacher_logits = self.priors.watch(images)
-        if self.recipe.generator.adversarial > 0:
-            with self.policy.autocast():
-                student_logits = self._ask_student(images, learns=False)
-            terms["discrepancy"] = self.discrepancy(student_logits, teacher_logits)
-            # The one place where the sign flips: the generator is paid for disagreement.
+            with self._recording() as distances:
+                teacher_logits = self.teacher.logits(images)
+            if self.adversarial > 0:
+                student_logits = self.state.student.module(images)
+        loss = torch.zeros((), device=batch.adversarial.device)
+        if self.adversarial > 0:
+            terms["discrepancy"] = DISCREPANCIES[self.recipe.generator.discrepancy](student_logits, teacher_logits)
+            # The one place where the sign flips: the generator maximises the discrepancy.
             loss = loss - batch.adversarial * terms["discrepancy"]
-        for name, term in self.priors.compute(images, teacher_logits, batch.targets).items():
-            terms[name] = term
-            loss = loss + self.priors.weight(name) * term
-        return loss, {name: term.detach() for name, term in terms.items()}
+        weights = self.recipe.prior
+        if self.matching is not None:
+            terms["batch_norm"] = torch.stack(distances).sum()
+            loss = loss + weights.batch_norm * terms["batch_norm"]
+        if weights.one_hot > 0:
+            terms["one_hot"] = priors.one_hot(teacher_logits, batch.targets)
+            loss = loss + weights.one_hot * terms["one_hot"]
+        if weights.balance > 0:
+            terms["balance"] = priors.class_balance(teacher_logits)
+            loss = loss + weights.balance * terms["balance"]
+        return GeneratorStep(loss, {name: term.detach() for name, term in terms.items()})

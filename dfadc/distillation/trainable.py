@@ -1,4 +1,4 @@
-"""A network that moves, and everything that moves it."""
+"""A network that is trained, with everything that trains it."""
 
 from __future__ import annotations
 
@@ -10,43 +10,49 @@ from torch import Tensor, nn
 
 from dfadc.distillation.moving_average import MovingAverage
 from dfadc.networks.adaptation import place
+from dfadc.recipe.schema import AdamSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from dfadc.distillation.compute.policy import ComputePolicy
     from dfadc.distillation.forward_state import ForwardState
-    from dfadc.recipe.schema import GeneratorSettings, OptimizerSettings, ScheduleSettings, StudentSettings
+    from dfadc.recipe.schema import OptimizerSettings, ScheduleSettings
+
+#: SGD's momentum and the student's first beta; no recipe ever had another.
+_MOMENTUM = 0.9
+_SECOND_BETA = 0.999
 
 
-class Player:
-    """A network that moves, and everything that moves it.
+class TrainableNetwork:
+    """A network with its optimizer, gradient scaler, learning-rate schedule and moving average.
 
     Args:
         module: the network; moved to the policy's device and memory format in place.
-        settings: its side of the recipe.
+        optimizer: settings of its optimizer.
         policy: how tensors are computed.
-        extra: parameters outside the network that move with it.
-        extra_rate: their learning rate as a multiple of the network's.
+        schedule: of its learning rate.
+        ema_decay: of its moving average; 0: none is kept.
+        extra: parameters outside the network that are trained with it.
     """
 
     def __init__(
         self,
         module: nn.Module,
-        settings: StudentSettings | GeneratorSettings,
+        optimizer: OptimizerSettings | AdamSettings,
         policy: ComputePolicy,
         *,
+        schedule: ScheduleSettings,
+        ema_decay: float = 0.0,
         extra: Sequence[nn.Parameter] = (),
-        extra_rate: float = 1.0,
     ) -> None:
         self.module = place(module, policy.device, policy.memory_format)
-        self.settings = settings
-        own = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        self.parameters = [*own, *extra]
-        groups = [{"params": own, "factor": 1.0}, {"params": list(extra), "factor": extra_rate}]
-        self.optimizer = build_optimizer([group for group in groups if group["params"]], settings.optimizer)
+        self.settings = optimizer
+        self.schedule = schedule
+        self.parameters = [*(parameter for parameter in module.parameters() if parameter.requires_grad), *extra]
+        self.optimizer = build_optimizer(self.parameters, optimizer)
         self.scaler = torch.amp.GradScaler(policy.device.type, enabled=policy.scales_gradients)
-        self.ema = MovingAverage(self.module, settings.ema_decay) if settings.ema_decay > 0 else None
+        self.ema = MovingAverage(self.module, ema_decay) if ema_decay > 0 else None
         #: What must stay finite: a mask may hold infinities from the start.
         floats = (tensor for tensor in (*self.parameters, *self.module.buffers()) if tensor.is_floating_point())
         self.finite = [tensor for tensor in floats if bool(tensor.isfinite().all())]
@@ -62,14 +68,14 @@ class Player:
 
     def set_learning_rate(self, progress: float) -> None:
         """Sets the rate for a share of the run in [0, 1]: a pure function, so resuming needs no scheduler state."""
-        rate = self.settings.optimizer.learning_rate * self.rate_scale * rate_factor(self.settings.schedule, progress)
+        rate = self.settings.learning_rate * self.rate_scale * rate_factor(self.schedule, progress)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["factor"]
+            group["lr"] = rate
 
-    def move(self, losses: Tensor | Iterable[Tensor], forward_state: ForwardState | None = None) -> None:
+    def update(self, losses: Tensor | Iterable[Tensor], forward_state: ForwardState | None = None) -> None:
         """One update down the gradient of a loss (scalar), skipped as a whole where that is not finite.
 
-        Only this player's gradients are computed. Nothing waits for the device: fused optimizers read
+        Only this network's gradients are computed. Nothing waits for the device: fused optimizers read
         ``found_inf`` there.
 
         Args:
@@ -82,7 +88,7 @@ class Player:
             forward_state.keep()
         total = torch.zeros((), device=self.skipped.device)
         for loss in [losses] if isinstance(losses, Tensor) else losses:
-            # autograd prunes what does not lead to these parameters: no weight gradients for the other player.
+            # autograd prunes what does not lead to these parameters: no weight gradients for other networks.
             torch.autograd.backward(self.scaler.scale(loss), inputs=self.parameters)
             total += loss.detach()
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
@@ -93,8 +99,8 @@ class Player:
             gradient.masked_fill_(is_spoiled, math.nan)
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.get_total_norm(gradients)
-        if self.settings.optimizer.clip_norm > 0:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.settings.optimizer.clip_norm, norm)
+        if self.settings.clip_norm > 0:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.settings.clip_norm, norm)
         found_inf = norm.isfinite().logical_not().float()
         self.skipped = (self.skipped + 1) * found_inf
         if self.scaler.is_enabled():
@@ -131,24 +137,18 @@ class Player:
 
 
 def build_optimizer(
-    groups: list[nn.Parameter] | list[dict[str, Any]], settings: OptimizerSettings
+    parameters: list[nn.Parameter], settings: OptimizerSettings | AdamSettings
 ) -> torch.optim.Optimizer:
-    """A fused optimizer of parameters or groups of them, which can skip a step on the device."""
+    """A fused optimizer, which can skip a step on the device."""
+    if isinstance(settings, AdamSettings):
+        betas = (settings.momentum, _SECOND_BETA)
+        return torch.optim.Adam(parameters, lr=settings.learning_rate, betas=betas, fused=True)
+    rate, decay = settings.learning_rate, settings.weight_decay
     if settings.kind == "adam":
-        return torch.optim.Adam(
-            groups,
-            lr=settings.learning_rate,
-            betas=(settings.momentum, settings.second_beta),
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
+        return torch.optim.Adam(parameters, lr=rate, betas=(_MOMENTUM, _SECOND_BETA), weight_decay=decay, fused=True)
+    is_nesterov = settings.kind == "nesterov"
     optimizer = torch.optim.SGD(
-        groups,
-        lr=settings.learning_rate,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        nesterov=settings.nesterov,
-        fused=True,
+        parameters, lr=rate, momentum=_MOMENTUM, weight_decay=decay, nesterov=is_nesterov, fused=True
     )
     forget_(optimizer)
     return optimizer

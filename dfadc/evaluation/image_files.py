@@ -1,4 +1,4 @@
-"""Image files as pixels: only the formats that are meant, bounded, upright, made as the teacher's images were."""
+"""Image files as pixels: few formats, bounded size, upright, with the teacher's own preprocessing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dfadc.contract import ImageContract
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-#: Pillow's decoders for them. It goes by a file's bytes, and its others start programs: Ghostscript for PostScript.
+#: Pillow's decoders for them. It chooses by a file's bytes, and others start programs: Ghostscript for PostScript.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 #: Pixels of one file: 3 bytes each while it is decoded.
 MAX_PIXELS = 2**27
@@ -42,7 +42,7 @@ _UPRIGHT = {
 
 @contextmanager
 def open_image(path: Path) -> Iterator[Image.Image]:
-    """An image file, decoded and turned upright by its EXIF orientation.
+    """Decodes an image file and turns it upright by its EXIF orientation.
 
     Raises:
         OSError, SyntaxError, ValueError, EOFError, struct.error, DecompressionBombError: it cannot be decoded, is of
@@ -62,7 +62,7 @@ def open_image(path: Path) -> Iterator[Image.Image]:
 
 
 def read_image(path: Path, contract: ImageContract) -> npt.NDArray[np.uint8]:
-    """One image file as (C, H, W) uint8, made as the contract's preprocessing says.
+    """One image file as (C, H, W) uint8, with the contract's preprocessing.
 
     Raises:
         OSError, SyntaxError, ValueError, EOFError, struct.error, DecompressionBombError: as :func:`open_image`.
@@ -72,7 +72,7 @@ def read_image(path: Path, contract: ImageContract) -> npt.NDArray[np.uint8]:
 
 
 def as_network_takes(image: Image.Image, contract: ImageContract) -> npt.NDArray[np.uint8]:
-    """A decoded image as (C, H, W) uint8, made as the contract's preprocessing says.
+    """A decoded image as (C, H, W) uint8, with the contract's preprocessing.
 
     Raises:
         ValueError: it has more than 8 bits a channel.
@@ -90,13 +90,13 @@ def as_network_takes(image: Image.Image, contract: ImageContract) -> npt.NDArray
 
 
 def preprocessing_note(contract: ImageContract) -> str:
-    """One sentence on how image files become the network's images."""
+    """One sentence on the preprocessing of image files."""
     crop = contract.input_size[1:]
     if contract.preprocessing is not None:
-        return f"images as the teacher's own preprocessing makes them: {contract.preprocessing.describe(crop)}"
+        return f"images are preprocessed as the teacher's own: {contract.preprocessing.describe(crop)}"
     return (
-        f"the teacher's own preprocessing is unknown, images are taken so: {UNKNOWN.describe(crop)}; a teacher.toml "
-        "beside it may hold [preprocessing]"
+        f"the teacher's own preprocessing is unknown, images are preprocessed so: {UNKNOWN.describe(crop)}; a "
+        "teacher.toml beside it may hold [preprocessing]"
     )
 
 
@@ -110,13 +110,13 @@ def unread_notes(folder: Path, taken: Collection[Path]) -> tuple[str, ...]:
 
 
 def some_of(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
+    """The first names, and the number of the others."""
     more = len(names) - _MAX_NAMED
     return ", ".join(names[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def fit_to_size(pixels: Image.Image, contract: ImageContract, resampling: Image.Resampling) -> Image.Image:
-    """An image resized and centre-cropped as the contract's preprocessing says; equal to torchvision's transforms."""
+    """Resizes and centre-crops by the contract's preprocessing; equal to torchvision's transforms."""
     _, height, width = contract.input_size
     size = (contract.preprocessing or UNKNOWN).resized(*pixels.size, crop=(height, width))
     if size != pixels.size:
@@ -126,12 +126,12 @@ def fit_to_size(pixels: Image.Image, contract: ImageContract, resampling: Image.
 
 
 def _offset(side: int, crop: int) -> int:
-    """Where torchvision's CenterCrop begins; below 0 where it frames a smaller image in black."""
+    """First pixel of torchvision's CenterCrop; below 0 if it frames a smaller image in black."""
     return round((side - crop) / 2) if side >= crop else -((crop - side) // 2)
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation; 1, upright, where there is none or it is damaged: the pixels are sound all the same."""
+    """The EXIF orientation; 1, upright, if it is missing or damaged: the pixels are sound all the same."""
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
     except (*READ_ERRORS, KeyError, TypeError):

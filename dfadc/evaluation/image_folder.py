@@ -1,4 +1,4 @@
-"""Folders of image files, one folder a class, as pixels and labels. For evaluation only."""
+"""Folders of image files, one folder for each class, as pixels and labels. For evaluation only."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def load_image_folder(
     """Decodes every image below ``folder/CLASS/``.
 
     Returns:
-        (N, C, H, W) uint8 pixels, (N,) labels, and notes on the class order and on what was skipped.
+        (N, C, H, W) uint8 pixels, (N,) labels, and notes on the class order and on skipped files.
 
     Raises:
         DfadcError: no class folders or images, none readable, folders that fit no class, or a contract of other
@@ -43,11 +43,11 @@ def load_image_folder(
             f"image files have 1 or 3 channels, the teacher takes {contract.channels}", "pass the images as an .npz"
         )
     class_of, notes = match_classes(_class_folders(folder), contract)
-    found = {name: _image_files(folder / name) for name in class_of}
-    files = [(path, label) for name, label in class_of.items() for path in found[name]]
+    by_class = {name: _image_files(folder / name) for name in class_of}
+    files = [(path, label) for name, label in class_of.items() for path in by_class[name]]
     if not files:
         raise DfadcError(f"--data {folder} holds no images", f"known suffixes: {', '.join(sorted(SUFFIXES))}")
-    notes = (*notes, preprocessing_note(contract), *_passed_over(folder, found))
+    notes = (*notes, preprocessing_note(contract), *_skipped_notes(folder, by_class))
     images = np.empty((len(files), *contract.input_size), np.uint8)
     labels: list[int] = []
     unreadable: list[str] = []
@@ -67,7 +67,7 @@ def load_image_folder(
 
 
 def match_classes(folders: Sequence[str], contract: ImageContract) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Folder name -> class index, by the contract's class names where it has them, else by sorted folder name.
+    """Folder name -> class index, by the contract's class names if it has them, else by sorted folder name.
 
     Names are compared without case; a "/" in a class name stands as "_" in a folder's.
 
@@ -117,11 +117,11 @@ def _class_folders(folder: Path) -> list[str]:
     return names
 
 
-def _passed_over(folder: Path, found: Mapping[str, Sequence[Path]]) -> Iterator[str]:
-    """Notes on class folders without images, and on files that are none."""
-    if empty := [name for name, files in found.items() if not files]:
+def _skipped_notes(folder: Path, by_class: Mapping[str, Sequence[Path]]) -> Iterator[str]:
+    """Notes on class folders without images, and on other files."""
+    if empty := [name for name, files in by_class.items() if not files]:
         yield f"{len(empty)} class folders hold no images: {some_of(empty)}"
-    yield from unread_notes(folder, {path for files in found.values() for path in files})
+    yield from unread_notes(folder, {path for files in by_class.values() for path in files})
 
 
 def _image_files(folder: Path) -> list[Path]:

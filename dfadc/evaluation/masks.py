@@ -1,11 +1,10 @@
-"""Images with a class for every pixel that a user passes with --data: they evaluate, and never influence training.
+"""Images with masks of --data: they evaluate, and never influence training.
 
 Nothing that trains may import this module.
 """
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,14 @@ import numpy.typing as npt
 from PIL import Image
 
 from dfadc.errors import DfadcError
+from dfadc.evaluation.image_arrays import (
+    EvaluationImages,
+    Pixels,
+    check_images,
+    range_notes,
+    read_npz,
+    require_pixels,
+)
 from dfadc.evaluation.image_files import (
     READ_ERRORS,
     SUFFIXES,
@@ -24,24 +31,16 @@ from dfadc.evaluation.image_files import (
     some_of,
     unread_notes,
 )
-from dfadc.evaluation.labelled_images import (
-    Pixels,
-    check_images,
-    normalised_batches,
-    range_notes,
-    read_npz,
-    require_pixels,
-)
-from dfadc.verification.pixel_samples import collect_dense
+from dfadc.verification.pixel_outputs import collect_dense
 from dfadc.verification.pixel_scores import PixelCounts, boundary_band, count_pixels
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from dfadc.contract import ImageContract
 
-#: What a pixel holds that nobody labelled, where the .npz says nothing else: as in Pascal VOC and Cityscapes.
+#: Value of a pixel without a label, unless the .npz sets another: as in Pascal VOC and Cityscapes.
 IGNORE_LABEL = 255
 _NPZ_LAYOUT = (
     "an .npz holds `images` (N×C×H×W or N×H×W, uint8 or float in [0, 1]), `masks` (N×H×W classes) and, if it is not "
@@ -51,14 +50,14 @@ _FOLDER_LAYOUT = "lay them out as FOLDER/images/NAME.png and FOLDER/masks/NAME.p
 
 
 @dataclass(frozen=True, slots=True)
-class MaskedImages:
-    """Images with masks, kept as they came and normalised batch by batch.
+class MaskedImages(EvaluationImages):
+    """Images with a class for every pixel, as read.
 
     Args:
         images: (N, C, H, W), uint8 in 0..255 or float32 in [0, 1].
-        masks: (N, H, W) uint16 classes in 0..K-1, or K where nobody labelled the pixel.
+        masks: (N, H, W) uint16 classes in 0..K-1, or K for a pixel without a label.
         contract: gives mean and std.
-        notes: what the user should know, e.g. how many pixels are not labelled.
+        notes: remarks for the user, e.g. on the share of pixels without a label.
     """
 
     images: Pixels
@@ -66,32 +65,22 @@ class MaskedImages:
     contract: ImageContract
     notes: tuple[str, ...] = ()
 
-    def __len__(self) -> int:
-        return len(self.images)
-
     @property
-    def sha256(self) -> str:
-        """Hex SHA-256 over images and masks in their order: what makes two data sets the same questions."""
-        digest = hashlib.sha256(f"{self.images.shape} {self.images.dtype}".encode())
-        digest.update(np.ascontiguousarray(self.images).data)
-        digest.update(np.ascontiguousarray(self.masks).data)
-        return digest.hexdigest()
-
-    def batches(self, batch_size: int) -> Iterator[npt.NDArray[np.float32]]:
-        """The images in the order of ``masks``, normalised float32, at most ``batch_size`` at a time."""
-        return normalised_batches(self.images, self.contract, batch_size)
+    def targets(self) -> npt.NDArray[np.uint16]:
+        """The masks."""
+        return self.masks
 
     def without_borders(self, width: int) -> MaskedImages:
-        """The same, of which pixels within ``width`` of a border between classes do not count."""
+        """The same images, with pixels within ``width`` of a border between classes left out."""
         if not width:
             return self
         masks = np.where(boundary_band(self.masks, width), self.contract.num_classes, self.masks).astype(np.uint16)
         return replace(self, masks=masks)
 
     def judge(self, batches: Iterable[npt.NDArray[np.float32]]) -> PixelCounts:
-        """Pixels of each image by class, from logits (n, K, H, W), answers to :meth:`batches`."""
-        answers = collect_dense(batches, np.zeros(1, np.int32), contract=self.contract, who="the network")
-        return count_pixels(answers.classes, self.masks, self.contract.num_classes)
+        """Pixels of each image by class, from logits (n, K, H, W) for each of :meth:`batches`."""
+        outputs = collect_dense(batches, np.zeros(1, np.int32), contract=self.contract, network="the network")
+        return count_pixels(outputs.classes, self.masks, self.contract.num_classes)
 
 
 def load_masked_images(path: Path, contract: ImageContract) -> MaskedImages:
@@ -112,12 +101,12 @@ def load_masked_images(path: Path, contract: ImageContract) -> MaskedImages:
         if contract.preprocessing is not None and contract.preprocessing.crop_share > 1:
             raise DfadcError(f"--data {path}: crop_share above 1 frames images, and masks have no class for the frame")
         images, masks, taken = _read_folder(path, contract)
-        found = _masked(images, masks, IGNORE_LABEL, contract, path)
-        return replace(found, notes=(*found.notes, preprocessing_note(contract), *unread_notes(path, taken)))
+        masked = _masked(images, masks, IGNORE_LABEL, contract, path)
+        return replace(masked, notes=(*masked.notes, preprocessing_note(contract), *unread_notes(path, taken)))
     if not path.exists():
         raise DfadcError(f"--data {path} does not exist", f"name an .npz file or a folder: {_FOLDER_LAYOUT}")
     read = read_npz(path, ("images", "masks"), layout=_NPZ_LAYOUT, optional=("ignore_label",))
-    pixels = check_images(read["images"], contract, path)
+    pixels = check_images(read["images"], contract, path, layout=_NPZ_LAYOUT)
     return _masked(pixels, read["masks"], _ignore_label(read, path), contract, path)
 
 

@@ -1,4 +1,4 @@
-"""From what a network returns to its logits, and for dense logits the one place where their size changes."""
+"""Logits in a network's output, and the one place where the size of dense logits changes."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class ResizedLogits(nn.Module):
 
 
 def with_logits(module: nn.Module, contract: ImageContract) -> nn.Module:
-    """A network as the game plays it: one tensor of logits, dense ones before they are enlarged."""
+    """A network as it is trained on: one tensor of logits, dense ones before they are enlarged."""
     if contract.task == "classification" or isinstance(module, LogitsOf | ResizedLogits):
         return module
     return LogitsOf(module)

@@ -1,4 +1,4 @@
-"""Finding the normalisation layers of a network: which ones remember the statistics of its training images."""
+"""Normalisation layers of a network, and those of them that keep statistics of the training images."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class NormLayer:
 
 
 def is_batch_norm_with_statistics(module: nn.Module) -> bool:
-    """Whether a layer normalises with a running mean and variance over the batches of its training.
+    """True for a layer that normalises with a running mean and variance over the batches of its training.
 
-    The one place that decides it: BatchNorm1d to 3d, SyncBatchNorm, torchvision's FrozenBatchNorm2d, timm's fused
+    BatchNorm1d to 3d, SyncBatchNorm, torchvision's FrozenBatchNorm2d, timm's fused
     norms and the restored layers of exported programs all carry these two buffers. Instance norms may carry them too,
     but they are means over single images. Layers of TorchScript do not count, for they take no hooks, nor do the
     containers of an exported program, for nothing calls them.

@@ -1,4 +1,4 @@
-"""How fast the teacher and every artifact are on this machine, side by side and with the same number of threads."""
+"""Bench stage: speed of the teacher and of every artifact on this machine, with the same number of threads."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from dfadc.storage import write_json
 from exporters.benchmark import Timing, benchmark
 from exporters.describe import artifact_metadata
 from exporters.manifest import check_unchanged
-from exporters.sessions.engines import open_session
 from exporters.sessions.isolated import IsolatedSession
+from exporters.sessions.open import open_session
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -37,13 +37,13 @@ TEACHER = "teacher"
 
 @dataclass(frozen=True, slots=True)
 class BenchSettings:
-    """How to measure.
+    """Settings of a benchmark.
 
     Args:
-        batch: images a call of the throughput.
-        threads: CPU threads of every network; 0 takes OMP_NUM_THREADS, else all that this process may use.
+        batch: images per call of the throughput.
+        threads: CPU threads of every network; 0 takes OMP_NUM_THREADS, else all cores of this process.
         seconds: for each latency and each throughput.
-        trust_teacher: whether code in the teacher file may run.
+        trust_teacher: code in the teacher file may run.
         factories: the teacher's ``module:factory``, where one has to be imported.
     """
 
@@ -55,7 +55,7 @@ class BenchSettings:
 
     @property
     def num_threads(self) -> int:
-        """The threads that are used, never 0."""
+        """The resolved number of threads, never 0."""
         return self._resolved[0]
 
     @property
@@ -68,23 +68,23 @@ class BenchSettings:
         if self.threads:
             return self.threads, "--threads"
         # A list is for nested regions of OpenMP: the first number is that of the outermost.
-        told = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-        if told.isdecimal() and int(told):
-            return int(told), "OMP_NUM_THREADS"
+        variable = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+        if variable.isdecimal() and int(variable):
+            return int(variable), "OMP_NUM_THREADS"
         allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         return allowed or 1, "CPU cores of this process"
 
 
 @dataclass(frozen=True, slots=True)
 class BenchRow:
-    """One network: its speed, or why it was not run.
+    """One network: its speed, or the reason why it was not run.
 
     Args:
         name: "teacher", or the artifact's file name.
-        size_bytes: what a device must hold to run it; None for the teacher.
-        timing: None where it was not run.
-        not_run: the reason; empty where it was run.
-        reference: the teacher's speed on the same kind of device; None where nobody measured it.
+        size_bytes: of all files that a device needs to run it; None for the teacher.
+        timing: None if it was not run.
+        not_run: the reason; empty if it was run.
+        reference: the teacher's speed on the same kind of device; None if it was not measured.
         sha256: of the artifact in the run's manifest; None for the teacher, and outside a run.
     """
 
@@ -113,18 +113,18 @@ class BenchRow:
         """Plain JSON values."""
         measured = {} if self.timing is None else self.timing.to_dict()
         ratios = {"speedup": self.speedup, "throughput_ratio": self.throughput_ratio}
-        facts = {"size_bytes": self.size_bytes, "sha256": self.sha256, "not_run": self.not_run or None}
-        return {**facts, **measured, **ratios}
+        artifact = {"size_bytes": self.size_bytes, "sha256": self.sha256, "not_run": self.not_run or None}
+        return {**artifact, **measured, **ratios}
 
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """Every network, measured one after the other: the teacher in this process, each artifact in one of its own.
+    """Speed of every network, measured one after the other: the teacher in this process, each artifact in its own.
 
     Args:
-        settings: how it was measured.
-        rows: one a network.
-        notes: remarks on what was measured.
+        settings: of the measurement.
+        rows: one per network.
+        notes: remarks on the measurement.
     """
 
     settings: BenchSettings
@@ -151,9 +151,9 @@ _NEED_LESS_MEMORY = memory_errors("lower --batch")
 @_NEED_LESS_MEMORY
 @holding_writable_run
 def bench_run(run: RunFolder, settings: BenchSettings | None = None) -> Bench:
-    """Measures the teacher (torch) and every artifact of a run; what cannot run here is NOT RUN with its reason.
+    """Measures the teacher (torch) and every artifact of a run; an artifact that cannot run here is NOT RUN.
 
-    The speeds are written into the run folder too, as ``bench.json``, for its report; a note says where they could not.
+    The speeds are also written to ``bench.json`` in the run folder, for the report; if that fails, a note says so.
 
     Raises:
         DfadcError: an artifact's bytes are not those that were exported, or it is of another student than the samples.
@@ -188,17 +188,17 @@ def bench_run(run: RunFolder, settings: BenchSettings | None = None) -> Bench:
 
 @_NEED_LESS_MEMORY
 def bench_file(artifact: Path, settings: BenchSettings | None = None) -> Bench:
-    """Measures one artifact, with no run and no teacher at hand; imports no torch.
+    """Measures one artifact without a run and a teacher; imports no torch.
 
     Raises:
-        DfadcError: the artifact is damaged, or does not say what images it takes.
+        DfadcError: the artifact is damaged, or does not record its image contract.
         RequirementMissing, RuntimeRefused: it cannot run here.
         RuntimeCrashed: its runtime ended the process that ran it.
     """
     settings, load = settings or BenchSettings(), load_average()
     contract = artifact_metadata(artifact).get("dfadc.contract")
     if contract is None:
-        raise DfadcError(f"{artifact} does not say what images it takes", "is it an artifact of `dfadc export`?")
+        raise DfadcError(f"{artifact} does not record its image contract", "is it an artifact of `dfadc export`?")
     images = _images(ImageContract.from_dict(json.loads(contract)), settings)
     timing = _bench_file(artifact, images, settings)
     notes = doubts({artifact.name: timing}, threads=settings.num_threads, load=load)
@@ -206,24 +206,24 @@ def bench_file(artifact: Path, settings: BenchSettings | None = None) -> Bench:
 
 
 def _images(contract: ImageContract, settings: BenchSettings) -> NDArray[np.float32]:
-    """Noise in [0, 1]: speed does not depend on what is seen."""
+    """Noise in [0, 1]: speed does not depend on the images."""
     shape = (settings.batch, *contract.input_size)
     return np.random.default_rng(0).random(shape, dtype=np.float32)
 
 
 def _bench_file(path: Path, images: NDArray[np.float32], settings: BenchSettings) -> Timing:
-    how = {"threads": settings.num_threads, "batch_size": settings.batch}
-    with IsolatedSession(open_session, path, **how) as session:
+    options = {"threads": settings.num_threads, "batch_size": settings.batch}
+    with IsolatedSession(open_session, path, **options) as session:
         return session.benchmark(images, seconds=settings.seconds)
 
 
 def _bench_teacher(run: RunFolder, images: NDArray[np.float32], settings: BenchSettings) -> tuple[BenchRow, ...]:
-    """The teacher on the CPU and, where torch sees one, on the GPU."""
+    """Rows of the teacher on the CPU and, if torch sees one, on the GPU."""
     import torch  # noqa: PLC0415 - artifacts need none
 
     from dfadc.networks.logits import answering_pixels  # noqa: PLC0415
     from dfadc.pipeline.distill import load_run_teacher  # noqa: PLC0415
-    from exporters.sessions.onnx_runtime import TorchSession  # noqa: PLC0415
+    from exporters.sessions.torch_session import TorchSession  # noqa: PLC0415
 
     try:
         teacher = load_run_teacher(run, trust=settings.trust_teacher, factories=settings.factories)

@@ -1,4 +1,4 @@
-"""Stages one and two: load a teacher, distil it, and go on with a run that was interrupted."""
+"""Stages one and two: loading a teacher, distilling it, and resuming a run that was interrupted."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ from dfadc.contract import ContractFields
 from dfadc.errors import DfadcError, Interrupted, StorageFailed, TrainingDiverged, memory_errors
 from dfadc.networks.network_file import refuse_factory_from_file
 from dfadc.recipe.load import load_recipe
-from dfadc.run_folder import RunFolder, claim_folder
-from dfadc.run_lock import holding_run, reserved_folder
+from dfadc.run_lock import claim_folder, holding_run, reserved_folder
 from dfadc.sampling.freeze import write_results
 from dfadc.storage import sha256_file
 from dfadc.teacher.load import Teacher, load_teacher
-from dfadc.training.run import Plan, Training, prepare
+from dfadc.training.build import prepare
 from dfadc.training.tensorboard import event_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from dfadc.recipe.schema import Recipe
+    from dfadc.run_folder import RunFolder
     from dfadc.training.callbacks import Reading
+    from dfadc.training.plan import Plan
+    from dfadc.training.run import Training
 
 __all__ = [
     "Observer",
@@ -37,17 +39,17 @@ __all__ = [
 
 
 _NEED_LESS_MEMORY = memory_errors(
-    "hold less at once: --set compute.micro_batch=16 keeps the batch; or lower --batch-size or replay.max_mebibytes"
+    "hold less at once: --set compute.micro_batch=16 keeps the batch; or lower --batch-size or replay.capacity"
 )
 
 
 def _ignore(_: object) -> None:
-    """The default observer."""
+    """The default of each callback."""
 
 
 @dataclass(frozen=True)
 class Observer:
-    """Who is told what while a run goes on.
+    """Callbacks of a run.
 
     Args:
         on_plan: called once, before the first step.
@@ -82,7 +84,7 @@ def run_distillation(
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         minutes: time budget, turned into steps once, at the measured rate, instead of the recipe's.
         force: replace a run that is there.
-        observer: told about plan and progress.
+        observer: called with plan and progress.
 
     Raises:
         DfadcError: and its children. What is wrong before the first step leaves no folder and removes none; a run
@@ -102,7 +104,7 @@ def run_distillation(
         folder = claim_folder(path, force=force)
         training.start(folder, plan)
         observer.on_plan(plan)
-        return _play(training, folder, observer)
+        return _train(training, folder, observer)
 
 
 @_NEED_LESS_MEMORY
@@ -114,7 +116,7 @@ def plan_distillation(
     device: str = "auto",
     minutes: float | None = None,
 ) -> Plan:
-    """What :func:`run_distillation` would do and cost: builds the players and measures a step, writes nothing."""
+    """Plan of :func:`run_distillation`: builds the networks and measures a step, writes nothing."""
     resolved = load_recipe(recipe) if isinstance(recipe, str) else recipe
     with prepare(teacher, student, recipe=resolved, device=device) as training:
         return training.plan(minutes)
@@ -137,7 +139,7 @@ def resume_distillation(
         teacher: loaded, or its file where that has moved since; by default the file that the run began with.
         trust: whether code in the teacher file may run.
         factories: each ``module:factory`` of the student or the teacher, which the run folder alone may not import.
-        observer: told about plan and progress.
+        observer: called with plan and progress.
 
     Raises:
         DfadcError: no checkpoint, a finished run, another teacher than the run began with, or a factory that is none
@@ -156,7 +158,7 @@ def resume_distillation(
     recipe = load_recipe(run.recipe)
     with prepare(teacher, student, recipe=recipe, device=record["device"], has_checkpoint=True) as training:
         observer.on_plan(training.resume(run))
-        return _play(training, run, observer)
+        return _train(training, run, observer)
 
 
 def load_run_teacher(
@@ -222,9 +224,9 @@ def _another_teacher(run: RunFolder, path: Path, sha256: str) -> DfadcError:
     )
 
 
-def _play(training: Training, folder: RunFolder, observer: Observer) -> RunFolder:
+def _train(training: Training, folder: RunFolder, observer: Observer) -> RunFolder:
     before, started = folder.record().get("seconds", 0.0), time.monotonic()
-    log, step = training.recipe.log, training.game.players.step
+    log, step = training.recipe.log, training.run.state.step
 
     def spent() -> dict[str, float]:
         return {"seconds": round(before + time.monotonic() - started, 1)}
@@ -232,7 +234,7 @@ def _play(training: Training, folder: RunFolder, observer: Observer) -> RunFolde
     folder.update_record({"status": "running"})
     try:
         with event_files(log, folder, step, observer.on_reading) as on_reading:
-            training.play(folder, on_reading)
+            training.train(folder, on_reading)
         write_results(training, folder, observer.on_note)
     except BaseException as exc:
         with suppress(StorageFailed):  # a full disk may be why it ends, and that is told

@@ -1,4 +1,4 @@
-"""What this machine can do: export backends, the device, bf16 and torch.compile, and how to get what is missing."""
+"""Doctor stage: export backends, device, bf16 and torch.compile on this machine, and how to install what is missing."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from dfadc._version import __version__
 from dfadc.errors import RequirementMissing
-from exporters.exporter import Capability, unknown_value
-from exporters.registry import exporter_names, get_exporter
+from exporters.exporter import Capability
+from exporters.registry import exporter_names, get_exporter, unknown_value
 from exporters.sessions import openvino_core
 
 if TYPE_CHECKING:
@@ -23,11 +23,11 @@ SCHEMA = "dfadc.doctor/1"
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Whether one thing about training can be had here.
+    """Availability of one feature of training.
 
     Args:
-        available: it can.
-        detail: which one it is, or why there is none.
+        available: it can be used here.
+        detail: the feature found, or the reason why there is none.
     """
 
     available: bool
@@ -36,10 +36,10 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What was found.
+    """Result of the diagnosis.
 
     Args:
-        backends: export name -> what it can do here.
+        backends: export name -> capability.
         training: device, cuda, bf16, torch.compile -> finding.
         versions: of dfadc, Python and torch.
     """
@@ -53,20 +53,20 @@ class Diagnosis:
         return {"schema": SCHEMA, "platform": platform.platform(), **asdict(self)}
 
     def require(self, names: Sequence[str]) -> None:
-        """Checks that everything in ``names`` can be had.
+        """Checks that everything in ``names`` is available.
 
         Args:
             names: a backend, which must build here; ``NAME:run``, which must run here; or a finding about training.
 
         Raises:
             DfadcError: a name is unknown.
-            RequirementMissing: something is missing; all of it is named, with the first install line.
+            RequirementMissing: something is missing; all missing names are listed, with the first install command.
         """
         missing, hints = [], []
-        known = {*self.training, *self.backends, *(f"{name}:run" for name in self.backends)}
+        valid = {*self.training, *self.backends, *(f"{name}:run" for name in self.backends)}
         for name in names:
-            if name not in known:
-                raise unknown_value("requirement", name, known)
+            if name not in valid:
+                raise unknown_value("requirement", name, valid)
             if name in self.training:
                 finding = self.training[name]
                 if not finding.available:
@@ -81,7 +81,7 @@ class Diagnosis:
 
 
 def diagnose() -> Diagnosis:
-    """Looks at everything; a backend that is broken in a way nobody foresaw is a finding too, not a crash."""
+    """Examines every backend and the training features; an unexpected error of a backend is a finding, not a crash."""
     import torch  # noqa: PLC0415 - the slow part
 
     return Diagnosis(
@@ -93,10 +93,10 @@ def diagnose() -> Diagnosis:
 
 def _capability(name: str) -> Capability:
     try:
-        found = get_exporter(name).capability()
-        is_wrong = name == "openvino" and found.can_run and openvino_core.saturates()
-        return replace(found, reason=openvino_core.CAUSE) if is_wrong else found
-    except Exception as exc:  # a doctor must outlive every illness
+        capability = get_exporter(name).capability()
+        saturates = name == "openvino" and capability.can_run and openvino_core.saturates()
+        return replace(capability, reason=openvino_core.CAUSE) if saturates else capability
+    except Exception as exc:  # a backend may raise anything, and the others must still be examined
         return Capability(can_build=False, can_run=False, reason=f"broken: {type(exc).__name__}: {exc}")
 
 
@@ -118,10 +118,10 @@ def _training() -> dict[str, Finding]:
 
 
 def _compiler(device: str) -> Finding:
-    """What torch.compile needs to be there. It is not tried: the first compilation takes up to minutes."""
+    """Requirements of torch.compile. It is not tried: the first compilation takes up to minutes."""
     if device == "cuda":
-        found = find_spec("triton") is not None
-        return Finding(found, "triton is installed" if found else "triton is not installed")
+        has_triton = find_spec("triton") is not None
+        return Finding(has_triton, "triton is installed" if has_triton else "triton is not installed")
     if device != "cpu":
         return Finding(available=False, detail=f"not known to work on {device}")
     names = [os.environ.get("CXX", ""), "g++", "clang++", "c++"]

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from dfadc.errors import DfadcError
 from dfadc.recipe.load import load_recipe
 from dfadc.recipe.schema import GateSettings, Recipe
-from dfadc.verification.gate import ExportLimits, Thresholds
+from dfadc.verification.thresholds import ExportLimits, Thresholds, default_export_limits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
 Number = TypeVar("Number", int, float)
+#: Drop of an artifact under its fp32 student that fails where p < .05 besides.
+_MAX_STUDENT_DROP = 0.01
 
 
 def recipe_to_judge_by(source: str | Path, gates: Sequence[str] = ()) -> Recipe:
@@ -43,33 +45,32 @@ def gate_thresholds(recipe: Recipe) -> Thresholds:
     return Thresholds(
         min_agreement=_limit(gates.min_agreement),
         min_coverage=_limit(gates.min_coverage),
-        max_student_drop=_limit(gates.max_student_drop),
+        max_student_drop=_MAX_STUDENT_DROP if gates.compare_export else None,
         min_class_agreement=_limit(gates.min_class_agreement),
         min_accuracy=_limit(gates.min_accuracy),
         max_baseline_drop=_limit(gates.max_baseline_drop),
         boundary_width=gates.boundary_width,
         source=gates.gate_source,
-        export={
-            "fp32": ExportLimits(
-                min_agreement=_limit(gates.min_fp32_agreement),
-                max_disagreements=_limit(gates.max_fp32_disagreements),
-                max_logit_error=_limit(gates.max_fp32_logit_error),
-            ),
-            "fp16": ExportLimits(
-                min_agreement=_limit(gates.min_fp16_agreement), min_sqnr_db=_limit(gates.min_fp16_sqnr_db)
-            ),
-            "int8": ExportLimits(
-                min_agreement=_limit(gates.min_int8_agreement), min_sqnr_db=_limit(gates.min_int8_sqnr_db)
-            ),
-        },
+        export=_export_limits(gates) if gates.compare_export else {},
     )
 
 
-def export_gates(thresholds: Thresholds, precision: str) -> list[str]:
-    """Names of the gates of comparison A that are on for a precision, such as ``verify.min_fp16_agreement``."""
+def _export_limits(gates: GateSettings) -> dict[str, ExportLimits]:
+    """Limits of comparison A by precision. Those of fp32 and the signal to noise of fp16 hold for any network."""
+    defaults = default_export_limits()
+    return {
+        "fp32": defaults["fp32"],
+        "fp16": replace(defaults["fp16"], min_agreement=_limit(gates.min_fp16_agreement)),
+        "int8": ExportLimits(
+            min_agreement=_limit(gates.min_int8_agreement), min_sqnr_db=_limit(gates.min_int8_sqnr_db)
+        ),
+    }
+
+
+def compares_export(thresholds: Thresholds, precision: str) -> bool:
+    """Whether any gate of comparison A is on for a precision."""
     limits = asdict(thresholds.export.get(precision, ExportLimits()))
-    parts = [name.partition("_") for name, limit in limits.items() if limit is not None]
-    return [f"verify.{kind}_{precision}_{measure}" for kind, _, measure in parts]
+    return any(limit is not None for limit in limits.values())
 
 
 def _limit(value: Number | str) -> Number | None:

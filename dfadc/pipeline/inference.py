@@ -1,6 +1,6 @@
-"""Putting questions to networks: to an artifact through its runtime, to teacher and fp32 student through torch.
+"""Outputs of networks for samples, labelled images and a baseline: artifacts in their runtime, the others in torch.
 
-Imports torch only where teacher or student must answer themselves.
+Imports torch only if teacher or student has to run.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import numpy.typing as npt
 
 from dfadc.errors import DfadcError
 from dfadc.verification.agreement import predict
-from dfadc.verification.answers import ask, level
+from dfadc.verification.artifact_logits import artifact_logits, restore_offset
 from dfadc.verification.baseline import Baseline
-from dfadc.verification.pixel_samples import batch_size
+from dfadc.verification.pixel_outputs import Outputs, batch_size
 from dfadc.verification.pixel_scores import PixelCounts
 from exporters.describe import artifact_metadata
-from exporters.sessions.engines import open_session
 from exporters.sessions.isolated import IsolatedSession
+from exporters.sessions.open import open_session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -31,30 +31,27 @@ if TYPE_CHECKING:
     from dfadc.evaluation.labelled_images import EvaluationData
     from dfadc.evaluation.masks import MaskedImages
     from dfadc.run_folder import RunFolder
-    from dfadc.verification.pixel_agreement import DenseAnswers
     from dfadc.verification.pixel_samples import Samples
     from dfadc.verification.samples import SampleSet
 
-    Answer = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
+    Logits = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
 
-#: Images that a session is given at once; fewer where every pixel is answered.
+#: Images in a batch of a session; fewer for segmentation.
 BATCH_SIZE = 64
 
 Images = npt.NDArray[np.float32]
-Logits = npt.NDArray[np.float32]
-Flags = npt.NDArray[np.bool_]
-#: How a network did on each labelled image: whether it is right, or which pixels it got right.
-Rights = Flags | PixelCounts
+#: Correctness on labelled images: a flag for each image, or counts of its pixels.
+Correctness = npt.NDArray[np.bool_] | PixelCounts
 
 
 @dataclass(frozen=True)
-class Questions:
-    """What every network of a verification is asked.
+class VerificationInputs:
+    """Images that every network of a verification runs on.
 
     Args:
-        samples: the run's.
-        data: labelled images, where the user gave some.
-        baseline: its samples, where there is one.
+        samples: of the run.
+        data: labelled images, or None.
+        baseline: holds samples of its own, or None.
     """
 
     samples: Samples
@@ -62,70 +59,65 @@ class Questions:
     baseline: Baseline | None = None
 
     @property
-    def baseline_is_of_these_samples(self) -> bool:
-        """Whether an answer to the samples is one to the baseline's."""
+    def shares_samples_with_baseline(self) -> bool:
+        """True if the baseline's samples are these."""
         return self.baseline is not None and self.baseline.samples.sha256 == self.samples.sha256
 
-    def without_borders(self, width: int) -> Questions:
-        """The same; of masks, pixels within ``width`` of a border between classes do not count."""
+    def without_borders(self, width: int) -> VerificationInputs:
+        """The same inputs, with mask pixels within ``width`` of a border between classes left out."""
         if self.data is None or self.data.contract.task == "classification":
             return self
         return replace(self, data=cast("MaskedImages", self.data).without_borders(width))
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What one network answered.
+class NetworkOutputs:
+    """One network's results on :class:`VerificationInputs`.
 
     Args:
-        given: its logits (N, K) to the samples, or its dense answers.
-        correct: (L,) whether it gave each labelled image its label, or the counts of its pixels; None without labels.
-        on_baseline: (B,) its classes for the baseline's samples, -1 where a logit is not finite; None without one.
-        remark: why its runtime would answer otherwise by default; empty where it would not.
+        outputs: logits (N, K) for the samples, or dense outputs.
+        correct: (L,) correctness on the labelled images, or counts of their pixels; None without labels.
+        baseline_classes: (B,) predictions for the baseline's samples, -1 if a logit is not finite; None without one.
+        remark: why its runtime would compute otherwise by default; empty if it would not.
     """
 
-    given: Logits | DenseAnswers
-    correct: Rights | None
-    on_baseline: npt.NDArray[np.int32] | None
+    outputs: Outputs
+    correct: Correctness | None
+    baseline_classes: npt.NDArray[np.int32] | None
     remark: str = ""
-
-
-def read_questions(
-    samples: Samples, *, data: Path | None, baseline: Path | None, teacher_sha256: str | None
-) -> Questions:
-    """Reads what is asked besides the samples, and refuses what does not go with them.
-
-    Args:
-        samples: the run's.
-        data: labelled images.
-        baseline: a baseline's file.
-        teacher_sha256: of the teacher's file; None where it is not known.
-
-    Raises:
-        RequirementMissing: there is no such baseline.
-        DfadcError: the data cannot be used, the baseline is another teacher's, or its labelled images are others.
-        GateFailed: there is nothing in the baseline to compare with.
-    """
-    return Questions(samples, *read_inputs(samples.contract, teacher_sha256, data=data, baseline=baseline))
 
 
 def read_inputs(
     contract: ImageContract, teacher_sha256: str | None, *, data: Path | None, baseline: Path | None
 ) -> tuple[EvaluationData | MaskedImages | None, Baseline | None]:
-    """What :func:`read_questions` reads, also before there are samples: a long run must not end with what cannot be."""
-    known = None if baseline is None else Baseline.load(baseline)
-    if known is not None:
-        known.check_fits(contract, teacher_sha256)
+    """Reads labelled images and a baseline, and refuses what does not fit.
+
+    Needs no samples: a long run reads them before it starts, so that it does not end with what does not fit.
+
+    Args:
+        contract: of teacher and student.
+        teacher_sha256: of the teacher's file; None if unknown.
+        data: labelled images.
+        baseline: a baseline's file.
+
+    Raises:
+        RequirementMissing: there is no such baseline.
+        DfadcError: the data cannot be used, the baseline is another teacher's, or its labelled images are others.
+        GateFailed: the baseline holds nothing to compare with.
+    """
+    loaded = None if baseline is None else Baseline.load(baseline)
+    if loaded is not None:
+        loaded.check_fits(contract, teacher_sha256)
     if data is None:
-        return None, known
+        return None, loaded
     labelled = _read_data(data, contract)
-    if known is not None and known.labelled is not None and known.labelled.sha256 != labelled.sha256:
+    if loaded is not None and loaded.labelled is not None and loaded.labelled.sha256 != labelled.sha256:
         raise DfadcError(
             f"--data {data} holds other images or labels than the baseline {baseline} was made with: sha256 "
-            f"{labelled.sha256[:12]}…, the baseline's {known.labelled.sha256[:12]}…",
+            f"{labelled.sha256[:12]}…, the baseline's {loaded.labelled.sha256[:12]}…",
             "pass the same labelled images, or make the baseline anew with these",
         )
-    return labelled, known
+    return labelled, loaded
 
 
 def _read_data(path: Path, contract: ImageContract) -> EvaluationData | MaskedImages:
@@ -139,61 +131,55 @@ def _read_data(path: Path, contract: ImageContract) -> EvaluationData | MaskedIm
     return load_evaluation_data(path, contract)
 
 
-def ask_artifact(path: Path, questions: Questions) -> Answers:
-    """Runs an artifact on everything that is asked, in a process of its own.
+def run_artifact(path: Path, inputs: VerificationInputs) -> NetworkOutputs:
+    """Runs an artifact on all inputs, in a process of its own.
 
     Raises:
         RuntimeCrashed: its runtime ended that process.
         RequirementMissing, RuntimeRefused: it cannot run here.
         DfadcError: it is damaged, or does not take these samples.
     """
-    form, samples = artifact_metadata(path), questions.samples
+    form, samples = artifact_metadata(path), inputs.samples
     size = batch_size(samples.contract, BATCH_SIZE)
     with IsolatedSession(open_session, path, batch_size=size) as session:
 
-        def answer(images: Images) -> Logits:
-            return ask(session.run, images, form=form, contract=samples.contract)
+        def logits(images: Images) -> Images:
+            return artifact_logits(session.run, images, form=form, contract=samples.contract)
 
-        given = samples.collect(map(answer, samples.batches(size)), str(path))
-        correct, on_baseline = _further_answers(answer, given, questions)
+        outputs = samples.collect(map(logits, samples.batches(size)), str(path))
+        correct, baseline_classes = _run_on_the_rest(logits, outputs, inputs)
         remark = session.remark
-    return Answers(level(given, samples.student_answers, form=form), correct, on_baseline, remark)
+    outputs = restore_offset(outputs, samples.student_outputs, form=form)
+    return NetworkOutputs(outputs, correct, baseline_classes, remark)
 
 
-def ask_student(run: RunFolder, questions: Questions, *, factories: Collection[str] = ()) -> Answers:
-    """The fp32 student's answers: those frozen with the samples, and today's to labelled images and a baseline's.
+def run_student(run: RunFolder, inputs: VerificationInputs, *, factories: Collection[str] = ()) -> NetworkOutputs:
+    """The fp32 student's outputs: those frozen with the samples, and new ones for labelled images and a baseline.
 
     Raises:
-        DfadcError: it has to answer, and its file is damaged or names a factory that is none of ``factories``.
+        DfadcError: the student has to run, and its file is damaged or names a factory that is none of ``factories``.
     """
-    given = questions.samples.student_answers
-    if questions.data is None and questions.baseline is None:
-        return Answers(given, None, None)
-    return Answers(given, *_further_answers(_student_on_cpu(run, factories), None, questions))
+    outputs = inputs.samples.student_outputs
+    if inputs.data is None and inputs.baseline is None:
+        return NetworkOutputs(outputs, None, None)
+    return NetworkOutputs(outputs, *_run_on_the_rest(_student_on_cpu(run, factories), None, inputs))
 
 
-def with_answers_of_today(run: RunFolder, samples: SampleSet, *, factories: Collection[str] = ()) -> SampleSet:
-    """The run's samples, with the fp32 student's answers of today instead of the frozen ones.
+def with_recomputed_student(run: RunFolder, samples: SampleSet, *, factories: Collection[str] = ()) -> SampleSet:
+    """The run's samples, with the fp32 student's logits computed anew.
 
     Raises:
         DfadcError: its file is damaged or names a factory that is none of ``factories``.
     """
-    answer = _student_on_cpu(run, factories)
-    logits = samples.collect(map(answer, samples.batches(BATCH_SIZE)), str(run.student))
-    return replace(samples, student_logits=logits)
+    logits = _student_on_cpu(run, factories)
+    student_logits = samples.collect(map(logits, samples.batches(BATCH_SIZE)), str(run.student))
+    return replace(samples, student_logits=student_logits)
 
 
-def _student_on_cpu(run: RunFolder, factories: Collection[str]) -> Answer:
-    from dfadc.networks.network_file import load_network  # noqa: PLC0415
-
-    student, metadata = load_network(run.student, factories=factories)
-    return _on_cpu(student, metadata.contract)
-
-
-def ask_teacher(
+def run_teacher(
     run: RunFolder, data: EvaluationData | MaskedImages, *, trust: bool, factories: Collection[str] = ()
-) -> Rights:
-    """(L,) whether the teacher gives each labelled image its label, or the counts of its pixels.
+) -> Correctness:
+    """Correctness of the teacher on labelled images.
 
     Raises:
         DfadcError: its file is gone or has changed, or needs code that is neither trusted nor one of ``factories``.
@@ -201,35 +187,42 @@ def ask_teacher(
     from dfadc.pipeline.distill import load_run_teacher  # noqa: PLC0415
 
     teacher = load_run_teacher(run, trust=trust, factories=factories)
-    return _correct(_on_cpu(teacher.module, teacher.contract), data)
+    return _correctness(_on_cpu(teacher.module, teacher.contract), data)
 
 
-def _further_answers(
-    answer: Answer, given: Logits | DenseAnswers | None, questions: Questions
-) -> tuple[Rights | None, npt.NDArray[np.int32] | None]:
-    """Labelled images and the baseline's samples; ``given`` is what was just answered to the run's own, if anything."""
-    correct = None if questions.data is None else _correct(answer, questions.data)
-    if questions.baseline is None:
+def classes_of(outputs: Outputs) -> npt.NDArray[np.int32]:
+    """(N,) predictions for a baseline, which exists for classification only."""
+    assert isinstance(outputs, np.ndarray), "there are no baselines of dense outputs"  # noqa: S101
+    return predict(outputs)
+
+
+def _run_on_the_rest(
+    logits: Logits, outputs: Outputs | None, inputs: VerificationInputs
+) -> tuple[Correctness | None, npt.NDArray[np.int32] | None]:
+    """Results on labelled images and the baseline's samples; ``outputs`` are those for the run's samples, if known."""
+    correct = None if inputs.data is None else _correctness(logits, inputs.data)
+    if inputs.baseline is None:
         return correct, None
-    if given is not None and questions.baseline_is_of_these_samples:
-        return correct, predicted(given)
-    samples = questions.baseline.samples
-    return correct, predict(samples.collect(map(answer, samples.batches(BATCH_SIZE)), "the network"))
+    if outputs is not None and inputs.shares_samples_with_baseline:
+        return correct, classes_of(outputs)
+    samples = inputs.baseline.samples
+    return correct, predict(samples.collect(map(logits, samples.batches(BATCH_SIZE)), "the network"))
 
 
-def predicted(given: Logits | DenseAnswers) -> npt.NDArray[np.int32]:
-    """Classes of the samples, for a baseline, which holds one of each image."""
-    assert isinstance(given, np.ndarray), "there are no baselines of dense answers"  # noqa: S101
-    return predict(given)
+def _correctness(logits: Logits, data: EvaluationData | MaskedImages) -> Correctness:
+    return data.judge(map(logits, data.batches(batch_size(data.contract, BATCH_SIZE))))
 
 
-def _correct(answer: Answer, data: EvaluationData | MaskedImages) -> Rights:
-    return data.judge(map(answer, data.batches(batch_size(data.contract, BATCH_SIZE))))
+def _student_on_cpu(run: RunFolder, factories: Collection[str]) -> Logits:
+    from dfadc.networks.network_file import load_network  # noqa: PLC0415
+
+    student, metadata = load_network(run.student, factories=factories)
+    return _on_cpu(student, metadata.contract)
 
 
-def _on_cpu(network: nn.Module, contract: ImageContract) -> Answer:
+def _on_cpu(network: nn.Module, contract: ImageContract) -> Logits:
     from dfadc.networks.logits import answering_pixels  # noqa: PLC0415
-    from exporters.sessions.onnx_runtime import TorchSession  # noqa: PLC0415
+    from exporters.sessions.torch_session import TorchSession  # noqa: PLC0415
 
     module, size = answering_pixels(network, contract).eval(), batch_size(contract, BATCH_SIZE)
     return TorchSession(module, "cpu", batch_size=size).run

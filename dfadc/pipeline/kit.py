@@ -1,4 +1,4 @@
-"""The device kit of a run: its typed ONNX files, its samples and its gates in one folder."""
+"""Device kit of a run: typed ONNX files, samples and gates in one folder."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ if TYPE_CHECKING:
 
 
 def write_device_kit(run: RunFolder, manifest: Manifest, batch: BatchProfile) -> Path:
-    """Writes ``artifacts/kit`` with every ONNX of the manifest that TensorRT parses.
+    """Writes ``artifacts/kit`` with every ONNX file of the manifest that TensorRT parses.
 
     Raises:
-        DfadcError: an ONNX is not the one that was exported, or is of another student than the samples.
+        DfadcError: an ONNX file was changed after its export, or belongs to another student than the samples.
         StorageFailed: the folder cannot be written.
     """
-    records = [known for known in manifest.artifacts if known.exporter == "onnx" and known.preset in ("", "portable")]
+    records = [
+        record for record in manifest.artifacts if record.exporter == "onnx" and record.preset in ("", "portable")
+    ]
     for record in records:
         check_record(record, run.path)
     check_lineage(run, Manifest(tuple(records)))

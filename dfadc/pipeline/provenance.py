@@ -1,4 +1,4 @@
-"""Hashes that tie a run's student, samples and artifacts together. Imports no torch."""
+"""Provenance: hashes that tie a run's student, samples and artifacts together. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from dfadc.errors import DfadcError
 from dfadc.storage import sha256_file
-from dfadc.verification.samples import SCHEMA, STUDENT_SHA256, TEACHER_SHA256, read_archive
+from dfadc.verification.archive import read_archive
+from dfadc.verification.samples import SCHEMA, STUDENT_SHA256, TEACHER_SHA256
 from exporters.describe import artifact_metadata
 
 if TYPE_CHECKING:
@@ -20,17 +21,17 @@ if TYPE_CHECKING:
 
 
 def check_student(run: RunFolder) -> list[str]:
-    """Compares the student's file with the one whose answers the samples hold.
+    """Compares the student's file with the one whose logits the samples hold.
 
     Returns:
-        A note where the samples are of an earlier version, which did not record it.
+        A note if the samples are of an earlier version, which did not record the student.
 
     Raises:
         DfadcError: it is another file, or the samples cannot be read.
     """
     if not run.samples.exists():
         return []
-    metadata, _ = read_archive(run.samples, (), schema=SCHEMA, what="sample file")
+    metadata, _ = read_archive(run.samples, (), schema=SCHEMA, kind="sample file")
     recorded = dict(metadata.get("provenance") or {}).get(STUDENT_SHA256)
     if recorded is None:
         return [f"{run.samples.name} does not record whose answers it holds: {run.student.name} may be another student"]
@@ -45,18 +46,18 @@ def check_student(run: RunFolder) -> list[str]:
 
 
 def check_lineage(run: RunFolder, manifest: Manifest, *, changed: Collection[str] = ()) -> list[str]:
-    """Compares student, samples and artifacts with each other: all must be of one student.
+    """Checks that the samples and the artifacts belong to the student of the run.
 
     Args:
         run: a finished run.
         manifest: the artifacts.
-        changed: files of artifacts that are not those that were exported, of which nothing is read.
+        changed: files of artifacts that were changed after their export; they are not read.
 
     Returns:
-        Notes on what no hash is recorded of.
+        Notes on files without a recorded hash.
 
     Raises:
-        DfadcError: a file is of another student.
+        DfadcError: a file belongs to another student.
     """
     notes = check_student(run)
     actual, unknown = sha256_file(run.student), []
@@ -72,73 +73,73 @@ def check_lineage(run: RunFolder, manifest: Manifest, *, changed: Collection[str
                 f"export {record.exporter}:{record.requested_precision} again",
             )
     if unknown:
-        notes.append(f"{', '.join(unknown)}: of which student is not recorded")
+        notes.append(f"{', '.join(unknown)}: the student is not recorded")
     return notes
 
 
 class SamplesOrigin(NamedTuple):
-    """Comparison of the samples' student with an artifact's: true where they differ, and notes on it."""
+    """Comparison of the samples' student with the artifact's: true if they differ, with notes."""
 
     is_other: bool
     notes: list[str]
 
 
 def check_samples(
-    samples: Samples, path: Path, artifact: Path, form: Mapping[str, str], export_gates: Collection[str]
+    samples: Samples, path: Path, artifact: Path, form: Mapping[str, str], *, compares_export: bool
 ) -> SamplesOrigin:
-    """Compares the networks that answered samples with those that an artifact comes from.
+    """Checks that samples and an artifact belong to the same teacher and student.
 
     Args:
         samples: of ``path``.
-        path: their file.
-        artifact: to be judged on them.
-        form: its metadata.
-        export_gates: those of comparison A that are on, which is with the student that answered the samples.
+        path: file of the samples.
+        artifact: file to be judged on them.
+        form: the artifact's metadata.
+        compares_export: comparison A (artifact against the samples' student) has gates.
 
     Raises:
-        DfadcError: another teacher answered them, or another student and comparison A has gates.
+        DfadcError: the samples are of another teacher, or of another student and comparison A has gates.
     """
-    taught_by, answered_by = form.get("dfadc.teacher_sha256"), samples.recorded(TEACHER_SHA256)
-    if taught_by is not None and answered_by is not None and taught_by != answered_by:
+    own_teacher, samples_teacher = form.get("dfadc.teacher_sha256"), samples.recorded(TEACHER_SHA256)
+    if own_teacher is not None and samples_teacher is not None and own_teacher != samples_teacher:
         raise DfadcError(
-            f"{path} are samples of another teacher: sha256 {answered_by[:12]}…, {artifact.name} was taught by "
-            f"{taught_by[:12]}…",
+            f"{path} are samples of another teacher: sha256 {samples_teacher[:12]}…, {artifact.name} was distilled "
+            f"from {own_teacher[:12]}…",
             "pass samples of the artifact's teacher",
         )
     made_of, student = student_of(artifact, form), samples.recorded(STUDENT_SHA256)
     if made_of is None or student is None:
-        who = artifact if made_of is None else path
-        note = f"{who.name} does not record its student: comparison A may be with another than the artifact's"
+        file = artifact if made_of is None else path
+        note = f"{file.name} does not record its student: comparison A may be with another student than the artifact's"
         return SamplesOrigin(is_other=False, notes=[note])
     if made_of == student:
         return SamplesOrigin(is_other=False, notes=[])
-    found = (
+    message = (
         f"{path} are samples of another student: sha256 {student[:12]}…, {artifact.name} was made of {made_of[:12]}…"
     )
-    if export_gates:
-        flags = " ".join(f"--set {gate}=off" for gate in export_gates)
+    if compares_export:
+        flag = "--set verify.compare_export=false"
         raise DfadcError(
-            found, f"pass samples.npz of its own run; or judge its agreement with the teacher alone: {flags}"
+            message, f"pass samples.npz of its own run; or judge its agreement with the teacher alone: {flag}"
         )
-    return SamplesOrigin(is_other=True, notes=[f"{found}; it is judged beside the teacher alone"])
+    return SamplesOrigin(is_other=True, notes=[f"{message}; it is compared with the teacher alone"])
 
 
 def student_of(artifact: Path, form: Mapping[str, str]) -> str | None:
-    """SHA-256 of the student that an artifact says it was made of; None where it does not say."""
+    """SHA-256 of the student in an artifact's metadata; None if it is not recorded."""
     made_of = form.get("dfadc.student_sha256")
     if made_of is None and artifact.suffix == ".onnx" and form.get("dfadc.precision") == "fp32":
-        return form.get("dfadc.parent_sha256")  # all that earlier versions wrote
+        return form.get("dfadc.parent_sha256")  # earlier versions recorded nothing else
     return made_of
 
 
 def _student_behind(record: ArtifactRecord, records: Mapping[str, ArtifactRecord], folder: Path) -> str | None:
-    """SHA-256 of an artifact's student: what it says, else what the artifact says that it was made of, and so on."""
+    """SHA-256 of an artifact's student, from its own metadata or else from the nearest source that records it."""
     seen: set[str] = set()
     current: ArtifactRecord | None = record
     while current is not None and current.sha256 not in seen:
         seen.add(current.sha256)
         path = folder / current.file
-        with suppress(DfadcError):  # nobody here can read it: its parent may still say it
+        with suppress(DfadcError):  # it cannot be read here, but its source may record it
             if (made_of := student_of(path, artifact_metadata(path))) is not None:
                 return made_of
         current = records.get(current.parent_sha256 or "")

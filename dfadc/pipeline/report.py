@@ -1,25 +1,20 @@
-"""The last stage: a run's verification as files that a person can read, made from what lies in the run folder.
-
-Imports no torch.
-"""
+"""The stage `report`: a run's verification as JSON, Markdown and HTML. Imports no torch."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from typing import TYPE_CHECKING, Any
 
 from dfadc.errors import DfadcError, StorageFailed
 from dfadc.recipe.load import load_recipe
-from dfadc.reporting.details import listed_classes, numbered_class, render_details, shown_source
 from dfadc.reporting.disagreements import describe_disagreements
+from dfadc.reporting.markdown import render_details, render_markdown
 from dfadc.run_lock import holding_writable_run, is_writable
-from dfadc.storage import atomic_write_text, write_json
-from dfadc.verification.pixel_samples import DenseSampleSet, Samples, load_samples
+from dfadc.storage import atomic_write_text, without_nan, write_json
+from dfadc.verification.pixel_samples import Samples, load_samples
 from dfadc.verification.report import SCHEMA, Report
 from dfadc.verification.samples import SampleSet
-from dfadc.verification.summary import render_markdown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,7 +22,7 @@ if TYPE_CHECKING:
     from dfadc.run_folder import RunFolder
     from exporters.manifest import Manifest
 
-#: What a report repeats of run.json.
+#: Entries of run.json that a report repeats.
 _RECORDED = (
     *("command", "started", "seconds", "teacher", "student", "contract", "seed", "device", "precision", "threads"),
     *("versions", "python", "platform", "git_commit", "notes"),
@@ -39,15 +34,15 @@ NOT_WRITTEN = "report not written"
 
 
 def write_report(run: RunFolder, report: Report, samples: Samples | None) -> Report:
-    """Completes a verification's report from the run folder and writes it in every form, where that can be.
+    """Completes a verification's report from the run folder and writes it in every form.
 
     Args:
-        run: the run that was verified.
+        run: the verified run.
         report: of :func:`dfadc.verification.report.build_report`.
-        samples: those of the report; None where they are no longer there, and nothing can be shown of them.
+        samples: those of the report; None if they are gone, and no picture of them can be made.
 
     Returns:
-        The report with ``disagreements``, ``curves`` and ``bench``, and a note where a file could not be written: the
+        The report with ``disagreements``, ``curves`` and ``bench``, and a note if a file could not be written: the
         verdict does not depend on it.
 
     Raises:
@@ -69,10 +64,10 @@ def write_report(run: RunFolder, report: Report, samples: Samples | None) -> Rep
 
 @holding_writable_run
 def rebuild_report(run: RunFolder) -> Report:
-    """The last verification of a run, in every form, from its folder.
+    """Writes the last verification of a run in every form, from its folder.
 
     Raises:
-        DfadcError: there is no report that this dfadc reads, or it judged other samples than lie in the folder.
+        DfadcError: there is no report that this dfadc reads, or it judged other samples than those in the folder.
     """
     report = _read_json(run.report_json, f"make it: dfadc verify {run.path}")
     schema = report.get("schema") if isinstance(report, dict) else None
@@ -91,7 +86,7 @@ def rebuild_report(run: RunFolder) -> Report:
 
 
 def describe_run(run: RunFolder, manifest: Manifest) -> dict[str, Any]:
-    """What a run was made by and of, as plain JSON values: its record, its recipe, and its artifacts as verified."""
+    """A run's record, recipe and artifacts as plain JSON values."""
     record = run.record()
     described = {name: record.get(name) for name in _RECORDED}
     described["teacher"] = {name: value for name, value in record["teacher"].items() if name != "path"}
@@ -104,20 +99,20 @@ def describe_run(run: RunFolder, manifest: Manifest) -> dict[str, Any]:
 
 
 def _describe_training(readings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The last reading, and what the training said about trouble. NaN and infinity become null: JSON has neither."""
+    """The last reading of the training, and its notes. NaN and infinity become null: JSON has neither."""
     last = readings[-1] if readings else {}
     numbers = {name: value for name, value in last.items() if isinstance(value, int | float)}
     notes = [f"step {reading.get('step')}: {reading['note']}" for reading in readings if reading.get("note")]
     return {
         "readings": len(readings),
-        "last": {name: value if math.isfinite(value) else None for name, value in numbers.items()},
+        "last": without_nan(numbers),
         "notes": notes[:MAX_NOTES],
         "num_notes": len(notes),
     }
 
 
 def _speeds(run: RunFolder, report: Report) -> dict[str, Any] | None:
-    """The measured speeds, but for those of artifacts that were exported anew since; None where none were measured."""
+    """The measured speeds, without those of artifacts that were exported anew since; None if none were measured."""
     if not run.bench.exists():
         return None
     bench = _read_json(run.bench, f"measure anew: dfadc bench {run.path}")
@@ -136,41 +131,20 @@ def _speeds(run: RunFolder, report: Report) -> dict[str, Any] | None:
 def _write_files(
     run: RunFolder, report: Report, samples: Samples | None, readings: Sequence[Mapping[str, Any]]
 ) -> None:
-    """The report in every form.
+    """Writes the report in every form.
 
     Raises:
         StorageFailed: the folder is not writable, or its disk is full.
     """
+    # The drawing libraries take a second to import: commands that draw nothing do without.
+    from dfadc.reporting.charts import panels_of  # noqa: PLC0415
+    from dfadc.reporting.html import render_html  # noqa: PLC0415
+
     if not is_writable(run.path):
         raise StorageFailed(f"{run.path} is not writable here", "make it writable, or copy the run")
     write_json(run.report_json, report)
     atomic_write_text(run.report_md, f"{render_markdown(report)}\n{render_details(report)}")
-    _draw(run, report, samples, readings)
-
-
-def _draw(run: RunFolder, report: Report, samples: Samples | None, readings: Sequence[Mapping[str, Any]]) -> None:
-    """The page and the pictures. A picture of which nothing is left to draw is removed, not kept from before."""
-    # Drawing takes a second to import: commands that draw nothing do without.
-    from dfadc.reporting.charts import panels_of, write_curves  # noqa: PLC0415
-    from dfadc.reporting.html import render_html  # noqa: PLC0415
-    from dfadc.reporting.pictures import displayable, samples_by_class, write_sample_sheet  # noqa: PLC0415
-    from dfadc.reporting.scenes import scene_rows  # noqa: PLC0415
-
-    panels = panels_of(readings)
-    if panels:
-        write_curves(run.curves_png, panels)
-    else:
-        run.curves_png.unlink(missing_ok=True)
-    if isinstance(samples, DenseSampleSet) and len(samples):
-        write_sample_sheet(run.samples_png, scene_rows(samples, report["gate"]["source"]))
-    elif isinstance(samples, SampleSet) and len(samples):
-        classes = [entry["class"] for entry in listed_classes(report)]
-        chosen = samples_by_class(samples, shown_source(report), classes)
-        rows = {numbered_class(report, index): displayable(samples.images[at]) for index, at in chosen.items()}
-        write_sample_sheet(run.samples_png, rows)
-    else:
-        run.samples_png.unlink(missing_ok=True)
-    atomic_write_text(run.report_html, render_html(report, samples=samples, panels=panels))
+    atomic_write_text(run.report_html, render_html(report, samples=samples, panels=panels_of(readings)))
 
 
 def _read_json(path: Any, hint: str) -> Any:

@@ -1,4 +1,4 @@
-"""A run's metrics as curves: small SVG panels for a page, and all of them in one PNG."""
+"""A run's metrics as curves: small SVG panels for the page."""
 
 from __future__ import annotations
 
@@ -9,15 +9,12 @@ from dataclasses import dataclass
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
-from dfadc.storage import atomic_write
-
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from matplotlib.axes import Axes
 
-#: Readings that are drawn; of more, as many evenly over the run.
+#: Most readings that are drawn; of more, as many evenly over the run.
 MAX_READINGS = 2000
 #: Colours that colour-blind readers tell apart (Okabe and Ito, 2008), each with a line style of its own.
 LINES = (
@@ -31,7 +28,7 @@ INK, GRID = "#454f5b", "#d0d7de"
 _LEGEND_COLUMNS = 3
 #: Steps between labels on an axis, at most: what a panel costs to draw is its labels.
 _TICKS = 4
-#: Of a panel, wide enough for what stands there: matplotlib, asked to measure that, takes three times as long.
+#: Margins of a panel, wide enough for its labels: letting matplotlib measure them takes three times as long.
 _MARGINS = {"left": 0.14, "right": 0.97, "bottom": 0.18, "top": 0.74}
 
 
@@ -40,11 +37,11 @@ class Panel:
     """One small chart.
 
     Args:
-        title: what it shows, with the unit.
+        title: quantity, with the unit.
         steps: (N,) horizontal.
         series: name -> (N,) values; NaN leaves a gap.
-        share: whether the values lie in [0, 1].
-        logarithmic: whether they span orders of magnitude.
+        share: the values lie in [0, 1].
+        logarithmic: they span orders of magnitude.
     """
 
     title: str
@@ -55,7 +52,7 @@ class Panel:
 
 
 def panels_of(readings: Sequence[Mapping[str, Any]]) -> tuple[Panel, ...]:
-    """What there is to draw of a run's metrics.
+    """Panels of a run's metrics; none for a quantity without values.
 
     Args:
         readings: the lines of metrics.jsonl; a value that is absent, null, NaN or infinite is not drawn.
@@ -64,13 +61,13 @@ def panels_of(readings: Sequence[Mapping[str, Any]]) -> tuple[Panel, ...]:
         return ()
     chosen = readings[:: math.ceil(len(readings) / MAX_READINGS)]
     steps = _values(chosen, "step")
-    # Where the generator draws one class, agreeing on it is worth nothing.
-    agreed = [{} if reading.get("collapse") else reading for reading in chosen]
+    # While the generator draws one class, agreement on it means nothing.
+    valid = [{} if reading.get("collapse") else reading for reading in chosen]
     terms = [reading.get("terms") or {} for reading in chosen]
     names = list(dict.fromkeys(name for reading in terms for name in reading))
     panels = (
         Panel("Student loss", steps, {"student": _values(chosen, "student_loss")}),
-        Panel("Agreement on the probe", steps, {"student = teacher": _values(agreed, "agreement")}, share=True),
+        Panel("Agreement on the probe", steps, {"student = teacher": _values(valid, "agreement")}, share=True),
         Panel("Class entropy on the probe", steps, {"teacher's classes": _values(chosen, "class_entropy")}, share=True),
         Panel("Generator loss", steps, {"generator": _values(chosen, "generator_loss")}),
         Panel("Generator loss, unweighted terms", steps, {name: _values(terms, name) for name in names}),
@@ -105,26 +102,8 @@ def panel_svg(panel: Panel) -> str:
     return re.sub(r"'DejaVu Sans'[^;\"]*", "var(--font)", svg)
 
 
-def write_curves(path: Path, panels: Sequence[Panel]) -> None:
-    """Writes all panels into one PNG; the same metrics give the same bytes.
-
-    Raises:
-        StorageFailed: the file cannot be written.
-    """
-    from matplotlib.figure import Figure  # noqa: PLC0415
-
-    rows = math.ceil(len(panels) / 3)
-    figure = Figure(figsize=(13.2, 3.3 * rows))
-    for place, panel in zip(figure.subfigures(rows, 3, squeeze=False).flat, panels, strict=False):
-        axes = place.subplots(gridspec_kw=_MARGINS)
-        _draw(axes, panel)
-        axes.set_title(panel.title, fontsize=11, loc="left", pad=8 + 14 * _legend_rows(panel))
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=100, metadata={"Software": None})
-
-
 def _legend_rows(panel: Panel) -> int:
-    """One line needs no legend: the title says what it is."""
+    """Rows of the legend; none for a single line, which the title names."""
     return math.ceil(len(panel.series) / _LEGEND_COLUMNS) if len(panel.series) > 1 else 0
 
 
@@ -167,5 +146,5 @@ def _peak(values: Sequence[float]) -> float:
 
 
 def _values(readings: Sequence[Mapping[str, Any]], name: str) -> list[float]:
-    found = [reading.get(name) for reading in readings]
-    return [float(x) if isinstance(x, int | float) and math.isfinite(x) else math.nan for x in found]
+    values = [reading.get(name) for reading in readings]
+    return [float(x) if isinstance(x, int | float) and math.isfinite(x) else math.nan for x in values]

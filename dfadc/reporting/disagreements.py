@@ -1,6 +1,6 @@
-"""Where the fp32 student and the teacher part ways, class by class and sample by sample: numpy only.
+"""Confusion and worst disagreements of fp32 student and teacher. numpy only.
 
-What is listed stays small however many classes and samples there are.
+The lists are bounded, however many classes and samples there are.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from dfadc.verification.samples import SampleSet
 
-#: Classes that a report lists one by one; of more than these it lists the ones with most disagreements.
+#: Classes that a report lists one by one; of more it lists the ones with most disagreements.
 MAX_CLASSES = 20
 #: Disagreements that a report shows of each source.
 WORST_PER_SOURCE = 12
@@ -28,17 +28,18 @@ Integers = npt.NDArray[np.integer[Any]]
 def describe_disagreements(samples: SampleSet, source: str) -> dict[str, Any]:
     """Confusion between teacher and student, and the worst disagreements, as plain JSON values.
 
-    ``classes`` are those listed, by index; ``confusion[i]`` holds how often the student answers each of them, and in a
-    last column any other, where the teacher answers ``classes[i]``. Samples with a NaN or infinite logit are left out.
+    ``classes`` are those listed, by index; ``confusion[i]`` holds how often the student predicts each of them, and in
+    a last column any other, for samples that the teacher puts into ``classes[i]``. Samples with a NaN or infinite logit
+    are left out.
 
     Args:
-        samples: with the answers of both.
-        source: whose samples the confusion is counted over; all, where the set has none of it.
+        samples: with the logits of both.
+        source: whose samples the confusion is counted over; all, if the set has none of it.
     """
     teacher, student = predict(samples.teacher_logits), predict(samples.student_logits)
     finite = (teacher >= 0) & (student >= 0)
     source = source if samples.counts().get(source) else ALL_SOURCES
-    chosen = finite if source == ALL_SOURCES else finite & (samples.source == samples.sources.index(source))
+    chosen = finite if source == ALL_SOURCES else finite & samples.of_source(source)
     missed = np.bincount(teacher[chosen & (teacher != student)], minlength=samples.contract.num_classes)
     classes = classes_to_list(missed.tolist())
     return {
@@ -48,8 +49,8 @@ def describe_disagreements(samples: SampleSet, source: str) -> dict[str, Any]:
         "confusion": _confusion(teacher[chosen], student[chosen], classes).tolist(),
         "worst": [
             entry
-            for index, name in enumerate(samples.sources)
-            for entry in _worst(samples, finite & (teacher != student) & (samples.source == index), name)
+            for name in samples.sources
+            for entry in _worst(samples, finite & (teacher != student) & samples.of_source(name), name)
         ],
     }
 
@@ -65,7 +66,7 @@ def classes_to_list(missed: Sequence[int]) -> tuple[int, ...]:
 
 
 def listed_per_class(entries: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Those entries of an agreement's ``per_class`` whose classes are to be listed."""
+    """The entries of an agreement's ``per_class`` of the classes to list."""
     return [entries[index] for index in classes_to_list([entry["n"] - entry["k"] for entry in entries])]
 
 
@@ -74,9 +75,9 @@ def _confusion(teacher: Integers, student: Integers, classes: Sequence[int]) -> 
     num_listed = len(classes)
     counts = np.zeros((num_listed, num_listed + 1), np.int64)
     listed = np.asarray(classes)
-    rows, known = np.searchsorted(listed, teacher), np.isin(teacher, listed)
+    rows, is_listed = np.searchsorted(listed, teacher), np.isin(teacher, listed)
     columns = np.where(np.isin(student, listed), np.searchsorted(listed, student), num_listed)
-    np.add.at(counts, (rows[known], columns[known]), 1)
+    np.add.at(counts, (rows[is_listed], columns[is_listed]), 1)
     return counts
 
 
@@ -86,9 +87,9 @@ def _worst(samples: SampleSet, wrong: npt.NDArray[np.bool_], source: str) -> lis
     teacher_logits = samples.teacher_logits[indices].astype(np.float64)
     student_logits = samples.student_logits[indices].astype(np.float64)
     teacher, student = teacher_logits.argmax(axis=1), student_logits.argmax(axis=1)
-    asked, answered = _softmax(teacher_logits), _softmax(student_logits)
+    teacher_shares, student_shares = _softmax(teacher_logits), _softmax(student_logits)
     rows = np.arange(len(indices))
-    taken = asked[rows, teacher] - answered[rows, teacher]
+    taken = teacher_shares[rows, teacher] - student_shares[rows, teacher]
     top_two = np.sort(teacher_logits, axis=1)[:, -2:]
     return [
         {
@@ -96,9 +97,9 @@ def _worst(samples: SampleSet, wrong: npt.NDArray[np.bool_], source: str) -> lis
             "source": source,
             "teacher": int(teacher[row]),
             "student": int(student[row]),
-            "teacher_confidence": float(asked[row, teacher[row]]),
-            "student_confidence": float(answered[row, student[row]]),
-            "student_on_teachers_class": float(answered[row, teacher[row]]),
+            "teacher_confidence": float(teacher_shares[row, teacher[row]]),
+            "student_confidence": float(student_shares[row, student[row]]),
+            "student_on_teachers_class": float(student_shares[row, teacher[row]]),
             "teacher_margin": float(top_two[row, 1] - top_two[row, 0]),
         }
         for row in np.argsort(-taken, kind="stable")[:WORST_PER_SOURCE]

@@ -1,37 +1,29 @@
-"""The report as one page: no script, no network, every picture inside it.
+"""The report as one HTML page: no script, no network, every picture inside it.
 
-The page is rendered from the JSON document; samples and curves come besides, for their pictures.
+The page is rendered from the JSON document; samples and curves are passed separately, for their pictures.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dfadc.reporting import details
+from dfadc.reporting import rows
 from dfadc.reporting.charts import panel_svg
-from dfadc.reporting.pictures import GRID_SIDE, SINGLE_SIDE, displayable, png_uri, samples_by_class
-from dfadc.reporting.scenes import legend, worst_scenes
+from dfadc.reporting.pictures import (
+    GRID_SIDE,
+    SINGLE_SIDE,
+    displayable,
+    legend,
+    png_uri,
+    samples_by_class,
+    worst_scenes,
+)
+from dfadc.verification import summary
 from dfadc.verification.agreement import predict
 from dfadc.verification.pixel_samples import DenseSampleSet
 from dfadc.verification.samples import SampleSet
-from dfadc.verification.summary import (
-    BASELINE_COLUMNS,
-    COLUMNS,
-    IOU_COLUMNS,
-    NETWORK_COLUMNS,
-    SOURCE_COLUMNS,
-    baseline_rows,
-    counted,
-    headline,
-    iou_rows,
-    is_dense,
-    network_rows,
-    reason_lines,
-    source_rows,
-    summary_rows,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -46,9 +38,8 @@ VERDICTS = {"PASS": ("✓", "pass"), "FAIL": ("✗", "fail"), "NOT RUN": ("–",
 COMPARISONS = {"A": "export: against the fp32 student", "B": "distillation: against the teacher"}
 
 
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """One sample: its picture's address, what it is, and whether the student answers as the teacher does."""
+class Tile(NamedTuple):
+    """One sample: address of its picture, description, and agreement of teacher and student."""
 
     uri: str
     description: str
@@ -57,7 +48,7 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class ConfusionCell:
-    """How often teacher and student answered this pair, and how much it stands out in [0, 1]."""
+    """Count of one pair of predictions, and the strength of its shade in [0, 1]."""
 
     count: int
     strength: float
@@ -70,39 +61,39 @@ def render_html(report: Mapping[str, Any], *, samples: Samples | None, panels: S
 
     Args:
         report: the completed JSON document of a run.
-        samples: those that the report judged, or None where there is none to show.
+        samples: those that the report judged, or None if they are gone.
         panels: the training's curves.
     """
     from markupsafe import Markup  # noqa: PLC0415 - as jinja2 below
 
-    answered = samples if isinstance(samples, SampleSet) else None
+    classified = samples if isinstance(samples, SampleSet) else None
 
     page = (
         _environment()
         .get_template("report.html.jinja")
         .render(
             report=report,
-            details=details,
+            rows=rows,
             verdicts=VERDICTS,
-            headline=headline(report),
+            headline=summary.headline(report),
             summary=_summary(report),
             facts=list(_facts(report)),
-            reasons=reason_lines(report),
+            reasons=summary.reason_lines(report),
             notes=report.get("notes", []),
-            networks=(NETWORK_COLUMNS, network_rows(report)),
+            networks=(summary.NETWORK_COLUMNS, summary.network_rows(report)),
             artifacts=_artifact_table(report),
             checks=list(_checks(report)),
             baseline=report.get("baseline"),
-            pairs=(BASELINE_COLUMNS, baseline_rows(report)),
+            pairs=(summary.BASELINE_COLUMNS, summary.baseline_rows(report)),
             comparisons=COMPARISONS,
             by_source={name: _pivot(report, name) for name in COMPARISONS},
-            sources=(SOURCE_COLUMNS, source_rows(report)),
+            sources=(summary.SOURCE_COLUMNS, summary.source_rows(report)),
             confusion=list(_confusion(report)) if report.get("disagreements", {}).get("n") else [],
-            worst=_worst_tiles(report, answered),
-            grid=_grid(report, answered),
-            dense=is_dense(report),
-            counted=counted(report["accuracy"]) if report["accuracy"] else "",
-            overlaps=(IOU_COLUMNS, iou_rows(report)),
+            worst=_worst_tiles(report, classified),
+            grid=_grid(report, classified),
+            dense=summary.is_dense(report),
+            labelled_size=summary.labelled_size(report["accuracy"]) if report["accuracy"] else "",
+            overlaps=(summary.IOU_COLUMNS, summary.iou_rows(report)),
             scenes=worst_scenes(samples) if isinstance(samples, DenseSampleSet) else {},
             legend=legend(len(report["coverage"]["all"]["counts"])),
             normalised=samples is not None and not samples.contract.has_pixels,
@@ -130,21 +121,21 @@ def _environment() -> Environment:
 
 
 def _summary(report: Mapping[str, Any]) -> str:
-    """What was made of what, in a sentence."""
-    teacher, student = (report["run"].get(who, {}).get("architecture") for who in ("teacher", "student"))
+    """Student and teacher in a sentence."""
+    teacher, student = (report["run"].get(role, {}).get("architecture") for role in ("teacher", "student"))
     if teacher is None or student is None:
         return ""
     return f"{student}, distilled from {teacher} without one image of training data."
 
 
 def _facts(report: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """What a reader looks for first: name, value, remark."""
-    source, (_, _, _, _, agreement, _, accuracy) = report["gate"]["source"], summary_rows(report)[0]
+    """Key figures at the top of the page: name, value, remark."""
+    source, (_, _, _, _, agreement, _, accuracy) = report["gate"]["source"], summary.summary_rows(report)[0]
     yield ("agreement with the teacher", *_value_and_interval(agreement, f"generated samples, source {source}"))
     if report["accuracy"]:
         value, remark = _value_and_interval(accuracy, f"teacher {report['accuracy']['teacher']:.2%}")
         yield "accuracy", value, remark
-    sizes = {row[0]: row[2] for row in network_rows(report)}
+    sizes = {row[0]: row[2] for row in summary.network_rows(report)}
     if "student" in sizes:
         value, _, share = sizes["student"].partition(" ")
         yield "parameters", value, f"{share.strip('()')} of the teacher's" if share else ""
@@ -154,47 +145,47 @@ def _facts(report: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 
 def _value_and_interval(text: str, remark: str) -> tuple[str, str]:
-    """A rate with its interval as :func:`summary_rows` writes it, in two parts, and a remark."""
+    """A rate with its interval as :func:`summary.summary_rows` writes it, in two parts, and a remark."""
     value, bracket, interval = text.partition(" [")
     return value, f"[{interval}; {remark}" if bracket else remark
 
 
 def _artifact_table(report: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """The summary, with the latency where somebody measured it."""
-    rows = summary_rows(report)
-    latency = {row[0]: row[1] for row in details.speed_rows(report)}
+    """The summary, with a column of latencies if they were measured."""
+    table = summary.summary_rows(report)
+    latency = {row[0]: row[1] for row in rows.speed_rows(report)}
     if not latency:
-        return COLUMNS, rows
-    return (*COLUMNS, "latency"), [(*row, latency.get(row[0], "–")) for row in rows]
+        return summary.COLUMNS, table
+    return (*summary.COLUMNS, "latency"), [(*row, latency.get(row[0], "–")) for row in table]
 
 
 def _checks(report: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Every gate of everything that was judged: name, verdict, what was measured against what."""
+    """Every gate: name of the network, verdict, message."""
     for name, entry in {"fp32 student": report["student"], **report["artifacts"]}.items():
         yield from ((name, check["verdict"], check["message"]) for check in entry["checks"])
 
 
 def _pivot(report: Mapping[str, Any], comparison: str) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """One comparison's agreement with an artifact a row and a source a column."""
-    found: dict[str, dict[str, str]] = {}
-    for name, which, source, n, agreement, *_ in source_rows(report):
+    """One comparison's agreement: a row for each artifact, a column for each source."""
+    cells: dict[str, dict[str, str]] = {}
+    for name, which, source, n, agreement, *_ in summary.source_rows(report):
         if which == comparison:
-            found.setdefault(name, {})[source] = agreement if n != "0" else "no samples"
-    sources = list(dict.fromkeys(source for row in found.values() for source in row))
-    rows = [(name, *(row.get(source, "–") for source in sources)) for name, row in found.items()]
-    return ("artifact", *sources), rows
+            cells.setdefault(name, {})[source] = agreement if n != "0" else "no samples"
+    sources = list(dict.fromkeys(source for row in cells.values() for source in row))
+    table = [(name, *(row.get(source, "–") for source in sources)) for name, row in cells.items()]
+    return ("artifact", *sources), table
 
 
 def _confusion(report: Mapping[str, Any]) -> Iterator[tuple[str, list[ConfusionCell]]]:
-    """One row a listed class of the teacher. Agreement and confusion are shaded on scales of their own."""
-    _, rows = details.confusion_table(report)
+    """One row for each listed class of the teacher. Agreement and confusion are shaded on scales of their own."""
+    _, table = rows.confusion_table(report)
     shares = []
-    for _, *texts in rows:
+    for _, *texts in table:
         counts = [int(text) for text in texts]
         shares.append([count / max(1, sum(counts)) for count in counts])
     most = max((share for i, row in enumerate(shares) for j, share in enumerate(row) if i != j), default=0.0)
-    labels = [label for label, *_ in rows] + ["another class"]
-    for i, (label, *texts) in enumerate(rows):
+    labels = [label for label, *_ in table] + ["another class"]
+    for i, (label, *texts) in enumerate(table):
         yield (
             label,
             [
@@ -212,20 +203,20 @@ def _confusion(report: Mapping[str, Any]) -> Iterator[tuple[str, list[ConfusionC
 def _worst_tiles(
     report: Mapping[str, Any], samples: SampleSet | None
 ) -> dict[str, list[tuple[Mapping[str, Any], Tile | None]]]:
-    """Source -> its worst disagreements, each with its picture where the samples are there."""
-    found: dict[str, list[tuple[Mapping[str, Any], Tile | None]]] = {}
+    """Source -> its worst disagreements, each with its picture if the samples are there."""
+    tiles: dict[str, list[tuple[Mapping[str, Any], Tile | None]]] = {}
     for entry in report.get("disagreements", {}).get("worst", ()):
         tile = None if samples is None else _tile(report, samples, entry["index"], SINGLE_SIDE)
-        found.setdefault(entry["source"], []).append((entry, tile))
-    return found
+        tiles.setdefault(entry["source"], []).append((entry, tile))
+    return tiles
 
 
 def _grid(report: Mapping[str, Any], samples: SampleSet | None) -> list[tuple[Mapping[str, Any], list[Tile]]]:
     """Each listed class with some of its samples."""
     if samples is None or not len(samples):
         return []
-    classes = {entry["class"]: entry for entry in details.listed_classes(report)}
-    chosen = samples_by_class(samples, details.shown_source(report), list(classes))
+    classes = {entry["class"]: entry for entry in rows.listed_classes(report)}
+    chosen = samples_by_class(samples, rows.shown_source(report), list(classes))
     return [
         (classes[index], [_tile(report, samples, int(at), GRID_SIDE) for at in indices])
         for index, indices in chosen.items()
@@ -235,6 +226,6 @@ def _grid(report: Mapping[str, Any], samples: SampleSet | None) -> list[tuple[Ma
 def _tile(report: Mapping[str, Any], samples: SampleSet, index: int, side: int) -> Tile:
     one = slice(index, index + 1)
     teacher, student = (int(predict(logits[one])[0]) for logits in (samples.teacher_logits, samples.student_logits))
-    answers = [details.class_label(report, answer) if answer >= 0 else "no number" for answer in (teacher, student)]
-    description = f"generated sample {index}: teacher {answers[0]}, student {answers[1]}"
+    labels = [rows.class_label(report, label) if label >= 0 else "not finite" for label in (teacher, student)]
+    description = f"generated sample {index}: teacher {labels[0]}, student {labels[1]}"
     return Tile(png_uri(displayable(samples.images[one])[0], side), description, teacher == student)

@@ -12,17 +12,18 @@ import numpy.typing as npt
 
 from dfadc.array_file import read_arrays
 from dfadc.errors import DfadcError
-from dfadc.sampling.class_balance import take_turns
+from dfadc.sampling.class_balance import class_order
 from dfadc.storage import atomic_write
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from dfadc.recipe.schema import CalibrationSettings
     from dfadc.verification.stored_images import StoredImages
 
 _ARRAYS = ("images", "source", "sources", "classes")
+#: Share of each source; a reservoir over the whole run, the final generator and the prior generator.
+_SHARES = {"reservoir": 0.5, "generator": 0.25, "prior": 0.25}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,28 +83,26 @@ def choose_calibration(
     candidates: Mapping[str, StoredImages],
     teacher_logits: Mapping[str, npt.NDArray[np.float32]],
     *,
-    settings: CalibrationSettings,
+    num_images: int,
     exclude: StoredImages,
 ) -> Calibration:
     """Chooses images from several sources, evenly over the teacher's classes within each.
 
     Each source gives its share; where it has too few, the others fill up in the order of ``candidates``, and a note
-    says so. A source whose share is 0 gives nothing. Of images that occur twice the first is used.
+    says so. Of images that occur twice the first is used.
 
     Args:
         candidates: images (N, C, H, W) of each source as they are stored, the earlier ones preferred.
         teacher_logits: (N, K) of each source; an image with a logit that is not finite is left out.
-        settings: how many images, and the share of each source.
+        num_images: how many images.
         exclude: stored images that must not be among them: the verification samples.
     """
     seen = set(_digests(exclude))
-    shares = {name: settings.shares[name] for name in candidates}
-    ranked = {
-        name: _ranked(images, teacher_logits[name], seen) if shares[name] else [] for name, images in candidates.items()
-    }
+    shares = [_SHARES[name] for name in candidates]
+    ranked = {name: _ranked(images, teacher_logits[name], seen) for name, images in candidates.items()}
     available = [len(indices) for indices in ranked.values()]
-    wanted = _quotas(list(shares.values()), settings.num_images)
-    taken = _fill(wanted, available, settings.num_images)
+    wanted = _quotas(shares, num_images)
+    taken = _fill(wanted, available, num_images)
     chosen = {name: indices[:count] for (name, indices), count in zip(ranked.items(), taken, strict=True)}
     # Whoever holds every n-th image out must not hold out some classes and sources only.
     order = np.random.default_rng(0).permutation(sum(taken))
@@ -112,7 +111,7 @@ def choose_calibration(
         source=np.repeat(np.arange(len(chosen), dtype=np.int8), taken)[order],
         sources=tuple(chosen),
         classes=np.concatenate([teacher_logits[name][indices].argmax(1) for name, indices in chosen.items()])[order],
-        notes=_notes(list(chosen), wanted, available, settings.num_images),
+        notes=_notes(list(chosen), wanted, available, num_images),
     )
 
 
@@ -123,7 +122,7 @@ def _ranked(images: StoredImages, logits: npt.NDArray[np.float32], seen: set[byt
         if digest not in seen and np.isfinite(logits[index]).all():
             seen.add(digest)
             usable.append(index)
-    return [usable[position] for position in take_turns(logits[usable].argmax(axis=1).tolist())]
+    return [usable[position] for position in class_order(logits[usable].argmax(axis=1).tolist())]
 
 
 def _quotas(shares: Sequence[float], count: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Few images chosen of many, as even over the classes as they come."""
+"""Class-balanced subsampling by round-robin."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
-def take_turns(classes: Iterable[int]) -> list[int]:
-    """Positions in ``classes``, the classes taking turns: the first of every class, then the second, and so on.
+def class_order(classes: Iterable[int]) -> list[int]:
+    """Positions in ``classes`` by round-robin: the first of every class, then the second, and so on.
 
     The first n of them are as even over the classes as can be, in their order within each.
     """

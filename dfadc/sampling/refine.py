@@ -1,4 +1,4 @@
-"""Samples on which the teacher is sure: the pixels of generated images, moved until it is."""
+"""Refinement of samples: pixels of generated images, optimised until the teacher is sure."""
 
 from __future__ import annotations
 
@@ -11,16 +11,14 @@ from dfadc.distillation.losses import priors
 from dfadc.distillation.losses.batch_norm import BatchNormMatching
 
 if TYPE_CHECKING:
-    from dfadc.contract import ImageContract
+    from dfadc.teacher.load import Teacher
 
 _RATE, _BETAS = 0.2, (0.5, 0.999)
 #: How close to the ends of their range pixels may begin: at the ends a sigmoid does not move.
 _MARGIN = 1e-3
 
 
-def sharpen(
-    images: Tensor, teacher: nn.Module, batch_norms: list[nn.Module], *, contract: ImageContract, steps: int
-) -> Tensor:
+def refine(images: Tensor, teacher: Teacher, batch_norms: list[nn.Module], *, steps: int) -> Tensor:
     """Moves pixels towards the class that the teacher sees there and the batch-norm statistics that it kept.
 
     A generator that is trained for minutes draws between the classes: the teacher's confidence on its Fashion-MNIST
@@ -32,27 +30,27 @@ def sharpen(
 
     Args:
         images: (N, C, H, W), normalised.
-        teacher: frozen, in eval mode, (N, C, H, W) -> logits (N, K).
+        teacher: of the batch norms.
         batch_norms: its batch-norm layers with running statistics; at least one.
-        contract: of the images.
         steps: updates of the pixels, by Adam.
 
     Returns:
-        Images of the same shape in the contract's value range.
+        Images of the same shape in the contract's value range, on the teacher's device.
     """
-    low, high = (torch.tensor(bound, device=images.device).view(-1, 1, 1) for bound in contract.value_range())
+    placement, bounds = teacher.placement, teacher.contract.value_range()
+    images = images.to(placement.device, memory_format=placement.memory_format)
+    low, high = (torch.tensor(bound, device=images.device).view(-1, 1, 1) for bound in bounds)
     with torch.no_grad():
-        classes = teacher(images).argmax(dim=1)
+        classes = teacher.logits(images, in_fp32=True).argmax(dim=1)
         pixels = torch.logit((images - low) / (high - low), eps=_MARGIN)
     pixels.requires_grad_()
     optimizer = torch.optim.Adam([pixels], lr=_RATE, betas=_BETAS)
-    matching = BatchNormMatching(batch_norms, momentum=0.0)
-    matching.watching = True
-    for _ in range(steps):
-        logits = teacher(low + (high - low) * pixels.sigmoid())
-        loss = matching.take() + priors.one_hot(logits, classes)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-    matching.close()
+    with BatchNormMatching(batch_norms) as matching:
+        for _ in range(steps):
+            with matching.recording() as distances:
+                logits = teacher.logits(low + (high - low) * pixels.sigmoid(), in_fp32=True)
+            loss = torch.stack(distances).sum() + priors.one_hot(logits, classes)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
     return (low + (high - low) * pixels.sigmoid()).detach()

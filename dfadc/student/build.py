@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Student:
-    """A student that is ready to learn.
+    """Student network, ready to train.
 
     Args:
         module: images (N, C, H, W), normalised -> logits (N, K) or, before they are enlarged, (N, K, h, w); on the CPU,
@@ -112,7 +112,7 @@ def with_logits_like(student: Student, contract: ImageContract, size: tuple[int,
     Args:
         student: that gives logits (N, K) or (N, K, h, w).
         contract: of teacher and student.
-        size: (h', w') of the teacher's logits; () where there is one answer an image.
+        size: (h', w') of the teacher's logits; () for a classifier.
     """
     if len(size) != 2:
         return student
@@ -185,14 +185,14 @@ def _check_logits(name: str, shape: tuple[int, ...], contract: ImageContract) ->
     """Refuses logits for 2 images that are of another task or of other classes than the contract's."""
     dense = contract.task == "segmentation"
     if len(shape) != (4 if dense else 2) or shape[0] != 2:
-        wanted = "(2, K, h, w): the teacher answers for every pixel" if dense else "(2, K): one answer for an image"
+        wanted = "(2, K, h, w): the teacher predicts every pixel" if dense else "(2, K): one prediction for an image"
         raise DfadcError(
             f"{name} gives outputs of shape {shape} for 2 images, not {wanted}",
             f"choose another student; `dfadc students --task {contract.task}` lists what fits",
         )
     if shape[1] != contract.num_classes:
         raise DfadcError(
-            f"{name} answers {shape[1]} classes, the teacher {contract.num_classes}",
+            f"{name} has {shape[1]} classes, the teacher {contract.num_classes}",
             "a factory is given num_classes or the contract: use it for the last layer",
         )
 

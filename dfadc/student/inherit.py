@@ -1,4 +1,4 @@
-"""Starting a student as its teacher made narrower or shallower, where it is just that."""
+"""Weights inherited from the teacher, for a student that is the teacher made narrower or shallower."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def inherit_weights_(student: nn.Module, teacher: nn.Module) -> bool:
 
 
 class Correspondence(NamedTuple):
-    """A layer of a student, and what it is made of.
+    """Layer of a student and the teacher's layer that it is a part of.
 
     Args:
         student: the layer.
@@ -96,7 +96,7 @@ class Correspondence(NamedTuple):
 def corresponding_layers(student: nn.Module, teacher: nn.Module) -> list[Correspondence]:
     """The layers of a student that is its teacher made narrower, as :func:`inherit_weights_` chooses their channels.
 
-    They are the batch norms, whose answers have the same scale in both; without any, convolutions and linear layers
+    They are the batch norms, whose outputs have the same scale in both; without any, convolutions and linear layers
     but for those that are not narrower, as the last one. A student with fewer layers has none that correspond: what
     follows a layer is not the same then.
 
@@ -137,7 +137,7 @@ def _is_smaller_copy(student: nn.Module, teacher: nn.Module) -> bool:
 
 
 def _have_same_strides(student: nn.Module, teacher: nn.Module) -> bool:
-    """Whether layers of one name answer maps of one size: a small stem takes strides away, and pooling."""
+    """True where layers of one name give maps of one size: a small stem takes strides away, and pooling."""
     layers = dict(teacher.named_modules())
     pairs = [(layer, layers[name]) for name, layer in student.named_modules() if name in layers]
     return all(_stride(layer) == _stride(other) for layer, other in pairs)
@@ -179,7 +179,7 @@ def _choose_channels(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> 
 
 
 def _pixels(widths: Widths, channels: Widths) -> int:
-    """How many features a layer takes of each channel where it is given flattened maps; 0 where it is given none."""
+    """Features of a flattened map that a layer takes for each channel; 0 where its input is no flattened map."""
     sizes = [divmod(width, max(channel, 1)) for width, channel in zip(widths, channels, strict=True)]
     (size, rest), other = sizes
     return size if (size, rest) == other and rest == 0 and size > 1 else 0

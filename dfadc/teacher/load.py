@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from dfadc.contract import ContractFields, ImageContract
 from dfadc.errors import DfadcError
+from dfadc.networks.adaptation import place
 from dfadc.networks.flops import count_parameters
 from dfadc.networks.norm_layers import NormLayer, find_norm_layers, is_batch_norm_with_statistics
 from dfadc.storage import sha256_file
@@ -17,11 +20,28 @@ from dfadc.teacher.probe import DryRun, run_dry
 from dfadc.teacher.read import read_teacher_file
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from dfadc.teacher.file_kind import FileKind
 
-__all__ = ["Teacher", "TeacherReport", "Unknown", "inspect_teacher", "load_teacher"]
+__all__ = ["Placement", "Teacher", "TeacherReport", "Unknown", "inspect_teacher", "load_teacher"]
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Device and number format of a teacher's forward pass.
+
+    Args:
+        device: of the network.
+        memory_format: of images; the network has it too, where it bears that.
+        autocast_dtype: matrix work is cast to it; None: plain fp32.
+        images_at_once: a pass without gradients is made in parts of at most so many; 0: as a whole.
+    """
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    memory_format: torch.memory_format = torch.contiguous_format
+    autocast_dtype: torch.dtype | None = None
+    images_at_once: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +63,7 @@ class Teacher:
         requested_weights: weights that the caller chose among several; None where it did not.
         notes: what was decided while loading, for the user.
         warnings: what looks odd but may be right.
+        placement: device and number format of :meth:`logits`.
     """
 
     module: nn.Module
@@ -58,6 +79,29 @@ class Teacher:
     requested_weights: str | None = None
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    placement: Placement = field(default_factory=Placement)
+
+    def placed(self, placement: Placement) -> Teacher:
+        """The teacher at another placement; its network is moved in place."""
+        module = place(self.module.eval(), placement.device, placement.memory_format)
+        return replace(self, module=module, placement=placement)
+
+    def logits(self, images: Tensor, *, in_fp32: bool = False) -> Tensor:
+        """Logits (N, K) or (N, K, h, w) of images; this is the one place where the network is called.
+
+        Args:
+            images: (N, C, H, W), normalised, on any device. Gradients flow to them where grad mode is on.
+            in_fp32: nothing is cast, as verification needs it.
+        """
+        at_once = self.placement.images_at_once
+        if at_once and len(images) > at_once and not torch.is_grad_enabled():
+            return torch.cat([self.logits(part, in_fp32=in_fp32) for part in images.split(at_once)])
+        device = self.placement.device
+        images = images.to(device).contiguous(memory_format=self.placement.memory_format)
+        dtype = None if in_fp32 else self.placement.autocast_dtype
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            logits: Tensor = self.module(images)
+        return logits
 
     @property
     def batch_norms(self) -> list[nn.Module]:

@@ -1,4 +1,4 @@
-"""Watching a game: a reading at every log interval, samples set aside, checkpoints, a stop when a signal asks."""
+"""Callbacks of the training loop: readings at the log interval, snapshot samples, checkpoints, a stop on signals."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 from dfadc.distillation.checkpoint import save_checkpoint
 from dfadc.distillation.images.replay import STORED_DTYPE
 from dfadc.distillation.monitor import Monitor
+from dfadc.distillation.step_plan import TRAINED_ON
 from dfadc.errors import Interrupted, ending_signals
 from dfadc.training.sample_size import choose_num_samples
 
@@ -21,15 +22,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from dfadc.contract import ImageContract
+    from dfadc.distillation.distillation import Distillation
     from dfadc.distillation.loop import StepLosses
-    from dfadc.distillation.objectives import Game
     from dfadc.recipe.schema import Recipe
     from dfadc.run_folder import RunFolder
+
+#: Moments of a run at which samples of the averaged generator are drawn.
+NUM_SNAPSHOTS = 8
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a run shows at each log interval; one line of metrics.jsonl.
+    """Measures of a run at a log interval; one line of metrics.jsonl.
 
     Args:
         step: steps done, of ``steps``.
@@ -38,13 +42,13 @@ class Reading:
         terms: the generator loss's terms, unweighted.
         class_entropy: of the teacher on the probe, normalised to [0, 1].
         agreement: of student and teacher on the probe, in [0, 1].
-        collapse: how many classes the generator draws, where they are so few that the agreement is worth nothing; or
+        collapse: number of classes that the generator draws, where they are so few that the agreement means nothing; or
             empty.
         student_rate: the student's learning rate.
         generator_rate: the generator's.
-        images_per_second: images that a player was updated on, since the last reading.
+        images_per_second: images that student or generator was updated on, since the last reading.
         seconds_left: at that pace.
-        note: what was done about trouble, or empty.
+        note: on trouble, or empty.
     """
 
     step: int
@@ -62,40 +66,40 @@ class Reading:
     note: str = ""
 
 
-class Watch:
-    """Called after every step: sets samples aside, reads, saves, stops.
+class Callbacks:
+    """Called after every step: draws snapshot samples, logs, saves, stops.
 
     Args:
-        game: about to start or to go on.
+        run: about to start or to go on.
         folder: where metrics and checkpoints go.
-        on_reading: told at every log interval.
+        on_reading: called at every log interval.
     """
 
-    def __init__(self, game: Game, folder: RunFolder, on_reading: Callable[[Reading], None]) -> None:
-        self.game = game
+    def __init__(self, run: Distillation, folder: RunFolder, on_reading: Callable[[Reading], None]) -> None:
+        self.run = run
         self.folder = folder
         self.on_reading = on_reading
         self.stop_requested = False
-        self._monitor = Monitor(game)
-        self._snapshot_steps = snapshot_steps(game.recipe)
+        self._monitor = Monitor(run)
+        self._snapshot_steps = snapshot_steps(run.state.num_steps)
         self._saved_at = self._read_at = time.monotonic()
-        self._read_step = game.players.step
+        self._read_step = run.state.step
 
     def on_step(self, losses: StepLosses) -> None:
-        """What the loop calls.
+        """Called by the loop after each step.
 
         Raises:
             Interrupted: a signal asked to stop; a checkpoint was written.
         """
-        recipe = self.game.recipe
+        recipe, num_steps = self.run.recipe, self.run.state.num_steps
         if losses.step in self._snapshot_steps:
-            set_samples_aside(self.game, snapshot_size(recipe, self.game.contract))
-        if losses.step % recipe.log.interval == 0 or losses.step == recipe.steps:
+            draw_snapshot_samples(self.run, snapshot_size(recipe, self.run.teacher.contract))
+        if losses.step % recipe.log.interval == 0 or losses.step == num_steps:
             self._read(losses)
         if self.stop_requested:
             self.save()
             raise Interrupted(
-                f"interrupted at step {losses.step} of {recipe.steps}; the state is saved",
+                f"interrupted at step {losses.step} of {num_steps}; the state is saved",
                 f"dfadc distill --resume {self.folder.path}",
             )
         if time.monotonic() - self._saved_at >= recipe.log.checkpoint_minutes * 60:
@@ -122,51 +126,49 @@ class Watch:
 
     def save(self) -> None:
         """Writes a checkpoint."""
-        save_checkpoint(self.folder.checkpoints, self.game.players.state_dict())
+        save_checkpoint(self.folder.checkpoints, self.run.state.state_dict())
         self._saved_at = time.monotonic()
 
     def _read(self, losses: StepLosses) -> None:
-        recipe, players = self.game.recipe, self.game.players
-        probe, note = self._monitor.look(float(losses.student_loss))
+        state, plan = self.run.state, self.run.plan
+        probe, note = self._monitor.check(float(losses.student_loss))
         now = time.monotonic()
         pace = (now - self._read_at) / max(1, losses.step - self._read_step)
         self._read_at, self._read_step = now, losses.step
+        images = sum(each.number * TRAINED_ON.get(each.kind, 0) for each in plan.due(losses.step - 1, state.num_steps))
         reading = Reading(
             step=losses.step,
-            steps=recipe.steps,
+            steps=state.num_steps,
             student_loss=float(losses.student_loss),
             generator_loss=float(losses.generator_loss),
             terms={name: float(term) for name, term in losses.terms.items()},
             class_entropy=probe.class_entropy,
             agreement=probe.agreement,
             collapse=probe.collapse,
-            student_rate=players.student.optimizer.param_groups[0]["lr"],
-            generator_rate=players.generator.optimizer.param_groups[0]["lr"],
-            images_per_second=recipe.batch_size * (recipe.student_updates + recipe.generator.steps) / max(pace, 1e-9),
-            seconds_left=pace * (recipe.steps - losses.step),
+            student_rate=state.student.optimizer.param_groups[0]["lr"],
+            generator_rate=state.generator.optimizer.param_groups[0]["lr"],
+            images_per_second=self.run.recipe.batch_size * images / max(pace, 1e-9),
+            seconds_left=pace * (state.num_steps - losses.step),
             note=note,
         )
         self.folder.append_metrics(asdict(reading))
         self.on_reading(reading)
 
 
-def snapshot_steps(recipe: Recipe) -> frozenset[int]:
-    """The steps after which samples are set aside: evenly over the run, the end excluded."""
-    moments = recipe.verify.snapshots
-    return frozenset(max(1, round(recipe.steps * (i + 1) / (moments + 1))) for i in range(moments))
+def snapshot_steps(num_steps: int) -> frozenset[int]:
+    """The steps after which snapshot samples are drawn: evenly over the run, the end excluded."""
+    return frozenset(max(1, round(num_steps * (i + 1) / (NUM_SNAPSHOTS + 1))) for i in range(NUM_SNAPSHOTS))
 
 
 def snapshot_size(recipe: Recipe, contract: ImageContract) -> int:
-    """Images set aside at each of those steps, at least one, so that together they are as many as their source has."""
+    """Images drawn at each of those steps, at least one, so that together they are as many as their source has."""
     settings = recipe.verify
-    return max(1, -(-settings.count_of("snapshots", choose_num_samples(settings, contract)) // settings.snapshots))
+    return max(1, -(-settings.count_of("snapshots", choose_num_samples(settings, contract)) // NUM_SNAPSHOTS))
 
 
 @torch.no_grad()
-def set_samples_aside(game: Game, count: int) -> None:
-    """Draws images from the averaged generator on latents that training never sees, and keeps them with the players."""
-    players = game.players
-    generator = players.generator.average
-    generator.eval()
-    images = generator(players.draw_unseen_latents(count))
-    players.set_aside = torch.cat([players.set_aside, images.to("cpu", STORED_DTYPE)])
+def draw_snapshot_samples(run: Distillation, count: int) -> None:
+    """Adds images of the averaged generator, on latents that training never sees, to the training state."""
+    state = run.state
+    images = state.generator.average.eval()(state.draw_unseen_latents(count))
+    state.snapshots = torch.cat([state.snapshots, images.to("cpu", STORED_DTYPE)])

@@ -1,4 +1,4 @@
-"""What a game holds in memory: counted from its tensors, and read from the process or the device."""
+"""Memory of a run: counted from its tensors, and read from the process or the device."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dfadc.distillation.images.replay import ReplayRing
+from dfadc.distillation.images.replay import ReplayBuffer
 from dfadc.distillation.state import RESERVOIR_OFFER
+from dfadc.distillation.step_plan import Kind
 
 if TYPE_CHECKING:
-    from dfadc.distillation.objectives import Game
+    from dfadc.distillation.distillation import Distillation
 
 
 def peak_bytes(device: torch.device) -> int:
@@ -29,28 +30,24 @@ def peak_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
-def untouched_bytes(game: Game, steps: int | None = None) -> int:
+def untouched_bytes(run: Distillation, steps: int | None = None) -> int:
     """Room that is set aside and fills in the course of a run, which a process does not hold before it is written.
 
     Args:
-        game: before its first step.
+        run: before its first step.
         steps: of the run; None: as many as it takes to fill everything.
     """
-    if game.policy.device.type != "cpu":
+    if run.policy.device.type != "cpu":
         return 0
-    players, recipe = game.players, game.recipe
-    updates = math.inf if steps is None else steps * (recipe.student.steps + recipe.generator.steps)
-    offered = (
-        (players.ring, recipe.batch_size),
-        (players.echo, recipe.batch_size),
-        (players.reservoir, RESERVOIR_OFFER),
-    )
+    state, batch_size = run.state, run.recipe.batch_size
+    updates = math.inf if steps is None else run.plan.total(steps, {Kind.STUDENT: 1, Kind.GENERATOR: 1})
+    offered = ((state.replay, batch_size), (state.repeats, batch_size), (state.reservoir, RESERVOIR_OFFER))
     total = 0
     for store, images in offered:
         capacity = len(store.images)
         filled = min(capacity, updates * images) / max(1, capacity)
-        answers = store.answers.nbytes if isinstance(store, ReplayRing) else 0
-        total += round(filled * (store.images.nbytes + answers))
+        logits = store.logits.nbytes if isinstance(store, ReplayBuffer) else 0
+        total += round(filled * (store.images.nbytes + logits))
     return total
 
 
@@ -68,7 +65,7 @@ class ActivationBytes:
         self._uses: dict[int, int] = {}
 
     def pack(self, tensor: Tensor) -> _Kept:
-        """What autograd keeps instead of a tensor."""
+        """Stands for a tensor that autograd keeps."""
         storage = tensor.untyped_storage()
         key = storage.data_ptr()
         if key not in self._resident:
@@ -103,19 +100,19 @@ class _Kept:
         self.counter.release(self.tensor)
 
 
-def resident_tensors(game: Game) -> list[Tensor]:
-    """Parameters and buffers of all networks in the game, averages included, each once."""
-    players = game.players
-    modules = [game.teacher, *(m for p in (players.student, players.generator) for m in (p.module, p.average))]
+def resident_tensors(run: Distillation) -> list[Tensor]:
+    """Parameters and buffers of all networks of a run, averages included, each once."""
+    state = run.state
+    modules = [run.teacher.module, *(m for p in (state.student, state.generator) for m in (p.module, p.average))]
     unique = {id(tensor): tensor for module in modules for tensor in (*module.parameters(), *module.buffers())}
     return list(unique.values())
 
 
-def resident_bytes(game: Game) -> int:
-    """Bytes that stay for the whole run: networks, gradients, momenta and the replay ring."""
-    players = game.players
-    moved = [parameter for player in (players.student, players.generator) for parameter in player.parameters]
-    # A gradient and, for momentum or Adam's first moment, one more copy of every moving parameter.
-    moving = 2 * sum(parameter.nbytes for parameter in moved)
-    ring = sum(store.images.nbytes + store.answers.nbytes for store in (players.ring, players.echo))
-    return sum(tensor.nbytes for tensor in resident_tensors(game)) + moving + ring
+def resident_bytes(run: Distillation) -> int:
+    """Bytes that stay for the whole run: networks, gradients, momenta and the replay buffer."""
+    state = run.state
+    trained = [parameter for network in (state.student, state.generator) for parameter in network.parameters]
+    # A gradient and, for momentum or Adam's first moment, one more copy of every trained parameter.
+    moving = 2 * sum(parameter.nbytes for parameter in trained)
+    replay = sum(store.images.nbytes + store.logits.nbytes for store in (state.replay, state.repeats))
+    return sum(tensor.nbytes for tensor in resident_tensors(run)) + moving + replay

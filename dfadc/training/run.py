@@ -1,11 +1,10 @@
-"""One run of the game, from a loaded teacher to a finished student: prepared, planned, started, resumed, played."""
+"""One run of a distillation: planned, started or resumed, and trained to its end."""
 
 from __future__ import annotations
 
-import math
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -13,145 +12,81 @@ import torch
 
 from dfadc.distillation.checkpoint import load_checkpoint
 from dfadc.distillation.compute.allocator import kept_memory
-from dfadc.distillation.compute.policy import choose_device, choose_policy, fit_policy
-from dfadc.distillation.generator.networks import build_generator, latent_length, scaled_size
 from dfadc.distillation.loop import distill
-from dfadc.distillation.objectives import Game
-from dfadc.distillation.state import Players
 from dfadc.errors import DfadcError
-from dfadc.networks.adaptation import place
-from dfadc.networks.flops import count_flops, count_parameters
-from dfadc.networks.user_code import running_user_code
+from dfadc.networks.flops import count_parameters
+from dfadc.provenance import environment
 from dfadc.recipe.load import change_recipe, recipe_to_toml
-from dfadc.recipe.resolve import check_budget, fit_hints, fit_recipe, slow_down
-from dfadc.run_folder import SCHEMA, RunFolder, environment
+from dfadc.recipe.resolve import warm_up_notes
+from dfadc.run_folder import SCHEMA, RunFolder
 from dfadc.storage import atomic_write_text, sha256_file, write_json
-from dfadc.student.build import Student, build_student, with_logits_like
-from dfadc.student.inherit import corresponding_layers, inherit
-from dfadc.training.arithmetic import flops_per_step
-from dfadc.training.callbacks import Watch
-from dfadc.training.cost import Estimate, estimate, steps_for_minutes
-from dfadc.training.sample_size import check_gates_can_pass, size_note
-from dfadc.training.teacher_check import diagnose_teacher
-from dfadc.training.tensorboard import require_tensorboard
+from dfadc.training.budget import FEW_STEPS, Budget
+from dfadc.training.callbacks import Callbacks
+from dfadc.training.cost import Estimate, estimate
+from dfadc.training.plan import Plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from torch import nn
-
-    from dfadc.recipe.schema import Recipe, StudentSettings
-    from dfadc.teacher.load import Teacher
+    from dfadc.distillation.distillation import Distillation
+    from dfadc.recipe.schema import StudentSettings
+    from dfadc.student.build import Student
     from dfadc.training.callbacks import Reading
-
-
-#: Minutes that buy fewer steps of the game than this are remarked upon: no student was any good after so few.
-FEW_STEPS = 100
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run will do and cost, said before its first step.
-
-    Args:
-        recipe: as resolved for this teacher and budget.
-        device: where it runs.
-        precision: of matrix work, with the reason.
-        estimate: measured seconds a step, memory, and whether it is compiled.
-        notes: what was adapted or is worth knowing.
-        parameters: of teacher, student and generator.
-        flops_per_step: arithmetic of an average step, 2 for each multiply-add; None where it could not be counted.
-    """
-
-    recipe: Recipe
-    device: str
-    precision: str
-    estimate: Estimate
-    notes: tuple[str, ...]
-    parameters: dict[str, int]
-    flops_per_step: float | None
-
-    @property
-    def images(self) -> int:
-        """Images that the players will be updated on in all."""
-        student, generator = self.recipe.student, self.recipe.generator
-        student_steps = self.recipe.steps - math.ceil(student.start * self.recipe.steps)
-        return self.recipe.batch_size * (
-            student_steps * self.recipe.student_updates + self.recipe.steps * generator.steps
-        )
-
-    @property
-    def seconds(self) -> float:
-        """Estimated seconds of the whole game."""
-        return self.recipe.steps * self.estimate.seconds_per_step
+    from dfadc.training.plan import NetworkFlops
 
 
 class Training:
-    """A game made ready for one teacher and one student.
+    """A distillation with the facts that plan and record tell. It is planned, started and run within its context.
 
     Args:
-        teacher: loaded and frozen.
-        student: freshly built, or with weights to start from.
-        recipe: as asked for.
-        device: where to play.
-
-    Raises:
-        DfadcError: the recipe does not fit, or the teacher cannot teach.
+        run: not yet started.
+        student: that is trained.
+        flops: of the networks.
+        notes: for the plan.
     """
 
-    def __init__(self, teacher: Teacher, student: Student, *, recipe: Recipe, device: torch.device) -> None:
-        diagnosis = diagnose_teacher(teacher.module, teacher.batch_norms, teacher.contract)
-        self.batch_norms = diagnosis.batch_norms
-        recipe = fit_hints(recipe, student.architecture, len(corresponding_layers(student.module, teacher.module)))
-        recipe, notes = fit_recipe(recipe, teacher.contract, len(self.batch_norms))
-        check_gates_can_pass(recipe.verify, teacher.contract)
-        if (fewer := size_note(recipe.verify, teacher.contract)) is not None:
-            notes = (*notes, fewer)
-        if student.is_inherited:
-            recipe, slower = slow_down(recipe)
-            notes = (*notes, *slower)
-        student = with_logits_like(student, teacher.contract, diagnosis.logit_size)
-        self.teacher = teacher
+    def __init__(self, run: Distillation, *, student: Student, flops: NetworkFlops, notes: tuple[str, ...]) -> None:
+        self.run = run
         self.student = student
-        self.logit_size = diagnosis.logit_size
-        self.recipe = recipe
-        torch.manual_seed(recipe.seed)
-        generator = build_generator(recipe.generator, teacher.contract)
-        # Counted before the game hangs its hooks on the teacher.
-        self.teacher_flops = count_flops(teacher.module, teacher.contract.input_size)
-        self.student_flops = count_flops(student.module, teacher.contract.input_size)
-        self.generator_flops = count_flops(generator, (latent_length(recipe.generator, teacher.contract),))
-        self.notes = (*teacher.warnings, *student.notes, *self._size_notes(), *diagnosis.notes, *notes)
-        _check_low_resolution(recipe, teacher, student)
-        largest = max(math.inf if each is None else each for each in self._flops)
-        self.policy, changed = fit_policy(choose_policy(recipe.compute, device, largest), student.module)
-        self.notes = (*self.notes, *changed)
-        self.game = self._build_game(generator)
-        self.notes = (*self.notes, *self.game.fp32_layers.notes)
+        self.flops = flops
+        self.notes = notes
+        self.recipe = run.recipe
+        self.teacher = run.teacher
+        self.policy = run.policy
         self._open = ExitStack()
-        self._open.callback(self.game.close)
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            stack.enter_context(kept_memory(self.policy.device))
+            stack.enter_context(self.run)
+            self._open = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leaves the teacher as it was, and the memory."""
+        self._open.close()
 
     def plan(self, minutes: float | None = None) -> Plan:
-        """Measures what a step costs, turns a time budget into steps, and says what will be done.
+        """Measures the cost of a step and turns a time budget into steps.
 
         Raises:
             DfadcError: the budget is too small for the recipe's warm-up.
         """
-        cost = estimate(self.game, self.recipe.compute.compile, minutes)
-        if minutes is not None:
-            self.recipe = change_recipe(self.recipe, {"steps": steps_for_minutes(minutes, cost.seconds_per_step)})
-            self.game.recipe = self.recipe
-        notes = (*self.notes, *check_budget(self.recipe))
-        if minutes is not None and self.recipe.steps < FEW_STEPS:
-            few = f"{minutes:g} minutes are {self.recipe.steps} steps here, and a student needs hundreds"
+        budget = Budget(self.recipe.steps, minutes)
+        cost = estimate(self.run, budget)
+        steps = self.run.state.num_steps = budget.num_steps(cost.seconds_per_step)
+        self.recipe = self.run.recipe = change_recipe(self.recipe, {"steps": steps})
+        notes = (*self.notes, *warm_up_notes(self.recipe))
+        if minutes is not None and steps < FEW_STEPS:
+            few = f"{minutes:g} minutes are {steps} steps here, and a student needs hundreds"
             ways = ["more minutes", "a smaller student"]
             if self.student.stem == "small":
                 ways.append("student.stem=default, which costs less")
             notes = (*notes, f"{few}: take {' or '.join(ways)}")
-        return self._plan(str(self.policy.device), self._precision, cost, notes)
+        return self._plan(cost, notes)
 
     def start(self, folder: RunFolder, plan: Plan) -> None:
-        """Writes what the run is into its folder."""
+        """Writes record and recipe into the run's folder."""
         teacher, student = self.teacher, self.student
         record = {
             "schema": SCHEMA,
@@ -172,14 +107,14 @@ class Training:
                 "kind": str(teacher.kind),
                 "architecture": teacher.architecture,
                 "num_parameters": teacher.num_parameters,
-                "flops": self.teacher_flops,
+                "flops": self.flops.teacher,
             },
             "student": {
                 "architecture": student.architecture,
                 "stem": student.stem,
                 "weights": _start_weights(plan.recipe.student),
                 "num_parameters": student.num_parameters,
-                "flops": self.student_flops,
+                "flops": self.flops.student,
             },
             "contract": teacher.contract.to_dict(),
             "contract_sources": dict(teacher.contract_sources),
@@ -189,35 +124,43 @@ class Training:
         write_json(folder.record_file, {**record, "status": "running"})
 
     def resume(self, folder: RunFolder) -> Plan:
-        """Goes back to the run's last checkpoint, to compute as the run did before, and says what is left.
+        """Goes back to the run's last checkpoint, from which it computes as it did before; the plan is what is left.
 
         Raises:
             DfadcError: there is no checkpoint that can be read, or it is of another recipe.
         """
-        state = load_checkpoint(folder.checkpoints)
+        checkpoint, state = load_checkpoint(folder.checkpoints), self.run.state
         try:
-            self.game.players.load_state_dict(state)
+            state.load_state_dict(checkpoint)
         except (KeyError, RuntimeError, TypeError, ValueError) as exc:
             raise DfadcError(
                 f"the checkpoint in {folder.checkpoints} does not fit the run's recipe: {str(exc).splitlines()[0]}",
                 f"{folder.recipe} must be the one that the run began with",
             ) from exc
         folder.clear_leftovers()
-        folder.trim_metrics(self.game.players.step)
+        folder.trim_metrics(state.step)
         record = folder.record()
         cost = Estimate(**record["estimate"])
         if cost.compiled:
-            self.game.compile()
-        note = f"going on from step {self.game.players.step} of {self.recipe.steps}"
-        notes = (*record["notes"], *self._changes_since(record), note)
-        return self._plan(str(self.policy.device), self._precision, cost, notes)
+            self.run.compile()
+        note = f"going on from step {state.step} of {self.recipe.steps}"
+        return self._plan(cost, (*record["notes"], *self._changes_since(record), note))
 
-    @property
-    def _precision(self) -> str:
-        return f"{self.policy.precision} ({self.policy.reason})"
+    def train(self, folder: RunFolder, on_reading: Callable[[Reading], None]) -> None:
+        """Trains to the end, writing metrics and checkpoints.
+
+        Raises:
+            Interrupted: Ctrl-C or SIGTERM; a checkpoint was written.
+            TrainingDiverged: the numbers could not be kept finite.
+            StorageFailed: a checkpoint could not be written.
+        """
+        callbacks = Callbacks(self.run, folder, on_reading)
+        with callbacks.stopping_on_signals():
+            distill(self.run, self.run.state.num_steps, callbacks.on_step)
+        callbacks.save()
 
     def _changes_since(self, record: Mapping[str, Any]) -> Iterator[str]:
-        """What is not as it was where the run began, and rounds differently."""
+        """A note on what differs from the run's beginning, and rounds differently."""
         here = {
             "device": str(self.policy.device),
             "precision": self.policy.precision,
@@ -227,145 +170,17 @@ class Training:
         if changed := [f"{name} {here[name]} instead of {was}" for name, was in began.items() if was != here[name]]:
             yield f"{', '.join(changed)}: the rest of the run is not bit for bit what it would have been"
 
-    def play(self, folder: RunFolder, on_reading: Callable[[Reading], None]) -> None:
-        """Plays to the end, writing metrics and checkpoints.
-
-        Raises:
-            Interrupted: Ctrl-C or SIGTERM; a checkpoint was written.
-            TrainingDiverged: the game could not be kept finite.
-            StorageFailed: a checkpoint could not be written.
-        """
-        watch = Watch(self.game, folder, on_reading)
-        with watch.stopping_on_signals():
-            distill(self.game, self.recipe.steps, watch.on_step)
-        watch.save()
-
-    def __enter__(self) -> Self:
-        self._open.enter_context(kept_memory(self.policy.device))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Leaves the teacher as it was found, and the memory."""
-        self._open.close()
-
-    def _plan(self, device: str, precision: str, cost: Estimate, notes: tuple[str, ...]) -> Plan:
+    def _plan(self, cost: Estimate, notes: tuple[str, ...]) -> Plan:
         parameters = {
             "teacher": self.teacher.num_parameters,
             "student": self.student.num_parameters,
-            "generator": count_parameters(self.game.players.generator.module),
+            "generator": count_parameters(self.run.state.generator.module),
         }
-        teacher, student, generator = self._flops
-        flops = None
-        if teacher is not None and student is not None and generator is not None:
-            flops = flops_per_step(self.recipe, teacher=teacher, student=student, generator=generator)
-        return Plan(self.recipe, device, precision, cost, notes, parameters, flops)
-
-    @property
-    def _flops(self) -> tuple[int | None, int | None, int | None]:
-        return self.teacher_flops, self.student_flops, self.generator_flops
-
-    def _size_notes(self) -> Iterator[str]:
-        """What a student does not save."""
-        teacher, student = self.teacher, self.student
-        if student.num_parameters >= teacher.num_parameters:
-            yield (
-                f"the student {student.architecture} ({student.num_parameters:,} parameters) is not smaller than "
-                f"the teacher ({teacher.num_parameters:,})"
-            )
-        if self.student_flops is None or self.teacher_flops is None:
-            yield "FLOPs are unknown: teacher or student cannot be counted"
-        elif self.student_flops >= self.teacher_flops:
-            yield (
-                f"the student {student.architecture} ({self.student_flops / 1e6:,.1f} MFLOPs an image) computes no "
-                f"less than the teacher ({self.teacher_flops / 1e6:,.1f})"
-            )
-
-    def _build_game(self, generator: nn.Module) -> Game:
-        recipe, contract, policy = self.recipe, self.teacher.contract, self.policy
-        teacher = place(self.teacher.module, policy.device, policy.memory_format)
-        players = Players(
-            self.student.module,
-            generator,
-            recipe=recipe,
-            contract=contract,
-            policy=policy,
-            logit_size=self.logit_size,
-        )
-        return Game(teacher, self.batch_norms, players=players, recipe=recipe, contract=contract, policy=policy)
-
-
-def prepare(teacher: Teacher, student: str, *, recipe: Recipe, device: str, has_checkpoint: bool = False) -> Training:
-    """Builds the student that a recipe and a teacher's contract call for, and the game.
-
-    Args:
-        teacher: loaded and frozen.
-        student: its architecture.
-        recipe: as asked for.
-        device: where to play.
-        has_checkpoint: the student's weights come from one, so that the file it started from is not needed any more.
-
-    Raises:
-        DfadcError: unknown student, a recipe that does not fit, a device that is not there.
-        RequirementMissing: a package that the recipe needs is not there.
-    """
-    require_tensorboard(recipe.log)
-    rules = recipe.student
-    if rules.weights and has_checkpoint:
-        rules = rules.model_copy(update={"weights": "", "inherit": "off"})
-    elif rules.weights:
-        recipe = change_recipe(recipe, {"student.weights": str(Path(rules.weights).resolve())})
-    torch.manual_seed(recipe.seed)
-    built = _build_student(student, teacher, rules)
-    return Training(teacher, built, recipe=recipe, device=choose_device(device))
+        precision = f"{self.policy.precision} ({self.policy.reason})"
+        flops = self.flops.per_step(self.recipe)
+        return Plan(self.recipe, str(self.policy.device), precision, cost, notes, parameters, flops)
 
 
 def _start_weights(rules: StudentSettings) -> dict[str, str] | None:
     """The file that the student starts from, and its SHA-256; None where there is none."""
     return {"path": rules.weights, "sha256": sha256_file(Path(rules.weights))} if rules.weights else None
-
-
-def _build_student(name: str, teacher: Teacher, rules: StudentSettings) -> Student:
-    """The student, with weights to start from where there are any.
-
-    A smaller copy of the teacher has the teacher's stem: images that are small for its kind were not for the teacher.
-    """
-    weights = Path(rules.weights) if rules.weights else None
-    built = build_student(name, teacher.contract, stem=rules.stem, weights=weights)
-    if weights is not None or rules.inherit == "off":
-        return built
-    if rules.stem == "auto" and built.stem == "small":
-        copy = inherit(build_student(name, teacher.contract, stem="default"), teacher, "auto")
-        if copy.is_inherited:
-            note = "default stem, as the teacher has; --set student.stem=small keeps maps larger, from random weights"
-            return replace(copy, notes=(*copy.notes, note))
-    return inherit(built, teacher, rules.inherit)
-
-
-def _check_low_resolution(recipe: Recipe, teacher: Teacher, student: Student) -> None:
-    """Refuses smaller images where a network takes one size only.
-
-    Raises:
-        DfadcError: teacher or student does not take them; the message says why.
-    """
-    rules = recipe.generator
-    if not rules.low_resolution:
-        return
-    asked, way = f"generator.low_resolution = {rules.low_resolution:g}", "--set generator.low_resolution=0"
-    channels, *sides = teacher.contract.input_size
-    height, width = scaled_size((sides[0], sides[1]), rules.low_resolution_scale)
-    shapes = []
-    for role, name, network in (
-        ("teacher", teacher.architecture, teacher.module),
-        ("student", student.architecture, student.module.eval()),
-    ):
-        problem = f"{asked}: the {role} {name} does not take images of {height}x{width}"
-        with running_user_code(problem, way), torch.no_grad():
-            device = next(network.parameters(), torch.empty(0)).device
-            shapes.append(network(torch.zeros(2, channels, height, width, device=device)).shape)
-    student.module.train()
-    if shapes[0] != shapes[1]:
-        raise DfadcError(
-            f"{asked}: to images of {height}x{width} teacher and student give logits of shape {tuple(shapes[0])} and "
-            f"{tuple(shapes[1])}",
-            way,
-        )

@@ -6,8 +6,8 @@ import math
 from typing import TYPE_CHECKING
 
 from dfadc.errors import DfadcError
-from dfadc.verification.agreement import Z_95, wilson_interval
 from dfadc.verification.pixel_scores import MIN_IMAGES
+from dfadc.verification.rates import Z_95, wilson_interval
 from dfadc.verification.samples import sample_bytes
 
 if TYPE_CHECKING:
@@ -89,12 +89,12 @@ def size_note(settings: VerifySettings, contract: ImageContract) -> str | None:
 
 def _bounds(settings: VerifySettings) -> list[tuple[tuple[str, float], float]]:
     """Every gate on a lower bound, as name and limit, and the share of the samples that it looks at."""
-    limits = {
+    limits: dict[str, tuple[float | str, float]] = {
         "verify.min_agreement": (settings.min_agreement, 1 / 2),
-        "verify.min_fp32_agreement": (settings.min_fp32_agreement, 1),
-        "verify.min_fp16_agreement": (settings.min_fp16_agreement, 1),
-        "verify.min_int8_agreement": (settings.min_int8_agreement, 1),
     }
+    if settings.compare_export:
+        limits["verify.min_fp16_agreement"] = (settings.min_fp16_agreement, 1)
+        limits["verify.min_int8_agreement"] = (settings.min_int8_agreement, 1)
     return [((name, limit), share) for name, (limit, share) in limits.items() if not isinstance(limit, str)]
 
 

@@ -1,7 +1,8 @@
-"""Can this teacher teach? A few synthetic images through it before the game, and what they show."""
+"""Probe of a teacher before training: logits of a few synthetic images."""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from dfadc.errors import DfadcError
 
 if TYPE_CHECKING:
     from dfadc.contract import ImageContract
+    from dfadc.teacher.load import Teacher
 
 #: Images of each kind.
 NUM_IMAGES = 8
@@ -24,14 +26,14 @@ CONSTANT = 1e-5
 
 
 @dataclass(frozen=True)
-class Diagnosis:
-    """What the images showed.
+class TeacherProbe:
+    """Properties of a teacher on synthetic images.
 
     Args:
         scale: mean absolute deviation of the logits from their mean over the classes.
         logit_size: (h, w) of dense logits, which may be smaller than the images; () of others.
         batch_norms: those of the teacher's batch norms that an image passes through.
-        notes: what is worth knowing.
+        notes: for the plan.
     """
 
     scale: float
@@ -41,23 +43,21 @@ class Diagnosis:
 
 
 @torch.no_grad()
-def diagnose_teacher(teacher: nn.Module, batch_norms: list[nn.Module], contract: ImageContract) -> Diagnosis:
-    """Looks at the teacher's logits on noise, on smooth images and on flat ones, in fp32.
+def probe_teacher(teacher: Teacher) -> TeacherProbe:
+    """Computes the teacher's logits of noise, smooth images and flat ones, in fp32.
 
     Args:
-        teacher: frozen, in eval mode, (N, C, H, W) -> (N, K) or (N, K, H, W).
-        batch_norms: its layers with running statistics, called or not.
-        contract: what an image is.
+        teacher: loaded.
 
     Raises:
         DfadcError: the logits are not finite, do not depend on the image, or have a scale that cannot be meant.
     """
+    batch_norms = teacher.batch_norms
     passed: list[nn.Module] = []
-    handles = [layer.register_forward_pre_hook(lambda norm, _: passed.append(norm)) for layer in batch_norms]
-    parameter = next(teacher.parameters(), torch.empty(0))
-    logits = teacher(synthetic_images(contract).to(parameter.device)).float()
-    for handle in handles:
-        handle.remove()
+    with ExitStack() as hooks:
+        for layer in batch_norms:
+            hooks.callback(layer.register_forward_pre_hook(lambda norm, _: passed.append(norm)).remove)
+        logits = teacher.logits(synthetic_images(teacher.contract), in_fp32=True).float()
     scale = _judge(logits)
     used = [layer for layer in batch_norms if any(layer is norm for norm in passed)]
     notes = []
@@ -68,7 +68,7 @@ def diagnose_teacher(teacher: nn.Module, batch_norms: list[nn.Module], contract:
             f"the teacher's logits have an unusual scale ({scale:.3g}); plain L1 follows it, student.scaled_l1 and "
             "generator.discrepancy=scaled_l1 do not"
         )
-    return Diagnosis(scale, tuple(logits.shape[2:]), used, tuple(notes))
+    return TeacherProbe(scale, tuple(logits.shape[2:]), used, tuple(notes))
 
 
 def _judge(logits: Tensor) -> float:

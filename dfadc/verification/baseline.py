@@ -1,4 +1,4 @@
-"""A baseline: a run's samples and what its networks answered, frozen so that a later run answers the same questions."""
+"""A baseline: a run's samples with the predictions of its networks, for a paired comparison with later ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from dfadc.errors import DfadcError, GateFailed, RequirementMissing
 from dfadc.verification.agreement import predict
-from dfadc.verification.samples import ARRAYS, SampleSet, read_archive, write_archive
+from dfadc.verification.archive import read_archive, write_archive
+from dfadc.verification.samples import ARRAYS, SampleSet
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,11 +26,11 @@ _REMAKE = "make a baseline anew: dfadc baseline RUN -o FILE"
 
 @dataclass(frozen=True, slots=True)
 class LabelledResults:
-    """How each network did on labelled images.
+    """Correctness of each network's predictions on labelled images.
 
     Args:
         sha256: of the images and labels.
-        correct: network -> (L,) whether it answered each image with its label.
+        correct: network -> (L,) True if its prediction is the label.
     """
 
     sha256: str
@@ -37,23 +38,23 @@ class LabelledResults:
 
     @property
     def n(self) -> int:
-        """Labelled images."""
+        """Number of labelled images."""
         return next((len(flags) for flags in self.correct.values()), 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """What a later run must not fall behind.
+    """Predictions of a run's networks, which later ones are tested against.
 
     Args:
         run: name of the run.
         teacher_sha256: of the teacher's file.
-        samples: the run's samples, with the teacher's answers.
+        samples: the run's samples, with the teacher's logits.
         predictions: network -> (N,) its top-1 classes; the fp32 student and every artifact that ran.
-        labelled: the same networks on labelled images, where there were some.
+        labelled: the same networks on labelled images, or None.
 
     Raises:
-        GateFailed: there is no sample, or a network or the teacher answered NaN or infinity: nothing to compare with.
+        GateFailed: there is no sample, or logits of a network or the teacher are not finite: nothing to compare with.
         DfadcError: the parts contradict each other.
     """
 
@@ -67,15 +68,15 @@ class Baseline:
         n, num_classes = self.samples.teacher_logits.shape
         if n == 0:
             raise GateFailed(f"the run {self.run} has no samples, so there is nothing to compare with")
-        answers = {"the teacher": predict(self.samples.teacher_logits), **self.predictions}
-        for name, classes in answers.items():
+        predictions = {"the teacher": predict(self.samples.teacher_logits), **self.predictions}
+        for name, classes in predictions.items():
             if classes.shape != (n,) or classes.max() >= num_classes or classes.dtype != np.int32:
                 raise DfadcError(
-                    f"baseline: {name} has {classes.shape} {classes.dtype} answers to {n} samples", _REMAKE
+                    f"baseline: {name} has {classes.shape} {classes.dtype} predictions for {n} samples", _REMAKE
                 )
             if classes.min() < 0:
                 count = int((classes < 0).sum())
-                raise GateFailed(f"{name} answers {count} of {n} samples with NaN or infinite logits")
+                raise GateFailed(f"{name} has NaN or infinite logits for {count} of {n} samples")
         if self.labelled is not None:
             shapes = {(flags.ndim, len(flags), flags.dtype) for flags in self.labelled.correct.values()}
             usable = shapes == {(1, self.labelled.n, np.dtype(np.bool_))} and self.labelled.n > 0
@@ -111,11 +112,11 @@ class Baseline:
         Raises:
             RequirementMissing: there is no such file.
             DfadcError: it is damaged, of another schema, or its images are not the hashed ones.
-            GateFailed: there is nothing in it to compare with.
+            GateFailed: it holds nothing to compare with.
         """
         if not path.exists():
             raise RequirementMissing(f"there is no baseline {path}", "make one: dfadc baseline RUN -o FILE")
-        metadata, arrays = read_archive(path, _ARRAYS, schema=SCHEMA, what="baseline")
+        metadata, arrays = read_archive(path, _ARRAYS, schema=SCHEMA, kind="baseline")
         try:
             networks = list(map(str, metadata["networks"]))
             correct = dict(zip(networks, arrays["correct"], strict=True))
@@ -131,32 +132,25 @@ class Baseline:
             raise DfadcError(f"{path}: the baseline contradicts itself: {exc}", _REMAKE) from exc
 
     def check_fits(self, contract: ImageContract, teacher_sha256: str | None) -> None:
-        """Refuses networks whose answers say nothing beside these.
+        """Refuses networks whose predictions cannot be compared with these.
 
         Args:
             contract: of the networks to compare.
-            teacher_sha256: of their teacher's file; None where it is not known.
+            teacher_sha256: of their teacher's file; None if unknown.
 
         Raises:
             DfadcError: another teacher, number of classes or image contract.
         """
-        own = self.samples.contract
-        if contract.num_classes != own.num_classes:
+        own, other = self.samples.contract.to_dict(), contract.to_dict()
+        if differing := [name for name, value in own.items() if other[name] != value]:
+            name = differing[0]
             raise DfadcError(
-                f"the baseline of {self.run} has {own.num_classes} classes, here are {contract.num_classes}", _REMAKE
+                f"the baseline of {self.run} has another image contract: {name} {own[name]}, here {other[name]}",
+                _REMAKE,
             )
         if teacher_sha256 is not None and teacher_sha256 != self.teacher_sha256:
             raise DfadcError(
                 f"the baseline of {self.run} has another teacher: sha256 {self.teacher_sha256[:12]}…, "
                 f"here {teacher_sha256[:12]}…",
-                _REMAKE,
-            )
-        theirs = contract.to_dict()
-        differing = [name for name, value in own.to_dict().items() if theirs[name] != value]
-        if own != contract:
-            name = differing[0]
-            raise DfadcError(
-                f"the baseline of {self.run} has another image contract: {name} {own.to_dict()[name]}, "
-                f"here {theirs[name]}",
                 _REMAKE,
             )

@@ -1,4 +1,4 @@
-"""From logits to judged results: the three comparisons of one artifact, by source, and its verdict."""
+"""Judged results: the three comparisons of one network by source, and its verdict."""
 
 from __future__ import annotations
 
@@ -6,48 +6,36 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
-from dfadc.verification.agreement import (
-    ALL_SOURCES,
-    Coverage,
-    Floats,
-    compare,
-    compare_by_source,
-    coverage_by_source,
-    predict,
-)
-from dfadc.verification.extra_gates import extra_checks
+from dfadc.verification.agreement import ALL_SOURCES, compare, predict, split_by_source
+from dfadc.verification.checks import absolute_checks, optional_checks, ungated
+from dfadc.verification.coverage import Coverage, measure_coverage
 from dfadc.verification.gate import (
-    Check,
     Judgement,
-    Thresholds,
     failed_to_run,
     judge_artifact,
-    judge_beside_teacher,
-    judge_student,
+    judgement_of,
     not_run,
 )
 from dfadc.verification.mcnemar import Pairs, pair
-from dfadc.verification.pixel_agreement import (
-    DenseAnswers,
-    Measured,
-    MeasuredAccuracy,
-    compare_dense,
-    cover_dense,
-    pair_dense,
-)
+from dfadc.verification.pixel_agreement import Measured, MeasuredAccuracy, compare_dense, pair_dense
+from dfadc.verification.pixel_outputs import DenseOutputs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from dfadc.verification.checks import Check
+    from dfadc.verification.logit_error import Floats
     from dfadc.verification.pixel_samples import Samples
     from dfadc.verification.pixel_scores import PairedPixels
+    from dfadc.verification.thresholds import Thresholds
+
+_MIXED_TASKS = "one side has classes of pixels, the other of images"
 
 
 @dataclass(frozen=True, slots=True)
 class ArtifactFile:
-    """What is judged: file name as shown, precision ("fp32", "fp16", "int8", ...), and size where it exists."""
+    """File name as shown, precision ("fp32", "fp16", "int8", ...), and size if the file exists."""
 
     name: str
     precision: str
@@ -56,10 +44,10 @@ class ArtifactFile:
 
 @dataclass(frozen=True, slots=True)
 class ArtifactResult:
-    """One artifact's comparisons and verdict; the comparisons are empty where it is NOT RUN or could not be judged.
+    """One artifact's comparisons and verdict; the comparisons are empty if it is NOT RUN or could not be judged.
 
     Args:
-        artifact: which file.
+        artifact: its file.
         judgement: verdict with reasons.
         export: comparison A by source, with ``"all"``.
         distillation: comparison B by source, with ``"all"``.
@@ -85,96 +73,76 @@ class StudentResult:
 def verify_student(
     samples: Samples, thresholds: Thresholds, *, accuracy: MeasuredAccuracy | None = None, extras: Sequence[Check] = ()
 ) -> StudentResult:
-    """Judges the fp32 student from the answers frozen with the samples.
+    """Judges the fp32 student from its outputs that are frozen with the samples.
 
     Args:
         samples: the frozen set.
         thresholds: the gates' limits.
-        accuracy: its accuracy on --data, where there is one.
+        accuracy: on --data, or None.
         extras: outcomes of further gates, such as those of a baseline.
     """
-    distillation = _compare(samples.student_answers, samples.teacher_answers, samples, thresholds.boundary_width)
-    coverage = _cover(samples)
+    distillation = _by_source(samples.student_outputs, samples.teacher_outputs, samples, thresholds.boundary_width)
     against_teacher = _gated_agreement(distillation, samples, thresholds.source)
-    judgement = judge_student(
-        against_teacher=against_teacher,
-        coverage=_gated_coverage(coverage, samples, thresholds.source),
-        thresholds=thresholds,
-        extras=[*extra_checks("the fp32 student", against_teacher, accuracy, thresholds), *extras],
-    )
-    return StudentResult(judgement, distillation, coverage)
+    checks = [
+        *absolute_checks(against_teacher, _gated_coverage(samples, thresholds.source), thresholds),
+        *optional_checks("the fp32 student", against_teacher, accuracy, thresholds),
+        *extras,
+    ]
+    return StudentResult(judgement_of(checks), distillation, coverage_by_source(samples))
 
 
 def verify_artifact(
     artifact: ArtifactFile,
-    answers: Floats | DenseAnswers,
+    outputs: Floats | DenseOutputs,
     *,
     samples: Samples,
     thresholds: Thresholds,
     accuracy: MeasuredAccuracy | None = None,
     extras: Sequence[Check] = (),
+    same_student: bool = True,
 ) -> ArtifactResult:
     """Judges an artifact that ran.
 
     Args:
-        artifact: which file.
-        answers: its logits (N, K) to ``samples.normalised()``, or dense answers.
+        artifact: its file.
+        outputs: its logits (N, K) for ``samples.normalised()``, or dense outputs.
         samples: the frozen set.
         thresholds: the gates' limits.
-        accuracy: its accuracy on --data, where there is one.
+        accuracy: on --data, or None.
         extras: outcomes of further gates, such as those of a baseline.
+        same_student: the samples hold the outputs of the artifact's own fp32 student; False leaves comparison A out.
 
     Raises:
-        ValueError: the logits' shape is not that of the samples' (the artifact answers another number of classes).
+        ValueError: the outputs' shape is not that of the samples' (another number of classes).
     """
-    export = _compare(answers, samples.student_answers, samples)
-    distillation = _compare(answers, samples.teacher_answers, samples, thresholds.boundary_width)
-    student = verify_student(samples, thresholds)
+    distillation = _by_source(outputs, samples.teacher_outputs, samples, thresholds.boundary_width)
     against_teacher = _gated_agreement(distillation, samples, thresholds.source)
+    coverage = _gated_coverage(samples, thresholds.source)
+    extras = [*optional_checks("the artifact", against_teacher, accuracy, thresholds), *extras]
+    if not same_student:
+        left_out = ungated("A", "export", "left out: the samples hold the logits of another student")
+        absolute = absolute_checks(against_teacher, coverage, thresholds, network="the artifact")
+        return ArtifactResult(artifact, judgement_of([left_out, *absolute, *extras]), {}, distillation, accuracy)
+    export = _by_source(outputs, samples.student_outputs, samples)
+    gated = samples.of_source(thresholds.source)
     judgement = judge_artifact(
         precision=artifact.precision,
         against_student=export[ALL_SOURCES],
         against_teacher=against_teacher,
-        student_against_teacher=_gated_agreement(student.distillation, samples, thresholds.source),
-        pairs=_paired(answers, samples, thresholds),
-        coverage=_gated_coverage(student.coverage, samples, thresholds.source),
+        student_against_teacher=_compare(
+            samples.student_outputs[gated], samples.teacher_outputs[gated], thresholds.boundary_width
+        ),
+        pairs=_pair_with_student(outputs, samples, thresholds),
+        coverage=coverage,
         thresholds=thresholds,
-        extras=[*extra_checks("the artifact", against_teacher, accuracy, thresholds), *extras],
+        extras=extras,
     )
     return ArtifactResult(artifact, judgement, export, distillation, accuracy)
 
 
-def verify_beside_teacher(
-    artifact: ArtifactFile,
-    answers: Floats | DenseAnswers,
-    *,
-    samples: Samples,
-    thresholds: Thresholds,
-    accuracy: MeasuredAccuracy | None = None,
-    extras: Sequence[Check] = (),
-) -> ArtifactResult:
-    """Judges an artifact of another student than the one that answered the samples, as :func:`verify_artifact`."""
-    distillation = _compare(answers, samples.teacher_answers, samples, thresholds.boundary_width)
-    against_teacher = _gated_agreement(distillation, samples, thresholds.source)
-    judgement = judge_beside_teacher(
-        against_teacher=against_teacher,
-        coverage=_gated_coverage(_cover(samples), samples, thresholds.source),
-        thresholds=thresholds,
-        extras=[*extra_checks("the artifact", against_teacher, accuracy, thresholds), *extras],
-    )
-    return ArtifactResult(artifact, judgement, {}, distillation, accuracy)
-
-
 def student_not_run(samples: Samples, reason: str) -> StudentResult:
-    """The result of a student whose answers the samples do not hold, with comparison C."""
-    return StudentResult(not_run(reason), {}, _cover(samples))
-
-
-def samples_of(samples: Samples, source: str) -> npt.NDArray[np.bool_]:
-    """(N,) which samples are of a source; none where the set does not have it."""
-    if source not in samples.sources:
-        return np.zeros(len(samples), np.bool_)
-    return np.asarray(samples.source == samples.sources.index(source))
+    """The result of a student whose outputs the samples do not hold, with comparison C."""
+    return StudentResult(not_run(reason), {}, coverage_by_source(samples))
 
 
 def artifact_not_run(artifact: ArtifactFile, reason: str) -> ArtifactResult:
@@ -187,43 +155,48 @@ def artifact_failed(artifact: ArtifactFile, reason: str) -> ArtifactResult:
     return ArtifactResult(artifact, failed_to_run(reason))
 
 
-def _compare(
-    candidate: Floats | DenseAnswers, reference: Floats | DenseAnswers, samples: Samples, boundary_width: int = 0
+def coverage_by_source(samples: Samples) -> dict[str, Coverage]:
+    """Comparison C over all samples and over each source's."""
+    classes, num_classes = samples.teacher_classes, samples.contract.num_classes
+    parts = split_by_source(samples.source, samples.sources)
+    return {name: measure_coverage(classes[part], num_classes) for name, part in parts.items()}
+
+
+def _by_source(
+    candidate: Floats | DenseOutputs, reference: Floats | DenseOutputs, samples: Samples, boundary_width: int = 0
 ) -> dict[str, Measured]:
-    """Over the samples of all sources and of each; the width is of a band that dense answers leave out."""
-    source, sources = samples.source, samples.sources
-    if isinstance(candidate, DenseAnswers) and isinstance(reference, DenseAnswers):
-        found = compare_dense(candidate, reference, source=source, sources=sources, boundary_width=boundary_width)
-        return {**found}
-    if isinstance(candidate, DenseAnswers) or isinstance(reference, DenseAnswers):
-        raise TypeError("one side answers every pixel, the other every image")
-    return {**compare_by_source(candidate, reference, source=source, sources=sources)}
+    """Agreement over all samples and over each source's."""
+    parts = split_by_source(samples.source, samples.sources)
+    return {name: _compare(candidate[part], reference[part], boundary_width) for name, part in parts.items()}
 
 
-def _paired(answers: Floats | DenseAnswers, samples: Samples, thresholds: Thresholds) -> Pairs | PairedPixels:
+def _compare(candidate: Floats | DenseOutputs, reference: Floats | DenseOutputs, boundary_width: int = 0) -> Measured:
+    if isinstance(candidate, DenseOutputs) and isinstance(reference, DenseOutputs):
+        return compare_dense(candidate, reference, boundary_width=boundary_width)
+    if isinstance(candidate, DenseOutputs) or isinstance(reference, DenseOutputs):
+        raise TypeError(_MIXED_TASKS)
+    return compare(candidate, reference)
+
+
+def _pair_with_student(
+    outputs: Floats | DenseOutputs, samples: Samples, thresholds: Thresholds
+) -> Pairs | PairedPixels:
     """The fp32 student and an artifact against the teacher, sample by sample, on the gate's source."""
-    part, width = samples_of(samples, thresholds.source), thresholds.boundary_width
-    teacher, student = samples.teacher_answers, samples.student_answers
-    if isinstance(teacher, DenseAnswers) and isinstance(student, DenseAnswers) and isinstance(answers, DenseAnswers):
-        return pair_dense(student[part], answers[part], teacher[part], boundary_width=width)
-    if isinstance(teacher, DenseAnswers) or isinstance(student, DenseAnswers) or isinstance(answers, DenseAnswers):
-        raise TypeError("one side answers every pixel, the other every image")
-    classes = predict(teacher[part])
-    return pair(predict(student[part]) == classes, predict(answers[part]) == classes)
-
-
-def _cover(samples: Samples) -> dict[str, Coverage]:
-    answers = samples.teacher_answers
-    if isinstance(answers, DenseAnswers):
-        return cover_dense(answers, source=samples.source, sources=samples.sources)
-    return coverage_by_source(answers, source=samples.source, sources=samples.sources)
+    part = samples.of_source(thresholds.source)
+    teacher, student = samples.teacher_outputs[part], samples.student_outputs[part]
+    if isinstance(teacher, DenseOutputs) and isinstance(student, DenseOutputs) and isinstance(outputs, DenseOutputs):
+        return pair_dense(student, outputs[part], teacher, boundary_width=thresholds.boundary_width)
+    if isinstance(teacher, DenseOutputs) or isinstance(student, DenseOutputs) or isinstance(outputs, DenseOutputs):
+        raise TypeError(_MIXED_TASKS)
+    classes = predict(teacher)
+    return pair(predict(student) == classes, predict(outputs[part]) == classes)
 
 
 def _gated_agreement(results: Mapping[str, Measured], samples: Samples, source: str) -> Measured:
-    """The result on the gate's source; of no samples, which fails, where the set has none of it."""
+    """The result on the gate's source; over no samples, which fails, if the set does not have it."""
     none = np.empty((0, samples.contract.num_classes))
     return results[source] if source in results else compare(none, none)
 
 
-def _gated_coverage(results: Mapping[str, Coverage], samples: Samples, source: str) -> Coverage:
-    return results[source] if source in results else Coverage((0,) * samples.contract.num_classes, 0)
+def _gated_coverage(samples: Samples, source: str) -> Coverage:
+    return measure_coverage(samples.teacher_classes[samples.of_source(source)], samples.contract.num_classes)

@@ -1,6 +1,6 @@
-"""One-sided exact McNemar test for paired answers: did a network lose more than chance explains? Standard library only.
+"""One-sided exact McNemar test for paired predictions. Standard library only.
 
-Two rates of the same samples are not independent: only the samples that changed sides say which side is better. The
+Two rates over the same samples are not independent: only the samples that changed sides say which side is better. The
 question is whether a network became worse, so the test is one-sided: a gain is never significant.
 """
 
@@ -15,19 +15,21 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-#: A drop counts where chance alone would give one as lopsided less often than this.
+#: A drop is significant if chance alone gives one as lopsided less often than this.
 SIGNIFICANCE = 0.05
+#: Up to so many changed pairs the binomial coefficient is computed exactly; that of a million takes 12 s.
+_MAX_EXACT = 100_000
 
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """n questions, each answered by both sides.
+    """n samples, each predicted by both sides.
 
     Args:
-        n: questions.
-        both: answered rightly before and after.
-        lost: answered rightly before only.
-        gained: answered rightly after only.
+        n: samples.
+        both: correct before and after.
+        lost: correct before only.
+        gained: correct after only.
     """
 
     n: int
@@ -37,31 +39,31 @@ class Pairs:
 
     @property
     def before(self) -> float:
-        """Rate of right answers before; NaN where n is 0."""
+        """Rate of correct predictions before; NaN for n = 0."""
         return (self.both + self.lost) / self.n if self.n else math.nan
 
     @property
     def after(self) -> float:
-        """Rate of right answers after; NaN where n is 0."""
+        """Rate of correct predictions after; NaN for n = 0."""
         return (self.both + self.gained) / self.n if self.n else math.nan
 
     @property
     def drop(self) -> float:
-        """``before - after``: positive where more was lost than gained; NaN where n is 0."""
+        """``before - after``: positive if more was lost than gained; NaN for n = 0."""
         return (self.lost - self.gained) / self.n if self.n else math.nan
 
     @property
     def p_value(self) -> float:
-        """Of :func:`mcnemar_p`."""
+        """p-value of :func:`mcnemar_p`."""
         return mcnemar_p(self.lost, self.gained)
 
     @property
     def can_tell(self) -> bool:
-        """Whether the largest possible loss, of all that was answered rightly before, would be significant."""
+        """True if the largest possible loss, of all that was correct before, would be significant."""
         return self.both + self.lost >= FEWEST_LOST
 
     def holds(self, limit: float) -> bool:
-        """Whether the drop is within the limit or not significant; False where no loss could be significant.
+        """True if the drop is within the limit or not significant; False if no loss could be significant.
 
         Args:
             limit: largest drop that is no failure, in [0, 1]; NaN holds nothing.
@@ -69,16 +71,16 @@ class Pairs:
         return self.can_tell and (self.drop <= limit or (limit >= 0 and self.p_value >= SIGNIFICANCE))
 
     def describe(self, limit: float) -> str:
-        """The counts, the test and its rule in a sentence, and what so few samples cannot show."""
+        """The counts, the test and its rule in a sentence, and the drops that so few samples cannot show."""
         counts = f"{self.lost} lost and {self.gained} gained of {self.n}"
         if not self.can_tell:
-            right = self.both + self.lost
+            correct = self.both + self.lost
             return (
-                f"{counts}: too few to tell, for even the loss of all {right} answered rightly before would be no "
-                f"significant drop (p = {mcnemar_p(right, 0):.2g}): take more samples or labelled images"
+                f"{counts}: too few to tell, for even the loss of all {correct} that were correct before would be no "
+                f"significant drop (p = {mcnemar_p(correct, 0):.2g}): take more samples or labelled images"
             )
-        rule = f"fails where more than {100 * limit:g} points are lost and p < {SIGNIFICANCE:g}"
-        return f"{counts}, one-sided exact McNemar p = {self.p_value:.2g}; {rule}{blind_below(self.n, limit)}"
+        rule = f"fails if more than {100 * limit:g} points are lost and p < {SIGNIFICANCE:g}"
+        return f"{counts}, one-sided exact McNemar p = {self.p_value:.2g}; {rule}{undetectable_drops(self.n, limit)}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; the rates may be NaN."""
@@ -87,19 +89,19 @@ class Pairs:
 
 
 def pair(before: npt.NDArray[np.bool_], after: npt.NDArray[np.bool_]) -> Pairs:
-    """Counts the pairs; both (N,): whether each side answered each question rightly.
+    """Counts the pairs; both (N,): True if that side's prediction of the sample is correct.
 
     Raises:
         ValueError: the shapes differ or are not (N,).
     """
     if before.ndim != 1 or before.shape != after.shape:
-        raise ValueError(f"not paired: {before.shape} answers before, {after.shape} after")
+        raise ValueError(f"not paired: {before.shape} predictions before, {after.shape} after")
     lost, gained = before & ~after, after & ~before
     return Pairs(len(before), int((before & after).sum()), int(lost.sum()), int(gained.sum()))
 
 
 def mcnemar_p(lost: int, gained: int) -> float:
-    """One-sided p-value of the exact McNemar test; 1 where nothing was lost.
+    """One-sided p-value of the exact McNemar test; 1 if nothing was lost.
 
     It is P(at least ``lost`` heads in ``lost + gained`` tosses of a fair coin).
 
@@ -110,12 +112,14 @@ def mcnemar_p(lost: int, gained: int) -> float:
     """
     if lost < 0 or gained < 0:
         raise ValueError(f"{lost} lost and {gained} gained are no counts")
+    if lost == 0:
+        return 1.0
     # The smaller of the two tails is summed: the larger one is near 1.
     return 1 - _lower_tail(lost - 1, lost + gained) if lost <= gained else _lower_tail(gained, lost + gained)
 
 
-def blind_below(n: int, limit: float) -> str:
-    """Says which drops beyond the limit cannot be significant on n samples; empty where there are none."""
+def undetectable_drops(n: int, limit: float) -> str:
+    """Remark on the drops beyond the limit that cannot be significant on n samples; empty if there are none."""
     if not n or limit >= FEWEST_LOST / n:
         return ""
     return f" ({n} pairs cannot show a drop of less than {100 * FEWEST_LOST / n:.4g} points)"
@@ -123,17 +127,16 @@ def blind_below(n: int, limit: float) -> str:
 
 def _lower_tail(most: int, tosses: int) -> float:
     """P(at most ``most`` heads), for ``most`` up to half of the tosses of a fair coin."""
-    # P(tosses // 2 heads): a product of factors near 1, which neither overflows nor, for 10^6 tosses, underflows.
-    probability = math.prod((2 * i - 1) / (2 * i) for i in range(1, (tosses + 1) // 2 + 1))
-    tail = []
-    for heads in range(tosses // 2, -1, -1):
-        if heads <= most:
-            tail.append(probability)
-        probability *= heads / (tosses - heads + 1)
-        if probability == 0:
-            break
-    return math.fsum(tail)
+    if tosses <= _MAX_EXACT:
+        probability = math.comb(tosses, most) / 2**tosses
+    else:
+        logarithm = math.lgamma(tosses + 1) - math.lgamma(most + 1) - math.lgamma(tosses - most + 1)
+        probability = math.exp(logarithm - tosses * math.log(2))
+    terms = [probability]
+    for heads in range(most, 0, -1):
+        terms.append(terms[-1] * heads / (tosses - heads + 1))
+    return math.fsum(terms)
 
 
-#: Fewest samples whose loss is significant where none is gained.
+#: Fewest samples whose loss is significant if none is gained.
 FEWEST_LOST = next(count for count in itertools.count(1) if mcnemar_p(count, 0) < SIGNIFICANCE)

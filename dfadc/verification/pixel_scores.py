@@ -1,18 +1,19 @@
-"""How well classes of pixels overlap: counts, rates and IoU with their intervals. numpy only, as :mod:`.agreement` is.
+"""Pixel accuracy and IoU of segmentation, with bootstrap intervals. numpy only.
 
 Pixels of an image are not independent, images are: intervals are percentiles of a bootstrap over images, with a fixed
-seed. Of fewer than ``MIN_IMAGES`` images nothing is claimed: their interval is [0, 1].
+seed. With fewer than ``MIN_IMAGES`` images the interval is [0, 1].
 """
 
 from __future__ import annotations
 
 import functools
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+from dfadc.verification.rates import Rate
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -20,19 +21,19 @@ if TYPE_CHECKING:
 Classes = npt.NDArray[np.unsignedinteger[Any]]
 Counts = npt.NDArray[np.int64]
 
-#: Fewer images than this say too little: about a class, or about anything.
+#: With fewer images than this no interval is stated, neither of a class nor of the whole.
 MIN_IMAGES = 10
 RESAMPLES = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class PixelCounts:
-    """Pixels of each image by class, where a reference has one.
+    """Pixels of each image by class, for pixels that have a reference class.
 
     Args:
         both: (N, K) pixels that reference and candidate put into the class.
-        reference: (N, K) that the reference does.
-        candidate: (N, K) that the candidate does, of those that the reference puts anywhere.
+        reference: (N, K) that the reference puts into it.
+        candidate: (N, K) that the candidate does, among pixels with a reference class.
     """
 
     both: Counts
@@ -44,59 +45,54 @@ class PixelCounts:
 
 
 def count_pixels(candidate: Classes, reference: Classes, num_classes: int) -> PixelCounts:
-    """Counts pixels of classes (N, H, W) each; from ``num_classes`` on a reference is left out, a candidate wrong."""
+    """Counts pixels by class.
+
+    Args:
+        candidate: (N, H, W) classes; values from ``num_classes`` on are wrong.
+        reference: (N, H, W) classes; pixels with values from ``num_classes`` on are left out.
+        num_classes: K.
+    """
     side = num_classes + 1
-    found = np.empty((len(reference), num_classes, side), np.int64)
+    confusion = np.empty((len(reference), num_classes, side), np.int64)
     for index, (of_candidate, of_reference) in enumerate(zip(candidate, reference, strict=True)):
         counted = of_reference < num_classes
         pairs = of_reference[counted].astype(np.int64) * side + np.minimum(of_candidate[counted], num_classes)
-        found[index] = np.bincount(pairs, minlength=num_classes * side).reshape(num_classes, side)
+        confusion[index] = np.bincount(pairs, minlength=num_classes * side).reshape(num_classes, side)
     return PixelCounts(
-        np.diagonal(found, axis1=1, axis2=2).copy(), found.sum(axis=2), found[:, :, :num_classes].sum(axis=1)
+        both=np.diagonal(confusion, axis1=1, axis2=2).copy(),
+        reference=confusion.sum(axis=2),
+        candidate=confusion[:, :, :num_classes].sum(axis=1),
     )
 
 
-class _Share:
-    """k of n, and the interval of k / n."""
+class _ImageRate(Rate):
+    """k of n pixels, with an interval from a bootstrap over images."""
 
     __slots__ = ()
 
-    n: int
-    k: int
     interval: tuple[float, float]
     num_images: int
 
+    def bounds(self) -> tuple[float, float]:
+        """Bootstrap interval."""
+        return self.interval
+
     @property
     def low_if_perfect(self) -> float:
-        """The lower end that n of n would have."""
+        """Lower bound for k = n."""
         return 1.0 if self.num_images >= MIN_IMAGES else 0.0
-
-    @property
-    def rate(self) -> float:
-        """Observed rate k / n; NaN where n is 0."""
-        return self.k / self.n if self.n else math.nan
-
-    @property
-    def low(self) -> float:
-        """Lower end of the rate's interval."""
-        return self.interval[0]
-
-    @property
-    def high(self) -> float:
-        """Upper end of the rate's interval."""
-        return self.interval[1]
 
 
 @dataclass(frozen=True, slots=True)
-class ClassScore(_Share):
-    """Pixels that the reference puts into class ``index``: k of n are put there by the candidate too.
+class ClassScore(_ImageRate):
+    """Pixels that the reference puts into class ``index``; the candidate puts k of these n there too.
 
     Args:
         n: pixels.
-        k: of them the candidate's.
+        k: those that the candidate puts there too.
         index: the class.
         interval: of k / n.
-        iou: k over the pixels that either puts there; NaN where there are none.
+        iou: k over the pixels that either puts there; NaN without any.
         iou_interval: of the IoU.
         num_images: images in which the reference has the class.
     """
@@ -111,27 +107,26 @@ class ClassScore(_Share):
 
     @property
     def too_few(self) -> bool:
-        """Whether the class is in fewer than ``MIN_IMAGES`` images."""
+        """True if the class is in fewer than ``MIN_IMAGES`` images."""
         return self.num_images < MIN_IMAGES
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; rates may be NaN."""
-        rates = {"agreement": self.rate, "low": self.low, "high": self.high}
         iou = {"iou": self.iou, "iou_low": self.iou_interval[0], "iou_high": self.iou_interval[1]}
         counts = {"class": self.index, "n": self.n, "k": self.k}
-        return {**counts, **rates, **iou, "num_images": self.num_images, "too_few": self.too_few}
+        return {**counts, **self.rates(), **iou, "num_images": self.num_images, "too_few": self.too_few}
 
 
 @dataclass(frozen=True, slots=True)
-class PixelScores(_Share):
-    """n pixels of some images, k of which count, and how well classes overlap.
+class PixelScores(_ImageRate):
+    """Agreement of the pixels of some images, and the overlap (IoU) of their classes.
 
     Args:
         n: pixels.
         k: pixels that candidate and reference put into the same class.
         num_images: images that they belong to.
         interval: of k / n.
-        mean_iou: over the classes that either answers with.
+        mean_iou: over the classes that either predicts.
         mean_iou_interval: of that.
         per_class: one entry a class.
     """
@@ -151,22 +146,22 @@ class PixelScores(_Share):
 
     @property
     def accuracy(self) -> float:
-        """The same, where the reference are masks that a person made."""
+        """Pixel accuracy, if the reference is the labelled masks; the same number as :attr:`agreement`."""
         return self.rate
 
     @property
     def unit(self) -> str:
-        """What is counted, for messages."""
+        """Plural noun of the samples, for messages."""
         return f"pixels of {self.num_images} images"
 
     def iou_dict(self) -> dict[str, Any]:
-        """What a report says of overlap, as plain values; rates may be NaN."""
+        """Mean IoU under the report's keys; rates may be NaN."""
         low, high = self.mean_iou_interval
         return {"num_images": self.num_images, "mean_iou": self.mean_iou, "mean_iou_low": low, "mean_iou_high": high}
 
     @classmethod
-    def of(cls, counts: PixelCounts) -> Self:
-        """Scores with their intervals."""
+    def of(cls, counts: PixelCounts, **further: Any) -> Self:
+        """Scores with their intervals; ``further`` are the fields that a subclass adds."""
         both, reference, candidate = (_resampled(part) for part in (counts.both, counts.reference, counts.candidate))
         with np.errstate(invalid="ignore", divide="ignore"):
             recall = both / reference
@@ -196,18 +191,19 @@ class PixelScores(_Share):
                 )
                 for index in range(counts.reference.shape[1])
             ),
+            **further,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class PairedPixels:
-    """Two networks' answers to the same images against one reference: what the second lost, image by image.
+    """Paired comparison of two networks' pixel agreement with one reference.
 
     Args:
         num_images: images compared.
-        drop: share of the pixels that the first answers as the reference does, less the second's.
-        low: the drop is larger than this with 95 % confidence, by a bootstrap over images; ``drop`` itself where there
-            are fewer than ``MIN_IMAGES``, so that no drop of theirs passes for chance.
+        drop: pixel agreement of the first network less the second's.
+        low: the drop is larger than this with 95 % confidence, by a bootstrap over images; ``drop`` itself for fewer
+            than ``MIN_IMAGES``, so that no drop of theirs passes for chance.
     """
 
     num_images: int
@@ -216,7 +212,12 @@ class PairedPixels:
 
     @classmethod
     def of(cls, lost: Counts, counted: Counts) -> Self:
-        """Of each image (N,): pixels that the second answers rightly fewer than the first, and pixels compared."""
+        """Drop with its bound.
+
+        Args:
+            lost: (N,) correct pixels of the first network less those of the second, by image.
+            counted: (N,) pixels compared, by image.
+        """
         sums = _resampled(np.stack([lost, counted], axis=1))
         with np.errstate(invalid="ignore", divide="ignore"):
             drops = sums[:, 0] / sums[:, 1]
@@ -225,12 +226,12 @@ class PairedPixels:
         return cls(len(lost), float(drops[0]), float(low))
 
     def holds(self, limit: float) -> bool:
-        """Whether the drop is within the limit, in [0, 1], or may be chance; NaN holds nothing."""
+        """True if the drop is within the limit, in [0, 1], or may be chance; NaN holds nothing."""
         return self.drop <= limit or (limit >= 0 and self.low <= 0)
 
     def describe(self, limit: float) -> str:
         """The interval and the rule in a sentence."""
-        rule = f"fails where more than {100 * limit:g} points are lost"
+        rule = f"fails if more than {100 * limit:g} points are lost"
         if self.num_images < MIN_IMAGES:
             return f"{rule}; {self.num_images} images are too few to tell a drop from chance, so every drop counts"
         return (
@@ -264,7 +265,7 @@ def _resampled(counts: Counts) -> npt.NDArray[np.float64]:
 
 @functools.lru_cache(maxsize=8)
 def _draws(num_images: int) -> npt.NDArray[np.float64]:
-    """(RESAMPLES, N): how often each image is drawn; the same every time."""
+    """(RESAMPLES, N): number of times that each image is drawn; the same in every call."""
     if num_images == 0:
         return np.zeros((RESAMPLES, 0))
     shares = np.full(num_images, 1 / num_images)
@@ -272,7 +273,7 @@ def _draws(num_images: int) -> npt.NDArray[np.float64]:
 
 
 def _interval(values: npt.NDArray[np.float64], *, few: bool) -> tuple[float, float]:
-    """The middle 95 % of resamples (1 + RESAMPLES,), widened to what was observed, which comes first."""
+    """The middle 95 % of resamples (1 + RESAMPLES,), widened to the observed value, which comes first."""
     finite = values[1:][np.isfinite(values[1:])]
     if few or not finite.size or not np.isfinite(values[0]):
         return 0.0, 1.0

@@ -1,20 +1,23 @@
-"""Results as one versioned JSON document."""
+"""The report: the results of a verification as one versioned JSON document."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dfadc.verification.gate import STUDENT, Failure, Judgement, Thresholds, conclude
+from dfadc.storage import without_nan
+from dfadc.verification.gate import STUDENT, Failure, Judgement, conclude
 from dfadc.verification.pixel_scores import PixelScores
 
 if TYPE_CHECKING:
-    from dfadc.verification.agreement import Coverage
+    from collections.abc import Collection, Mapping, Sequence
+
+    from dfadc.verification.coverage import Coverage
     from dfadc.verification.judge import ArtifactResult, StudentResult
     from dfadc.verification.pixel_agreement import Measured, MeasuredAccuracy
     from dfadc.verification.pixel_samples import Samples
+    from dfadc.verification.rates import Rate
+    from dfadc.verification.thresholds import Thresholds
 
 SCHEMA = "dfadc.verification/1"
 Report = dict[str, Any]
@@ -41,19 +44,19 @@ def build_report(  # noqa: PLR0913 -- keywords, each of them a part of the docum
 ) -> Report:
     """The whole verification as JSON values: no NaN and no infinity, those are null.
 
-    ``sqnr_db`` is null where nothing differs (``max_logit_error`` is then 0) or nothing could be compared.
+    ``sqnr_db`` is null if nothing differs (``max_logit_error`` is then 0) or nothing could be compared.
 
     Args:
-        samples: what was asked.
-        thresholds: what was demanded.
+        samples: that the networks ran on.
+        thresholds: the gates' limits.
         student: the fp32 student's result.
         artifacts: every artifact, also those NOT RUN.
-        accuracy: teacher and student on labelled images, where the user gave some.
+        accuracy: teacher and student on labelled images, or None.
         required: artifact names that must have run.
         failure: error that kept an artifact from being exported.
         run: plain JSON values on the run (name, teacher sha256, versions, ...).
-        additions: ``baseline`` (of :func:`dfadc.verification.regression.describe_baseline`) and ``notes`` (what a
-            reader should know), where there are such.
+        additions: ``baseline`` (of :func:`dfadc.verification.regression.describe_baseline`) and ``notes`` (remarks
+            for the reader).
     """
     verdicts = {STUDENT: student.judgement.verdict} | {r.artifact.name: r.judgement.verdict for r in artifacts}
     conclusion = conclude(verdicts, required=required, failure=failure)
@@ -74,12 +77,12 @@ def build_report(  # noqa: PLR0913 -- keywords, each of them a part of the docum
         | _gated(student.distillation, thresholds.source)
         | {"comparisons": {"B": _by_source(student.distillation), "C": coverage}},
         "artifacts": {result.artifact.name: _artifact(result, coverage, thresholds.source) for result in artifacts},
-        "accuracy": _labelled(accuracy),
+        "accuracy": _labelled_accuracy(accuracy),
         "baseline": None,
         "notes": [],
         **(additions or {}),
     }
-    cleaned: Report = _finite(report)
+    cleaned: Report = without_nan(report)
     return cleaned
 
 
@@ -91,9 +94,7 @@ def _artifact(result: ArtifactResult, coverage: Mapping[str, Any], source: str) 
         "precision": result.artifact.precision,
         "size_bytes": result.artifact.size_bytes,
         **_gated(result.distillation, source),
-        "accuracy": None if accuracy is None else accuracy.accuracy,
-        "accuracy_low": None if accuracy is None else accuracy.low,
-        "accuracy_high": None if accuracy is None else accuracy.high,
+        **_rate("accuracy", accuracy),
         **({"iou": _overlap(accuracy)} if isinstance(accuracy, PixelScores) else {}),
         "comparisons": {
             "A": _by_source(result.export),
@@ -109,23 +110,27 @@ def _judged(judgement: Judgement) -> dict[str, Any]:
 
 
 def _gated(distillation: Mapping[str, Measured], source: str) -> dict[str, Any]:
-    """The headline: comparison B on the gate's source, null where nothing was compared."""
+    """The headline: comparison B on the gate's source, null if nothing was compared."""
     measured = distillation.get(source)
-    if measured is None or measured.n == 0:
-        return {"agreement": None, "agreement_low": None, "agreement_high": None}
-    return {"agreement": measured.agreement, "agreement_low": measured.low, "agreement_high": measured.high}
+    return _rate("agreement", measured if measured is not None and measured.n else None)
+
+
+def _rate(name: str, measured: Rate | None) -> dict[str, float | None]:
+    """A rate and its interval under the report's keys; null if nothing was measured."""
+    values = (None,) * 3 if measured is None else (measured.rate, measured.low, measured.high)
+    return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
 
 
 def _by_source(results: Mapping[str, Measured] | Mapping[str, Coverage]) -> dict[str, Any]:
     return {source: result.to_dict() for source, result in results.items()}
 
 
-def _labelled(accuracy: LabelledAccuracy | None) -> dict[str, Any] | None:
+def _labelled_accuracy(accuracy: LabelledAccuracy | None) -> dict[str, Any] | None:
     if accuracy is None:
         return None
     values: dict[str, Any] = {"n": accuracy.teacher.n, "unit": accuracy.teacher.unit}
     for name, measured in zip(LabelledAccuracy._fields, accuracy, strict=True):
-        values |= {name: measured.accuracy, f"{name}_low": measured.low, f"{name}_high": measured.high}
+        values |= _rate(name, measured)
         if isinstance(measured, PixelScores):
             values[f"{name}_iou"] = _overlap(measured)
     return values
@@ -133,14 +138,3 @@ def _labelled(accuracy: LabelledAccuracy | None) -> dict[str, Any] | None:
 
 def _overlap(scores: PixelScores) -> dict[str, Any]:
     return {**scores.iou_dict(), "per_class": [entry.to_dict() for entry in scores.per_class]}
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: both become null."""
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _finite(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
-    return value

@@ -1,4 +1,4 @@
-"""Images as they are stored, and back: uint8 pixels, or float16 where mean and std are unknown."""
+"""Quantisation of images for storage: uint8 pixels, or float16 if mean and std are unknown."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ StoredImages = npt.NDArray[np.uint8] | npt.NDArray[np.float16]
 
 
 def quantise(images: npt.NDArray[np.floating[Any]], contract: ImageContract) -> StoredImages:
-    """Normalised images as they are stored: uint8 pixels, rounded and clipped, or float16 without mean and std.
+    """Quantises normalised images: uint8 pixels, rounded and clipped, or float16 without mean and std.
 
     Args:
         images: (N, C, H, W), normalised.
@@ -27,7 +27,7 @@ def quantise(images: npt.NDArray[np.floating[Any]], contract: ImageContract) -> 
     """
     if images.ndim != 4 or images.shape[1:] != contract.input_size:
         raise DfadcError(
-            f"images are {images.shape}, the contract says (N, {', '.join(map(str, contract.input_size))})"
+            f"images are {images.shape}, the contract needs (N, {', '.join(map(str, contract.input_size))})"
         )
     if not np.isfinite(images).all():
         raise DfadcError(
@@ -35,17 +35,20 @@ def quantise(images: npt.NDArray[np.floating[Any]], contract: ImageContract) -> 
         )
     if contract.mean is None or contract.std is None:
         if images.size and float(np.abs(images).max()) > float(np.finfo(np.float16).max):
-            raise DfadcError("generated images leave the range of float16", "give --mean and --std")
+            raise DfadcError("generated images exceed the range of float16", "pass --mean and --std")
         return images.astype(np.float16)
     pixels = images * _per_channel(contract.std) + _per_channel(contract.mean)
     return np.asarray(np.clip(np.rint(pixels * 255.0), 0, 255), np.uint8)
 
 
-def dequantise(stored: StoredImages, contract: ImageContract) -> npt.NDArray[np.float32]:
-    """Stored images as the networks take them: (N, C, H, W) normalised float32; the inverse of :func:`quantise`."""
+def dequantise(stored: StoredImages | npt.NDArray[np.float32], contract: ImageContract) -> npt.NDArray[np.float32]:
+    """Normalised float32 images (N, C, H, W) from stored ones; the inverse of :func:`quantise`.
+
+    Pixels may also be float32 in [0, 1].
+    """
     if contract.mean is None or contract.std is None:
         return stored.astype(np.float32)
-    pixels = stored.astype(np.float32) / np.float32(255.0)
+    pixels = stored.astype(np.float32) / np.float32(255.0 if stored.dtype == np.uint8 else 1.0)
     return np.asarray((pixels - _per_channel(contract.mean)) / _per_channel(contract.std), np.float32)
 
 
@@ -61,7 +64,7 @@ def to_pixels(images: npt.NDArray[np.float32], contract: ImageContract) -> npt.N
 
 
 def stored_type(contract: ImageContract) -> type[np.generic]:
-    """Of the values of stored images."""
+    """Dtype of stored images."""
     return np.uint8 if contract.has_pixels else np.float16
 
 

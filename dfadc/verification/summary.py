@@ -1,4 +1,4 @@
-"""A report as rows of tables, as lines of reasons and as Markdown.
+"""A report as rows of tables and lines of reasons. Standard library only.
 
 Rendering starts from the JSON, so a report can be rebuilt from a run folder with nothing else at hand.
 """
@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from dfadc.verification.agreement import ALL_SOURCES
 from dfadc.verification.gate import STUDENT
-from dfadc.verification.reasons import network_reasons
 from dfadc.verification.report import LabelledAccuracy
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
 COLUMNS = ("artifact", "verdict", "precision", "size", "agreement with teacher", "agreement with student", "accuracy")
 NETWORK_COLUMNS = ("network", "architecture", "parameters", "FLOPs", "accuracy")
 IOU_COLUMNS = ("network", "mean IoU with teacher", "mean IoU with student", "mean IoU on masks")
 BASELINE_COLUMNS = ("network", "samples", "n", "before", "now", "lost", "gained", "McNemar p")
-#: Key of a pair of answers -> what its samples are called in a table: those that a gate looks at, by key.
+#: Key of paired predictions that a gate judges -> name of their samples in a table.
 _JUDGED = {"gated": "judged", "accuracy": "labelled images"}
 JUDGED = frozenset(_JUDGED.values())
 SOURCE_COLUMNS = (
@@ -37,18 +36,18 @@ SOURCE_COLUMNS = (
 
 
 def network_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Teacher and student beside each other under ``NETWORK_COLUMNS``; none where the report knows no run."""
+    """Rows for teacher and student under ``NETWORK_COLUMNS``; none if the report is not of a run."""
     run, labelled = report["run"], report["accuracy"] or {}
-    networks = {who: run[who] for who in LabelledAccuracy._fields if "num_parameters" in run.get(who, {})}
+    networks = {role: run[role] for role in LabelledAccuracy._fields if "num_parameters" in run.get(role, {})}
     return [
         (
-            who,
+            role,
             network["architecture"],
-            _of_teacher(networks, who, "num_parameters", 1, ""),
-            _of_teacher(networks, who, "flops", 1e6, " M"),
-            _percent(labelled.get(who), labelled.get(f"{who}_low"), labelled.get(f"{who}_high")),
+            _with_share(networks, role, "num_parameters", 1, ""),
+            _with_share(networks, role, "flops", 1e6, " M"),
+            _percent(labelled.get(role), labelled.get(f"{role}_low"), labelled.get(f"{role}_high")),
         )
-        for who, network in networks.items()
+        for role, network in networks.items()
     ]
 
 
@@ -57,8 +56,9 @@ def summary_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     student = report["student"]
     labelled = report["accuracy"] or {}
     student_accuracy = _percent(labelled.get("student"), labelled.get("student_low"), labelled.get("student_high"))
-    first = ("fp32 student", student["verdict"], "fp32", "–", _gated_percent(student), "–", student_accuracy)
-    rows: list[tuple[str, ...]] = [first]
+    rows: list[tuple[str, ...]] = [
+        ("fp32 student", student["verdict"], "fp32", "–", _gated_percent(student), "–", student_accuracy)
+    ]
     for name, entry in report["artifacts"].items():
         export = entry["comparisons"]["A"].get(ALL_SOURCES, {})
         rows.append(
@@ -76,12 +76,12 @@ def summary_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def is_dense(report: Mapping[str, Any]) -> bool:
-    """Whether every pixel was answered: agreement is then of pixels, its interval from a bootstrap over images."""
+    """True for segmentation: agreement is then of pixels, its interval from a bootstrap over images."""
     return "mean_iou" in report["student"]["comparisons"]["B"].get(ALL_SOURCES, {})
 
 
 def iou_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """How the classes of dense answers overlap, under ``IOU_COLUMNS``; none where every image has one answer."""
+    """Mean IoU of segmentation under ``IOU_COLUMNS``; none for classification."""
     if not is_dense(report):
         return []
     source, labelled = report["gate"]["source"], report["accuracy"] or {}
@@ -91,13 +91,13 @@ def iou_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     student = report["student"]["comparisons"]["B"].get(source)
     rows.append(("fp32 student", _iou(student), "–", _iou(labelled.get("student_iou"))))
     for name, entry in report["artifacts"].items():
-        found = entry["comparisons"]
-        rows.append((name, _iou(found["B"].get(source)), _iou(found["A"].get(ALL_SOURCES)), _iou(entry.get("iou"))))
+        export, distillation = entry["comparisons"]["A"], entry["comparisons"]["B"]
+        rows.append((name, _iou(distillation.get(source)), _iou(export.get(ALL_SOURCES)), _iou(entry.get("iou"))))
     return rows
 
 
-def counted(labelled: Mapping[str, Any]) -> str:
-    """What a report's accuracy was counted over."""
+def labelled_size(labelled: Mapping[str, Any]) -> str:
+    """Number and unit of the labelled samples behind a report's accuracy."""
     return f"{labelled['n']:,} {labelled.get('unit', 'labelled images')}"
 
 
@@ -124,7 +124,7 @@ def source_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def baseline_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Comparison D under ``BASELINE_COLUMNS``; none where nothing was held against a baseline."""
+    """Comparison D under ``BASELINE_COLUMNS``; none without a baseline."""
     networks = (report.get("baseline") or {}).get("networks", {})
     return [
         (
@@ -142,61 +142,28 @@ def baseline_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     ]
 
 
+def network_reasons(report: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Each network's reasons for not being PASS: its name, the verdict of the gate that gives the reason, the reason.
+
+    Every artifact fails with its student: the reasons that they share are given once, at the student.
+    """
+    student = report["student"]
+    for name, entry in {"fp32 student": student, **report["artifacts"]}.items():
+        verdicts = {check["message"]: check["verdict"] for check in entry["checks"]}
+        for reason in entry["reasons"]:
+            if entry is student or reason not in student["reasons"]:
+                yield name, verdicts.get(reason, entry["verdict"]), reason
+
+
 def reason_lines(report: Mapping[str, Any]) -> list[str]:
     """Every reason for a verdict other than PASS, those of a network with its name and the gate's verdict."""
-    return [*report["reasons"], *(f"{name} {verdict}: {why}" for name, verdict, why in network_reasons(report))]
+    return [*report["reasons"], *(f"{name} {verdict}: {reason}" for name, verdict, reason in network_reasons(report))]
 
 
 def headline(report: Mapping[str, Any]) -> str:
-    """The verdict, and how many artifacts ran where it is not all; earlier versions wrote the verdict alone."""
+    """The verdict, and how many artifacts ran if not all did; earlier versions wrote the verdict alone."""
     text: str = report.get("headline") or report["verdict"]
     return text
-
-
-def render_markdown(report: Mapping[str, Any]) -> str:
-    """The report in GitHub's Markdown."""
-    samples, source = report["samples"], report["gate"]["source"]
-    origin = ", ".join(f"{count} {name}" for name, count in samples["sources"].items())
-    what, interval = ("Agreement of pixels", "interval, from a bootstrap over images")
-    if not is_dense(report):
-        what, interval = "Agreement", "Wilson interval"
-    intro = (
-        f"{what} on {samples['n']} generated samples ({origin}; sha256 `{samples['sha256'][:12]}`), with its 95 % "
-        f"{interval}: with the teacher on the samples of source *{source}*, with the fp32 student on all."
-    )
-    if report["accuracy"]:
-        intro += f" Accuracy on {counted(report['accuracy'])}."
-    if width := report["gate"].get("boundary_width"):
-        intro += f" Pixels within {width} of a border between classes count neither with the teacher nor on masks."
-    lines = [
-        f"# Verification: {headline(report)}",
-        "",
-        *(table_lines(NETWORK_COLUMNS, networks) if (networks := network_rows(report)) else []),
-        "",
-        intro,
-        "",
-        *table_lines(COLUMNS, summary_rows(report)),
-        "",
-    ]
-    if overlaps := iou_rows(report):
-        lines += [*table_lines(IOU_COLUMNS, overlaps), ""]
-    reasons = reason_lines(report)
-    if reasons:
-        lines += ["## Why", "", *(f"- {_cell(reason)}" for reason in reasons), ""]
-    lines += ["## A export (against the fp32 student) and B distillation (against the teacher)", ""]
-    lines += [*table_lines(SOURCE_COLUMNS, source_rows(report)), ""]
-    lines += ["## C coverage (the teacher's classes)", ""]
-    coverage_rows = [
-        (name, str(value["n"]), f"{value['entropy']:.3f}", f"{value['num_empty']} of {len(value['counts'])}")
-        for name, value in report["coverage"].items()
-    ]
-    lines += [*table_lines(("source", "n", "normalised class entropy", "classes never seen"), coverage_rows), ""]
-    if compared := baseline_rows(report):
-        lines += [f"## D baseline ({report['baseline']['run']}, on its own samples)", ""]
-        lines += [*table_lines(BASELINE_COLUMNS, compared), ""]
-    if notes := report.get("notes"):
-        lines += ["## Notes", "", *(f"- {_cell(note)}" for note in notes), ""]
-    return "\n".join(lines)
 
 
 def _gated_percent(entry: Mapping[str, Any]) -> str:
@@ -209,16 +176,16 @@ def _percent(rate: float | None, low: float | None, high: float | None) -> str:
     return f"{rate:.2%} [{100 * low:.2f}, {100 * high:.2f}]"
 
 
-def _iou(found: Mapping[str, Any] | None) -> str:
-    return "–" if found is None else _percent(found["mean_iou"], found["mean_iou_low"], found["mean_iou_high"])
+def _iou(scores: Mapping[str, Any] | None) -> str:
+    return "–" if scores is None else _percent(scores["mean_iou"], scores["mean_iou_low"], scores["mean_iou_high"])
 
 
-def _of_teacher(networks: Mapping[str, Any], who: str, quantity: str, scale: float, unit: str) -> str:
-    """A quantity of one network, with its share of the teacher's where it is not the teacher."""
-    value, teacher = networks[who][quantity], networks.get("teacher", {}).get(quantity)
+def _with_share(networks: Mapping[str, Any], role: str, quantity: str, scale: float, unit: str) -> str:
+    """A quantity of one network, with its share of the teacher's unless it is the teacher."""
+    value, teacher = networks[role][quantity], networks.get("teacher", {}).get(quantity)
     if value is None:
         return "–"
-    share = f" ({value / teacher:.1%})" if who != "teacher" and teacher else ""
+    share = f" ({value / teacher:.1%})" if role != "teacher" and teacher else ""
     shown = value / scale
     return f"{shown:,.0f}{unit}{share}" if shown >= 10 else f"{shown:.3g}{unit}{share}"
 
@@ -231,13 +198,3 @@ def _size(size_bytes: int | None) -> str:
     if size_bytes is None:
         return "–"
     return f"{size_bytes / 1e6:.2f} MB" if size_bytes >= 1e6 else f"{size_bytes / 1e3:.1f} kB"
-
-
-def table_lines(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table in GitHub's Markdown."""
-    head = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    return head + ["| " + " | ".join(map(_cell, row)) + " |" for row in rows]
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")

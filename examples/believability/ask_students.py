@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -22,19 +22,39 @@ from torch import nn
 
 from dfadc import load_recipe, load_teacher
 from dfadc.networks.network_file import load_network
-from dfadc.sampling.generators import draw, draw_prior, train_adversary, train_prior
-from dfadc.training.run import prepare
+from dfadc.sampling.generators import PROCEDURAL_SHARE, draw, draw_prior, train_adversary, train_prior
+from dfadc.sampling.lengths import ADVERSARY_STEPS, PRIOR_STEPS
+from dfadc.training.build import prepare
 from dfadc.verification.samples import SampleSet
 from dfadc.verification.stored_images import StoredImages, dequantise, quantise
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from collections.abc import Callable, Iterator
 
-    from dfadc.distillation.state import Players
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from dfadc.distillation.distillation import Distillation
     from dfadc.teacher.load import Teacher
 
-#: No examiner takes more than a share of its run's updates; this run is long enough for every one.
-STEPS = 100_000
+#: No verification generator takes more than a share of its run's updates; this run is long enough for every one.
+SETTINGS = ("steps=100000", "compute.compile=off")
+
+
+class Lengths(NamedTuple):
+    """Updates of each verification generator, and share of the prior's samples that are procedural images.
+
+    Args:
+        prior_steps: of the prior generator.
+        refine_steps: of the pixels of its samples; None: as many as a run makes.
+        procedural_share: of its samples.
+        adversary_steps: of the adversary; 0: there is none.
+    """
+
+    prior_steps: int = PRIOR_STEPS
+    refine_steps: int | None = None
+    procedural_share: float = PROCEDURAL_SHARE
+    adversary_steps: int = ADVERSARY_STEPS
 
 
 class Examination:
@@ -43,15 +63,15 @@ class Examination:
     Args:
         teacher: of all of them.
         out: the folder of `make_students.py`.
-        settings: of every examiner, as ``--set`` takes them.
+        lengths: of the verification generators' training.
         count: samples of all sources, shared among them as a run shares them.
     """
 
-    def __init__(self, teacher: Teacher, out: Path, settings: tuple[str, ...], *, count: int) -> None:
+    def __init__(self, teacher: Teacher, out: Path, lengths: Lengths, *, count: int) -> None:
         self.teacher = teacher
         self.out = out
-        self.settings = (*settings, f"steps={STEPS}", "compute.compile=off")
-        verify = load_recipe("auto", self.settings).verify
+        self.lengths = lengths
+        verify = load_recipe("auto", SETTINGS).verify
         self.counts = {
             source: verify.count_of(source, count) for source in ("generator", "snapshots", "prior", "adversary")
         }
@@ -88,24 +108,27 @@ class Examination:
     def _draw_prior(self, weights: Path) -> StoredImages:
         """The prior generator's images: the same for all students, for it never looks at one."""
         if self._prior is None:
-            self._prior = self._examine(weights, train_prior)
+            self._prior = self._with_run(weights, self._draw_prior_of)
         return self._prior
 
     def _draw_adversary(self, weights: Path) -> StoredImages:
-        if "verify.adversary_steps=0" in self.settings:
+        if not self.lengths.adversary_steps:
             return self._draw_prior(weights)[:0]
-        return self._examine(weights, train_adversary)
+        return self._with_run(weights, self._draw_adversary_of)
 
-    def _examine(self, weights: Path, train: Any) -> StoredImages:
-        settings = (*self.settings, f"student.weights={json.dumps(str(weights))}")
+    def _draw_prior_of(self, run: Distillation) -> Iterator[Tensor]:
+        prior = train_prior(run, self.lengths.prior_steps)
+        share, steps = self.lengths.procedural_share, self.lengths.refine_steps
+        return draw_prior(run, prior, self.counts["prior"], steps=steps, procedural_share=share)
+
+    def _draw_adversary_of(self, run: Distillation) -> Iterator[Tensor]:
+        return draw(train_adversary(run, self.lengths.adversary_steps, restarts=1), self.counts["adversary"])
+
+    def _with_run(self, weights: Path, draw_images: Callable[[Distillation], Iterator[Tensor]]) -> StoredImages:
+        settings = (*SETTINGS, f"student.weights={json.dumps(str(weights))}")
         architecture = load_network(weights)[1].architecture
         with prepare(self.teacher, architecture, recipe=load_recipe("auto", settings), device="cpu") as training:
-            players: Players = train(training.game)
-            if train is train_prior:
-                drawn = draw_prior(training.game, players, self.counts["prior"])
-            else:
-                drawn = draw(players, self.counts["adversary"])
-            return np.concatenate([quantise(b.numpy(), self.teacher.contract) for b in drawn])
+            return np.concatenate([quantise(b.numpy(), self.teacher.contract) for b in draw_images(training.run)])
 
     @torch.no_grad()
     def _answer(self, network: nn.Module, stored: StoredImages) -> NDArray[np.float32]:
@@ -119,20 +142,14 @@ def main() -> None:
     parser.add_argument("teacher", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="the --out of make_students.py")
     parser.add_argument("--samples", type=int, default=2048, help="of all sources, half of them the prior's")
-    parser.add_argument("--prior-steps", type=int, help="updates of the prior generator; default: the recipe's")
-    parser.add_argument("--sharpen-steps", type=int, help="updates of its samples' pixels; default: the recipe's")
-    parser.add_argument("--procedural-share", type=float, help="of its samples; default: the recipe's")
-    parser.add_argument("--adversary-steps", type=int, help="updates of the adversary; default: the recipe's; 0: none")
+    parser.add_argument("--prior-steps", type=int, help="updates of the prior generator; default: a run's")
+    parser.add_argument("--refine-steps", type=int, help="updates of its samples' pixels; default: a run's")
+    parser.add_argument("--procedural-share", type=float, help="of its samples; default: a run's")
+    parser.add_argument("--adversary-steps", type=int, help="updates of the adversary; default: a run's; 0: none")
     arguments = parser.parse_args()
-    names = ("prior_steps", "sharpen_steps", "procedural_share", "adversary_steps")
-    wanted = {name: getattr(arguments, name) for name in names}
-    settings = [f"verify.{name}={value}" for name, value in wanted.items() if value is not None]
-    examination = Examination(
-        load_teacher(arguments.teacher),
-        arguments.out,
-        (*settings, "verify.adversary_restarts=1"),
-        count=arguments.samples,
-    )
+    given = {name: getattr(arguments, name) for name in Lengths._fields}
+    lengths = Lengths(**{name: value for name, value in given.items() if value is not None})
+    examination = Examination(load_teacher(arguments.teacher), arguments.out, lengths, count=arguments.samples)
     for record in sorted((arguments.out / "students").glob("*.json")):
         if not (arguments.out / f"{record.stem}.npz").exists():
             print(examination.ask(record.stem), flush=True)

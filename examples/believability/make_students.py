@@ -27,8 +27,8 @@ from dfadc.evaluation.labelled_images import load_evaluation_data
 from dfadc.networks.network_file import NetworkMetadata, load_network, save_network
 from dfadc.sampling.freeze import freeze_samples
 from dfadc.storage import write_json
-from dfadc.training.callbacks import set_samples_aside, snapshot_size, snapshot_steps
-from dfadc.training.run import prepare
+from dfadc.training.build import prepare
+from dfadc.training.callbacks import draw_snapshot_samples, snapshot_size, snapshot_steps
 
 if TYPE_CHECKING:
     from dfadc.distillation.loop import StepLosses
@@ -141,18 +141,18 @@ class Workshop:
         return (self.folder / f"{name}.json").exists()
 
     def _play(self, training: Training, marks: dict[int, str]) -> None:
-        game, recipe, built = training.game, training.recipe, training.student
+        run, recipe, built = training.run, training.recipe, training.student
         metadata = NetworkMetadata(built.architecture, built.stem, self.teacher.contract)
 
         def on_step(losses: StepLosses) -> None:
-            if losses.step in snapshot_steps(recipe) or losses.step == min(marks):
-                set_samples_aside(game, snapshot_size(recipe, game.contract))
+            if losses.step in snapshot_steps(recipe.steps) or losses.step == min(marks):
+                draw_snapshot_samples(run, snapshot_size(recipe, self.teacher.contract))
             if losses.step in marks:
                 name = marks[losses.step]
-                freeze_samples(game).save(self.folder / f"{name}.samples.npz")
-                self._keep(name, game.players.student.average, metadata=metadata, samples=f"{name}.samples.npz")
+                freeze_samples(run).save(self.folder / f"{name}.samples.npz")
+                self._keep(name, run.state.student.average, metadata=metadata, samples=f"{name}.samples.npz")
 
-        distill(game, recipe.steps, on_step)
+        distill(run, recipe.steps, on_step)
 
     def _record(self, name: str) -> dict[str, Any]:
         """What is known of a student."""

@@ -17,9 +17,9 @@ from dfadc.distillation.compute.policy import choose_device
 from dfadc.distillation.images import augmentation
 from dfadc.errors import DfadcError, TrainingDiverged
 from dfadc.evaluation.labelled_images import EvaluationData
+from dfadc.provenance import environment
 from dfadc.recipe.load import load_recipe
-from dfadc.run_folder import environment
-from dfadc.teacher.load import load_teacher
+from dfadc.teacher.load import Placement, load_teacher
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,19 +41,17 @@ class Cell:
         method: name in ``METHODS``.
         seed: of every random draw.
         budget: of the run.
-        as_published: recipes are not scaled down.
     """
 
     task: str
     method: str
     seed: int
     budget: Budget
-    as_published: bool = False
 
     @property
     def overrides(self) -> tuple[str, ...]:
         """What is changed of the shipped recipe, the seed apart."""
-        return METHODS[self.method].overrides(as_published=self.as_published)
+        return METHODS[self.method].changes
 
     def key(self) -> dict[str, Any]:
         """What tells it from other cells, as it stands in the results file."""
@@ -74,7 +72,7 @@ def run_cell(cell: Cell, data: Path | None = None) -> dict[str, Any]:
     """
     task, device = TASKS[cell.task], choose_device()
     teacher = load_teacher(task.teacher)
-    teacher.module.to(device)
+    teacher = teacher.placed(Placement(device))
     test = task.load("test", data)
     labelled = EvaluationData(test.images.numpy(), test.labels.numpy(), teacher.contract)
     judge = Judge(labelled, teacher.module, device)

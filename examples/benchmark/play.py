@@ -17,16 +17,16 @@ from shares import add_up, measure
 from dfadc.distillation.compute.policy import choose_policy
 from dfadc.distillation.loop import distill, update_generator, update_student
 from dfadc.distillation.losses import discrepancy
-from dfadc.distillation.trainable import Player
+from dfadc.distillation.step_plan import TRAINED_ON, Kind, StepPlan
+from dfadc.distillation.trainable import TrainableNetwork
 from dfadc.errors import DfadcError
-from dfadc.networks.adaptation import place
 from dfadc.networks.flops import count_flops
 from dfadc.recipe.load import change_recipe
 from dfadc.recipe.schema import ComputeSettings
-from dfadc.run_folder import claim_folder
+from dfadc.run_lock import claim_folder
 from dfadc.student.build import build_student
-from dfadc.training.callbacks import Watch
-from dfadc.training.run import prepare
+from dfadc.training.build import prepare
+from dfadc.training.callbacks import Callbacks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from shares import Spent
     from torch import Tensor
 
+    from dfadc.distillation.distillation import Distillation
     from dfadc.distillation.loop import StepLosses
-    from dfadc.distillation.objectives import Game
     from dfadc.recipe.schema import Recipe
     from dfadc.teacher.load import Teacher
     from dfadc.training.callbacks import Reading
@@ -70,11 +70,12 @@ def play_recipe(recipe: Recipe, *, teacher: Teacher, student: str, budget: Budge
         TrainingDiverged: the game could not be kept finite.
     """
     if budget.images is not None:
-        steps = budget.steps(seconds_per_step=1, images_per_step=_images_per_step(recipe))
+        images = recipe.batch_size * StepPlan.of(recipe).mean(TRAINED_ON)
+        steps = budget.steps(seconds_per_step=1, images_per_step=images)
         recipe = change_recipe(recipe, {"steps": steps})
     with prepare(teacher, student, recipe=recipe, device="auto") as training, tempfile.TemporaryDirectory() as folder:
-        game = training.game
-        spent = measure_step(game)  # before the plan, which may compile the game
+        run = training.run
+        spent = measure_step(run)  # before the plan, which may compile the objectives
         plan = training.plan(None if budget.images is not None else budget.seconds / 60)
         if budget.images is None and plan.seconds > TOLERANCE * budget.seconds:
             raise DfadcError(f"the budget is too small: one step takes {plan.estimate.seconds_per_step:.1f} s")
@@ -84,14 +85,14 @@ def play_recipe(recipe: Recipe, *, teacher: Teacher, student: str, budget: Budge
             if reading.note:
                 notes.append(f"step {reading.step}: {reading.note}")
 
-        watch = Watch(game, claim_folder(Path(folder) / "run", force=False), on_reading)
-        track = Track(judge, game.players.student.average, plan.recipe.steps)
+        callbacks = Callbacks(run, claim_folder(Path(folder) / "run", force=False), on_reading)
+        track = Track(judge, run.state.student.average, plan.recipe.steps)
 
         def on_step(losses: StepLosses) -> None:
-            watch.on_step(losses)
+            callbacks.on_step(losses)
             track.on_step(losses.step)
 
-        distill(game, plan.recipe.steps, on_step)
+        distill(run, plan.recipe.steps, on_step)
         return Played(track, round(plan.recipe.steps * spent.images["generator"]), spent.shares(), tuple(notes))
 
 
@@ -112,64 +113,62 @@ def learn_from_images(
     learner = build_student(student, teacher.contract).module
     flops = max(count_flops(each, teacher.contract.input_size) or 0 for each in (teacher.module, learner))
     policy = choose_policy(ComputeSettings(), judge.device, flops)
-    network = place(teacher.module, policy.device, policy.memory_format)
-    player = Player(learner, LEARNING, policy)
+    teacher = teacher.placed(policy.placement(0))
+    trained = TrainableNetwork(
+        learner, LEARNING.optimizer, policy, schedule=LEARNING.schedule, ema_decay=LEARNING.ema_decay
+    )
 
     def update() -> None:
-        player.module.train()
+        trained.module.train()
         images = draw(LEARNING_BATCH).contiguous(memory_format=policy.memory_format)
         with policy.autocast():
             with torch.no_grad():
-                teacher_logits = network(images)
-            student_logits = player.module(images)
-        player.move(discrepancy.kl(student_logits, teacher_logits, temperature=LEARNING.temperature))
+                teacher_logits = teacher.logits(images)
+            student_logits = trained.module(images)
+        trained.update(discrepancy.kl(student_logits, teacher_logits, temperature=LEARNING.temperature))
 
-    before = copy.deepcopy(player.state_dict())
+    before = copy.deepcopy(trained.state_dict())
     seconds = min(_seconds(update, judge.device) for _ in range(4))
-    spent = measure(update, {"teacher": [network], "student": [player.module]})
-    player.load_state_dict(before)
+    spent = measure(update, {"teacher": [teacher.module], "student": [trained.module]})
+    trained.load_state_dict(before)
     steps = budget.steps(seconds_per_step=seconds, images_per_step=LEARNING_BATCH)
-    track = Track(judge, player.average, steps)
+    track = Track(judge, trained.average, steps)
     for step in range(steps):
-        player.set_learning_rate(step / steps)
+        trained.set_learning_rate(step / steps)
         update()
         track.on_step(step + 1)
     return Played(track, 0, spent.shares())
 
 
-def measure_step(game: Game) -> Spent:
-    """What an average step of a game takes, from one update of each player that is then undone.
+def measure_step(run: Distillation) -> Spent:
+    """What an average step of a run takes, from one update of each kind that is then undone.
 
     Source of the order and the weights: :func:`dfadc.training.cost.time_steps`.
     """
-    players, rules = game.players, game.recipe
+    state = run.state
     networks = {
-        "generator": [players.generator.module, players.generator.average],
-        "teacher": [game.teacher],
-        "student": [players.student.module],
+        "generator": [state.generator.module, state.generator.average],
+        "teacher": [run.teacher.module],
+        "student": [state.student.module],
     }
-    before = copy.deepcopy(players.state_dict())
+    work: dict[Kind, Callable[[], object]] = {
+        Kind.GENERATOR: lambda: update_generator(run),
+        Kind.REPLAY: run.generator.fill_replay,
+        Kind.STUDENT: lambda: update_student(run, run.student.draw_batch()),
+        Kind.REPEATED: lambda: update_student(run, run.student.draw_repeated_batch()),
+    }
+    updates = {each.kind: each.number * (1 - each.start) for each in run.plan.updates}
+    before = copy.deepcopy(state.state_dict())
+    parts = []
     try:
-        game.begin_step()
-        game.begin_turn()
-        update_generator(game)  # the first of either fills caches
-        generator = measure(lambda: update_generator(game), networks)
-        turn = measure(game.end_turn, networks)
-        update_student(game, game.draw_student_batch())
-        student = measure(lambda: update_student(game, game.draw_student_batch()), networks)
-        echo = student
-        if rules.replay.echoes:
-            echo = measure(lambda: update_student(game, game.draw_echo_batch()), networks)
+        run.generator.begin_updates()
+        for kind, update in work.items():
+            if kind in updates:
+                update()  # the first of a kind fills caches
+                parts.append((updates[kind], measure(update, networks)))
     finally:
-        players.load_state_dict(before)
-    plays = 1 - rules.student.start
-    counts = (rules.generator.steps, 1, rules.student.steps * plays, rules.replay.echoes * plays)
-    return add_up(zip(counts, (generator, turn, student, echo), strict=True))
-
-
-def _images_per_step(recipe: Recipe) -> float:
-    """Images that the players of a recipe are updated on in an average step."""
-    return recipe.batch_size * (recipe.student_updates * (1 - recipe.student.start) + recipe.generator.steps)
+        state.load_state_dict(before)
+    return add_up(parts)
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:

@@ -35,13 +35,12 @@ def main(
     seconds: Annotated[float, typer.Option(min=0.1, help="Budget of a cell.")] = 90.0,
     images: Annotated[int | None, typer.Option(min=1, help="Budget in images updated on, instead.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of Fashion-MNIST's idx files; else downloads.")] = None,
-    as_published: Annotated[bool, typer.Option("--as-published", help="Do not scale recipes down for CPUs.")] = False,
 ) -> None:
     """Runs what the results file lacks."""
     tasks, methods = _choose(task, TASKS, "task"), _choose(method, METHODS, "method")
     budget = Budget(seconds, images)
     # Seeds outermost: a grid that is stopped early has something of every method.
-    cells = [Cell(t, m, seed, budget, as_published) for seed in range(seeds) for t in tasks for m in methods]
+    cells = [Cell(t, m, seed, budget) for seed in range(seeds) for t in tasks for m in methods]
     known = [{name: line[name] for name in cells[0].key()} for line in read_results(out)]
     missing = [cell for cell in cells if cell.key() not in known]
     print(f"{len(cells)} cells, {len(cells) - len(missing)} of them in {out}", flush=True)

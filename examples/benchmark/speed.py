@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -27,11 +28,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from dfadc import ImageContract, load_recipe
 from dfadc.distillation.compute.allocator import kept_memory
 from dfadc.distillation.compute.policy import choose_policy
+from dfadc.distillation.distillation import Distillation
 from dfadc.distillation.generator.networks import build_generator
-from dfadc.distillation.objectives import Game
-from dfadc.distillation.state import Players
-from dfadc.networks.flops import count_flops
+from dfadc.distillation.state import TrainingState
+from dfadc.networks.flops import count_flops, count_parameters
 from dfadc.networks.names import build_architecture
+from dfadc.teacher.file_kind import FileKind
+from dfadc.teacher.load import Teacher
 from dfadc.training.cost import time_steps
 
 if TYPE_CHECKING:
@@ -109,16 +112,31 @@ def time_recipe(pair: Pair, overrides: list[str]) -> float:
     sizes = [f"batch_size={pair.batch_size}", f"generator.latent_dim={pair.latent_dim}"]
     recipe = load_recipe("dfad", [*sizes, *overrides])
     policy = choose_policy(recipe.compute, torch.device("cpu"))
-    teacher = build_architecture(pair.teacher, pair.contract).module.eval().requires_grad_(requires_grad=False)
+    teacher = _as_teacher(pair).placed(policy.placement(0))
     student = build_architecture(pair.student, pair.contract).module
     generator = build_generator(recipe.generator, pair.contract)
     with kept_memory(policy.device):
-        players = Players(student, generator, recipe=recipe, contract=pair.contract, policy=policy)
-        teacher = teacher.to(memory_format=policy.memory_format)
-        game = Game(teacher, [], players=players, recipe=recipe, contract=pair.contract, policy=policy)
-        if recipe.compute.compile == "on":
-            game.compile()
-        return time_steps(game)
+        state = TrainingState(student, generator, recipe=recipe, contract=pair.contract, policy=policy)
+        with Distillation(teacher, [], state, recipe=recipe, policy=policy) as run:
+            if recipe.compute.compile == "on":
+                run.compile()
+            return time_steps(run)
+
+
+def _as_teacher(pair: Pair) -> Teacher:
+    """A teacher of random weights that no file holds."""
+    network = build_architecture(pair.teacher, pair.contract).module.eval().requires_grad_(requires_grad=False)
+    return Teacher(
+        module=network,
+        architecture=pair.teacher,
+        contract=pair.contract,
+        contract_sources={},
+        sha256="",
+        kind=FileKind.UNKNOWN,
+        norm_layers=(),
+        num_parameters=count_parameters(network),
+        path=Path(),
+    )
 
 
 def operation_shares(play: Callable[[], object], most: int = 7) -> str:

@@ -160,9 +160,8 @@ def _order(line: Line) -> tuple[int, str, int, int]:
 
 
 def _title(line: Line) -> str:
-    published = ", as published" if line["as_published"] else ""
     teacher = f"teacher {100 * line['teacher_accuracy']:.2f}%, {line['num_test_images']:,} test images"
-    return f"{line['task']}, {line['budget']}{published} ({teacher}, student {line['student']})"
+    return f"{line['task']}, {line['budget']} ({teacher}, student {line['student']})"
 
 
 if __name__ == "__main__":

@@ -1,17 +1,18 @@
-"""How often the baseline gate catches damage, and how often it cries wolf, on the student of a finished run.
+"""Measures the baseline gate's rates of detected damage and of false alarms, on the student of a finished run.
 
     python examples/ci/measure_the_gate.py runs/demo --data labelled.npz --redistilled runs/seed-*
 
 20 students, each damaged until it has lost 3 points of its agreement with the teacher on the compared samples and no
 further; 20 re-quantisations of the unharmed one, each calibrated with images that were drawn anew; and the students of
-the runs of `--redistilled`, which differ from the first in their seeds alone. Every one is held against the run's
-baseline with `--max-drop 0.01`; what counts is comparison D alone. The drop of real accuracy stands beside it: the two
-need not be equal. The run needs `student.onnx` and, to be re-quantised, `student.int8.onnx`; the others `student.onnx`.
+the runs of `--redistilled`, which differ from the first in their seeds alone. Every one is compared with the run's
+baseline with `--max-drop 0.01`; only comparison D counts. The drop of real accuracy is printed beside it: the two need
+not be equal. The run needs `student.onnx` and, to be re-quantised, `student.int8.onnx`; the others `student.onnx`.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 from pathlib import Path
@@ -30,9 +31,8 @@ from dfadc.evaluation.labelled_images import load_evaluation_data
 from dfadc.pipeline.baseline import write_baseline
 from dfadc.pipeline.distill import load_run_teacher
 from dfadc.pipeline.verify import verify_file
-from dfadc.recipe.schema import CalibrationSettings, GeneratorSettings
+from dfadc.recipe.schema import GeneratorSettings
 from dfadc.sampling.calibration import choose_calibration, load_images
-from dfadc.verification.judge import samples_of
 from dfadc.verification.regression import GATED_SOURCE
 from dfadc.verification.samples import SampleSet
 from dfadc.verification.stored_images import dequantise, quantise
@@ -93,7 +93,7 @@ DAMAGES: dict[str, Callable[[list[onnx.TensorProto], float, np.random.Generator]
 
 
 class Compared(NamedTuple):
-    """What the gate compares on, and the labelled images beside it."""
+    """The samples that the gate compares, and labelled images."""
 
     images: NDArray[np.float32]
     teacher: NDArray[np.int64]
@@ -149,8 +149,7 @@ class Calibrator:
             images = generator(torch.randn(NUM_CALIBRATION, latent_dim, generator=dice)).numpy()
             candidates[name] = quantise(images, self.contract)
         answers = {name: self._answers(images) for name, images in candidates.items()}
-        settings = CalibrationSettings(num_images=NUM_CALIBRATION)
-        chosen = choose_calibration(candidates, answers, settings=settings, exclude=self.exclude)
+        chosen = choose_calibration(candidates, answers, num_images=NUM_CALIBRATION, exclude=self.exclude)
         return dequantise(chosen.images, self.contract)
 
     def _answers(self, images: StoredImages) -> NDArray[np.float32]:
@@ -161,14 +160,15 @@ class Calibrator:
 def _load_generator(path: Path, contract: ImageContract) -> tuple[torch.nn.Module, int]:
     """A run's generator in eval mode, and the length of its latents."""
     with safetensors.safe_open(path, "pt") as file:
-        settings = GeneratorSettings.model_validate_json(file.metadata()["dfadc.generator"])
-        generator = build_generator(settings, contract)
+        metadata = file.metadata()
+        settings = GeneratorSettings.model_validate_json(metadata["dfadc.generator"])
+        generator = build_generator(settings, contract, bounded=json.loads(metadata["dfadc.bounded"]))
         generator.load_state_dict({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118 -- not a mapping
     return generator.eval(), settings.latent_dim
 
 
 class Judge:
-    """What `dfadc verify FILE --samples … --baseline … --max-drop 0.01` says, by the function that it calls.
+    """Runs `dfadc verify FILE --samples … --baseline … --max-drop 0.01` by its Python function.
 
     Args:
         run: gives the samples, and the baseline that is frozen of it.
@@ -179,9 +179,9 @@ class Judge:
         self.run = run
         self.scratch = scratch
         # Networks of other runs have another student than the samples: there is no comparison A with it.
-        no_export_limits = [f"verify.max_fp32_{name}=off" for name in ("disagreements", "logit_error")]
         self.settings = VerifySettings(
-            baseline=scratch / "baseline.npz", gates=[f"verify.max_baseline_drop={MAX_DROP}", *no_export_limits]
+            baseline=scratch / "baseline.npz",
+            gates=[f"verify.max_baseline_drop={MAX_DROP}", "verify.compare_export=false"],
         )
         write_baseline(run, scratch / "baseline.npz")
 
@@ -190,12 +190,12 @@ class Judge:
         return onnx.load(self.run.artifacts / name)
 
     def fails(self, model: onnx.ModelProto, name: str) -> bool:
-        """Whether comparison D fails a model that the baseline knows by this file name."""
+        """True if comparison D fails a model; the baseline must hold this file name."""
         onnx.save(model, self.scratch / name)
         report = verify_file(self.scratch / name, self.run.samples, self.settings)
         checks = [check for check in report["artifacts"][name]["checks"] if check["comparison"].startswith("D")]
         if not checks:
-            sys.exit(f"{name} was not held against the baseline")
+            sys.exit(f"{name} was not compared with the baseline")
         return any(check["verdict"] == "FAIL" for check in checks)
 
 
@@ -213,7 +213,7 @@ def main() -> None:
     if lacking := [path.name for path in paths if not path.is_file()]:
         parser.error(f"{arguments.run} lacks {', '.join(lacking)}: dfadc export {arguments.run} -e onnx -e onnx:int8")
     samples = SampleSet.load(run.samples)
-    gated = samples_of(samples, GATED_SOURCE)
+    gated = samples.of_source(GATED_SOURCE)
     compared = Compared(
         samples.normalised()[gated],
         samples.teacher_logits[gated].argmax(axis=1),
@@ -235,7 +235,7 @@ def main() -> None:
 
 
 def measure_damage(fp32: onnx.ModelProto, compared: Compared, judge: Judge, *, num_seeds: int) -> None:
-    """Prints what is caught of ``DAMAGES``, each by several seeds."""
+    """Prints which of ``DAMAGES`` are detected, each with several seeds."""
     print("| damage | seed | drop on the samples | real drop | caught |\n|---|---|---|---|---|")
     before, caught = compared.rates(fp32), 0
     damages = [(kind, seed) for kind in DAMAGES for seed in range(num_seeds)]
@@ -250,7 +250,7 @@ def measure_damage(fp32: onnx.ModelProto, compared: Compared, judge: Judge, *, n
 def measure_false_alarms(
     name: str, others: Iterator[tuple[str, onnx.ModelProto]], compared: Compared, judge: Judge
 ) -> None:
-    """Prints which of the others fail, each held against the artifact of this name in the baseline."""
+    """Prints which of the others fail, each compared with the artifact of this name in the baseline."""
     print("| made anew | drop on the samples | real drop | fails |\n|---|---|---|---|")
     before, verdicts = compared.rates(judge.known(name)), []
     for made, other in others:

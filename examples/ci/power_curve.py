@@ -1,9 +1,9 @@
-"""How large a drop must be for `dfadc verify --baseline --max-drop` to see it: exact, nothing is simulated.
+"""Power of `dfadc verify --baseline --max-drop` against a true drop: exact, nothing is simulated.
 
     python examples/ci/power_curve.py --samples 1024 --plot power.png
 
-A network that truly lost `drop` against its baseline, and answers a share of the samples otherwise than before
-(*discordant*: lost or gained), fails with the probability in the table: where it lost more than `--max-drop` on the
+A network that truly lost `drop` against its baseline, and whose correctness changed for a share of the samples
+(*discordant*: lost or gained), fails with the probability in the table: if it lost more than `--max-drop` on the
 samples at hand, and the one-sided exact McNemar test finds p < .05. The first row, no true drop, is the false alarm.
 
 The number of discordant samples is binomial, and of these the number lost is: so the table is a sum over both.
@@ -51,7 +51,7 @@ def power(num_samples: int, drop: float, discordant_share: float, max_drop: floa
     Args:
         num_samples: compared.
         drop: the true one, in [0, 1].
-        discordant_share: probability that a sample is answered rightly on one side alone.
+        discordant_share: probability that a sample is correct on one side alone.
         max_drop: the gate's limit.
     """
     if drop > discordant_share:

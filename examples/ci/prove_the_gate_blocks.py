@@ -127,7 +127,7 @@ def multiply(tensor: onnx.TensorProto, factors: NDArray[np.float32]) -> None:
 
 
 def verify(file: Path, run: Path, baseline: Path, precision: str) -> tuple[int, dict[str, Any]]:
-    """What `dfadc verify` says of one file: exit code and report."""
+    """Exit code and report of `dfadc verify` for one file."""
     command = [
         *(sys.executable, "-m", "dfadc", "verify", str(file), "--samples", str(run / "samples.npz")),
         *("--baseline", str(baseline), "--max-drop", "0.01", "--precision", precision, "--json"),
@@ -150,7 +150,7 @@ def main() -> int:
         freeze = [sys.executable, "-m", "dfadc", "baseline", str(run), "-o", str(baseline), "--quiet"]
         subprocess.run(freeze, check=True, stdout=subprocess.DEVNULL)  # noqa: S603 -- our own command
         for candidate in CANDIDATES:
-            # The baseline knows it by its file name, whatever was done to it.
+            # Networks are matched by file name: the damaged file has that of the original.
             file = Path(scratch) / candidate.name.replace(" ", "_") / source.name
             file.parent.mkdir()
             candidate.make(source, file)

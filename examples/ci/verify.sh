@@ -1,14 +1,14 @@
 #!/bin/sh
-# Holds a run against a baseline, on any CI. Exit code: 0 passed, 2 wrong input, 3 a gate failed, 4 something is missing.
+# Compares a run with a baseline, on any CI. Exit code: 0 passed, 2 wrong input, 3 a gate failed, 4 something is missing.
 #
 #   RUN=runs/demo BASELINE=baseline.npz examples/ci/verify.sh
 #
 # RUN            folder of the finished run
 # BASELINE       file of `dfadc baseline RUN -o FILE`, made when the student was last accepted
-# MAX_DROP       drop of agreement and accuracy that fails where it is no chance (0.01, a point)
+# MAX_DROP       drop of agreement and accuracy that fails if it is significant (0.01, a point)
 # REQUIRE        artifacts that must run here, such as "student.onnx student.int8.onnx"
-# DATA           labelled images, folder or .npz, where there are some; MIN_ACCURACY goes with them
-# OUT            where junit.xml and report.json are written (verification)
+# DATA           labelled images, folder or .npz, optional; MIN_ACCURACY needs them
+# OUT            folder of junit.xml and report.json (verification)
 set -eu
 
 run=${RUN:?the folder of a finished run}

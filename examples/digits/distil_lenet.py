@@ -35,7 +35,6 @@ SETTINGS = (
     "student.optimizer.clip_norm=5",
     "student.optimizer.weight_decay=0",
     "student.schedule.kind=cosine",
-    "generator.schedule.kind=cosine",
     "generator.architecture=scalable",
     "generator.width=0.25",
     "generator.latent_dim=100",

@@ -27,7 +27,7 @@ from dfadc.verification.agreement import compare
 from dfadc.verification.stored_images import dequantise, quantise
 from exporters.exporter import PoolUnusable
 from exporters.to_onnx.file import load_onnx
-from exporters.to_onnx.int8.quantise import PRESETS
+from exporters.to_onnx.int8.presets import PRESETS
 from exporters.to_onnx.int8.quantise import quantise as quantise_graph
 from exporters.to_onnx.int8.sensitivity import logits_of
 

@@ -1,4 +1,4 @@
-"""Students of many families, trained for a few hundred steps on real digits: what INT8 is worth shows on no others."""
+"""Students of many families, trained for a few hundred steps on real digits; INT8 on untrained ones shows nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dfadc.verification.stored_images import dequantise
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-#: What a table calls a family -> what ``--student`` calls it.
+#: Name of a family in the table -> its name for ``--student``.
 FAMILIES = {
     "mobilenet_v2": "mobilenet_v2",
     "mobilenet_v3_small": "mobilenet_v3_small",
@@ -46,7 +46,7 @@ _BATCH_SIZE = 32
 
 
 class Digits(NamedTuple):
-    """Scikit-learn's real digits, enlarged, in three channels.
+    """Scikit-learn's handwritten digits, enlarged, in three channels.
 
     Args:
         contract: of the images.
@@ -65,7 +65,7 @@ class Digits(NamedTuple):
 
 
 class TrainedStudent(NamedTuple):
-    """A student in eval mode, the test digits with its answers, and its accuracy on them."""
+    """A student in eval mode, the test digits with its logits, and its accuracy on them."""
 
     module: nn.Module
     samples: SampleSet
@@ -100,11 +100,11 @@ def train_student(family: str, digits: Digits, *, steps: int) -> TrainedStudent:
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-    return _with_answers(module.eval(), digits)
+    return _with_logits(module.eval(), digits)
 
 
-def _with_answers(module: nn.Module, digits: Digits) -> TrainedStudent:
-    """Freezes the student's answers to the test digits; it is its own teacher, for here exports are judged alone."""
+def _with_logits(module: nn.Module, digits: Digits) -> TrainedStudent:
+    """Freezes the student's logits for the test digits; it is its own teacher, as only exports are judged here."""
     pixels = digits.pixels[-NUM_TEST:]
     images = torch.from_numpy(dequantise(pixels, digits.contract))
     with torch.no_grad():

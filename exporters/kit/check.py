@@ -1,4 +1,4 @@
-"""The program of a device kit: its models against the frozen samples, with numpy and one runtime. Imports no torch."""
+"""Program of a device kit: checks its models on the frozen samples with numpy and one runtime. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from dfadc.errors import DfadcError, RequirementMissing, RuntimeCrashed, RuntimeRefused
 from dfadc.storage import sha256_file
-from dfadc.verification.answers import ask, level
-from dfadc.verification.gate import ExportLimits, Thresholds, remark_checks
+from dfadc.verification.artifact_logits import artifact_logits, restore_offset
+from dfadc.verification.checks import remark_checks
 from dfadc.verification.judge import (
     ArtifactFile,
     ArtifactResult,
@@ -20,9 +20,11 @@ from dfadc.verification.judge import (
     verify_artifact,
     verify_student,
 )
-from dfadc.verification.pixel_samples import Samples, batch_size, load_samples
+from dfadc.verification.pixel_outputs import batch_size
+from dfadc.verification.pixel_samples import Samples, load_samples
 from dfadc.verification.report import Report, build_report
 from dfadc.verification.summary import COLUMNS, headline, reason_lines, summary_rows
+from dfadc.verification.thresholds import ExportLimits, Thresholds
 from exporters.kit.device_sessions import fitting_runtimes, open_on_device
 from exporters.sessions.isolated import IsolatedSession
 
@@ -35,10 +37,12 @@ SCHEMA = "dfadc.kit/1"
 
 
 def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
-    """Checks the models of the kit in ``folder`` and returns the exit code that `dfadc verify` would have."""
+    """Checks the models of the kit in ``folder`` and returns the exit code of `dfadc verify`."""
     parser = argparse.ArgumentParser(prog="check.py", description="Check the models of this kit on this device.")
-    parser.add_argument("files", nargs="*", help="models or engines of this folder; by default all that are here")
-    parser.add_argument("--runtime", default="", help="onnxruntime, openvino or tensorrt; by default what is here")
+    parser.add_argument("files", nargs="*", help="models or engines of this folder; by default all that exist")
+    parser.add_argument(
+        "--runtime", default="", help="onnxruntime, openvino or tensorrt; by default the one that is installed"
+    )
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 lets the runtime choose")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     given = parser.parse_args(arguments)
@@ -54,16 +58,16 @@ def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
 
 
 def check_kit(folder: Path, names: Sequence[str] = (), *, runtime: str = "", threads: int = 0) -> Report:
-    """Runs the models of a kit and judges them.
+    """Runs and judges the models of a kit.
 
     Args:
         folder: the kit.
-        names: files that must run; empty takes all that are here, of which one must run.
-        runtime: what to run them with; empty takes what is here.
+        names: files that must run; empty takes all that exist, of which one must run.
+        runtime: the runtime; empty takes the first that is installed.
         threads: CPU threads; 0 lets the runtime choose.
 
     Raises:
-        DfadcError: a file of the kit is missing or damaged, or a name is none of its.
+        DfadcError: a file of the kit is missing or damaged, or a name is unknown.
     """
     facts = read_facts(folder)
     samples = load_samples(folder / "samples.npz")
@@ -71,12 +75,12 @@ def check_kit(folder: Path, names: Sequence[str] = (), *, runtime: str = "", thr
     thresholds = Thresholds(**{**facts["thresholds"], "export": limits})
     known = facts["models"]
     if unknown := sorted(set(names) - set(known)):
-        raise DfadcError(f"{unknown[0]} is no model of this kit", f"models: {', '.join(known)}")
+        raise DfadcError(f"{unknown[0]} is not a model of this kit", f"models: {', '.join(known)}")
     chosen = [name for name in known if (name in names if names else (folder / name).exists())]
     results = []
     for name in chosen:
         artifact = ArtifactFile(name, known[name]["precision"], _size(folder / name))
-        if not names and not fitting_runtimes(folder / name, runtime):  # nobody asked for this one
+        if not names and not fitting_runtimes(folder / name, runtime):  # not requested by name
             results.append(artifact_not_run(artifact, f"{runtime} does not run {name}"))
             continue
         try:
@@ -96,7 +100,7 @@ def check_kit(folder: Path, names: Sequence[str] = (), *, runtime: str = "", thr
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """What ``kit.json`` says.
+    """Content of ``kit.json``.
 
     Raises:
         DfadcError: it is missing, damaged or of another schema.
@@ -106,7 +110,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
         facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         schema = facts["schema"]
     except (OSError, ValueError, KeyError, TypeError) as exc:
-        raise DfadcError(f"cannot read {path}: {exc}", "write the kit anew: dfadc export RUN -e kit") from exc
+        raise DfadcError(f"cannot read {path}: {exc}", "write the kit again: dfadc export RUN -e kit") from exc
     if schema != SCHEMA:
         raise DfadcError(f"{path} has schema {schema!r}, this check reads {SCHEMA!r}")
     return facts
@@ -120,7 +124,7 @@ def _check(
     thresholds: Thresholds,
     how: tuple[str, int],
 ) -> ArtifactResult:
-    """Runs one model; one that is not the exported one is judged all the same, and that is said."""
+    """Runs and judges one model; a changed file is judged too, with a warning."""
     if not path.exists():
         raise RequirementMissing(f"{path.name} is not here; an engine is built by ./build.sh")
     if facts["sha256"] is not None and sha256_file(path) != facts["sha256"]:
@@ -128,10 +132,10 @@ def _check(
     form, (runtime, threads) = facts["form"], how
     with IsolatedSession(open_on_device, path, runtime=runtime, threads=threads) as session:
         batches = samples.batches(batch_size(samples.contract, session.batch_size))
-        answers = (ask(session.run, images, form=form, contract=samples.contract) for images in batches)
+        answers = (artifact_logits(session.run, images, form=form, contract=samples.contract) for images in batches)
         given = samples.collect(answers, path.name)
         extras = remark_checks(session.remark)
-    given = level(given, samples.student_answers, form=form)
+    given = restore_offset(given, samples.student_outputs, form=form)
     return verify_artifact(artifact, given, samples=samples, thresholds=thresholds, extras=extras)
 
 

@@ -1,6 +1,6 @@
-"""The folder to carry to a device: typed ONNX, samples with the expected answers, a build script and a check.
+"""Device kit: a folder with typed ONNX files, samples with the expected logits, a build script and a check.
 
-The check is dfadc's own verification, copied file by file: a device needs numpy and one runtime to run it.
+The check is dfadc's own verification, copied as files: a device needs numpy and one runtime to run it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 FOLDER = "kit"
 SCHEMA = "dfadc.kit/1"
-#: Modules and folders that check.py is made of, byte for byte. They run on Python 3.10, which JetPack 6 has.
+#: Modules and folders behind check.py, copied byte for byte. They run on Python 3.10, which JetPack 6 has.
 CARRIED = (
     *(f"dfadc/{name}.py" for name in ("__init__", "_version", "array_file", "contract", "errors", "preprocessing")),
     *("dfadc/storage.py", "dfadc/verification"),
@@ -45,7 +45,7 @@ sys.exit(main(FOLDER))
 
 _BUILD = """\
 #!/bin/sh
-# Builds an engine of each model on this device with trtexec 10 or 11; arguments are passed on to trtexec.
+# Builds an engine from each model on this device with trtexec 10 or 11; arguments are passed on to trtexec.
 set -eu
 cd "$(dirname "$0")"
 trtexec=${{TRTEXEC:-$(command -v trtexec || echo /usr/src/tensorrt/bin/trtexec)}}
@@ -63,12 +63,12 @@ elif [ "$major" -ge 1000 ]; then
     major=$((major / 1000))
 fi
 if [ "$major" -lt 10 ]; then
-    found="does not say which TensorRT it is of"
-    [ "$major" -eq 0 ] || found="is of TensorRT $major"
-    echo "$trtexec $found, and this kit needs TensorRT 10 or newer: older ones choose the precision themselves" >&2
+    release="does not name its TensorRT release"
+    [ "$major" -eq 0 ] || release="belongs to TensorRT $major"
+    echo "$trtexec $release, and this kit needs TensorRT 10 or newer: older ones choose the precision themselves" >&2
     exit 4
 fi
-# Precision lives in the ONNX. 10 must be told so; 11 knows nothing else and may lack the flag.
+# Precision lives in the ONNX. 10 needs a flag for that; 11 always works so and may lack the flag.
 flags=""
 for flag in --stronglyTyped --noTF32 --skipInference; do
     if printf '%s\\n' "$help" | grep -q -- "$flag"; then
@@ -90,14 +90,14 @@ def write_kit(
     thresholds: Mapping[str, Any],
     batch: BatchProfile | None = None,
 ) -> Path:
-    """Writes the kit, whole or not at all; a kit that is there is replaced.
+    """Writes the kit, whole or not at all; an existing kit is replaced.
 
     Args:
         target: the folder.
         models: typed ONNX files of one student.
-        samples: the run's samples.npz, with teacher's and student's answers.
-        thresholds: the gates as plain values, as ``dfadc verify`` applies them.
-        batch: batch sizes of the engines that build.sh makes.
+        samples: the run's samples.npz, with the teacher's and the student's logits.
+        thresholds: the gates of ``dfadc verify`` as plain values.
+        batch: batch sizes of the engines that build.sh builds.
 
     Raises:
         DfadcError: there is no model, or one is not ONNX.
@@ -121,7 +121,7 @@ def write_kit(
             (draft / "check.py").write_text(_CHECK, encoding="utf-8")
             (draft / "build.sh").write_text(build, encoding="utf-8")
             mode = (draft / "build.sh").stat().st_mode
-            (draft / "build.sh").chmod(mode | (mode & 0o444) >> 2)  # whoever may read it may run it
+            (draft / "build.sh").chmod(mode | (mode & 0o444) >> 2)  # executable for all who may read it
             aside = Path(scratch) / "replaced"
             aside.mkdir()
             replace_together({target: draft}, aside)
@@ -131,7 +131,7 @@ def write_kit(
 
 
 def _facts(models: Sequence[Path]) -> dict[str, dict[str, Any]]:
-    """File -> precision, sha256 and form, for the models and for the engines that will be built of them."""
+    """File -> precision, sha256 and form, for the models and for the engines that will be built from them."""
     facts: dict[str, dict[str, Any]] = {}
     for model in models:
         metadata = _own_metadata(model)
@@ -143,11 +143,15 @@ def _facts(models: Sequence[Path]) -> dict[str, dict[str, Any]]:
 
 
 def _own_metadata(model: Path) -> dict[str, str]:
-    """What dfadc wrote into an ONNX: without it nobody knows what to feed the model with."""
+    """The metadata of dfadc in an ONNX file, which describes its inputs and outputs.
+
+    Raises:
+        DfadcError: it is missing.
+    """
     metadata = read_metadata(load_onnx(model))
     for key in ("contract", "input", "output", "precision"):
         if f"{METADATA_PREFIX}{key}" not in metadata:
-            raise DfadcError(f"{model} does not say its {key}: it is none of dfadc's", "export it with dfadc")
+            raise DfadcError(f"{model} has no metadata dfadc.{key}: dfadc did not write it", "export it with dfadc")
     return metadata
 
 
@@ -159,7 +163,7 @@ def _build_script(models: Sequence[Path], batch: BatchProfile) -> str:
 
 
 def carried_files() -> list[str]:
-    """Python files that a kit carries, as paths from the folder that holds both packages."""
+    """Python files of a kit, as paths relative to the folder of both packages."""
     files: list[str] = []
     for name in CARRIED:
         root = _source(name)

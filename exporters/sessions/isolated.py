@@ -1,7 +1,7 @@
-"""Sessions in a child process: a runtime that crashes ends the child, and the caller gets an error.
+"""Session in a child process: a runtime that crashes ends the child, and the caller gets an error.
 
-The child imports numpy and one runtime, no torch. Requests and replies are a line of JSON each, with the bytes of an
-array behind it where there is one.
+The child imports numpy and one runtime, no torch. Requests and replies are one line of JSON each, followed by the
+bytes of an array if there is one.
 """
 
 from __future__ import annotations
@@ -21,29 +21,27 @@ import numpy as np
 
 from dfadc import errors
 from dfadc.errors import DfadcError, RuntimeCrashed
+from exporters.sessions.session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from types import TracebackType
 
     from numpy.typing import NDArray
-    from typing_extensions import Self
 
     from exporters.benchmark import Timing
-    from exporters.sessions.onnx_runtime import ChunkedSession
 
-#: The child finds modules where its parent does: a device kit is not installed.
+#: The child uses its parent's sys.path: a device kit is not installed.
 _CHILD = (
     "import json, sys; sys.path[:] = json.loads(sys.stdin.buffer.readline()); "
     "from exporters.sessions.isolated import serve; serve()"
 )
 
 
-class IsolatedSession:
-    """A session that another process holds.
+class IsolatedSession(Session):
+    """A session that runs in another process.
 
     Args:
-        opener: opens the session there, given ``path`` and ``settings``: a function or class of a module.
+        opener: opens the session there, called with ``path`` and ``settings``: a function or class of a module.
         path: the artifact.
         settings: JSON values, such as ``threads``.
 
@@ -52,7 +50,7 @@ class IsolatedSession:
         DfadcError: and its children, as the opener raises them.
     """
 
-    def __init__(self, opener: Callable[..., ChunkedSession], path: Path, **settings: Any) -> None:
+    def __init__(self, opener: Callable[..., Session], path: Path, **settings: Any) -> None:
         self._path = path
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         self._process = subprocess.Popen(  # noqa: S603 - our own interpreter
@@ -65,20 +63,17 @@ class IsolatedSession:
         except BaseException:  # Ctrl-C too
             self.close()
             raise
-        self.device: str = opened["device"]
+        self._device: str = opened["device"]
         self.batch_size: int = opened["batch_size"]
         self.remark: str = opened["remark"]
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    @property
+    def device(self) -> str:
+        """The device of the session in the child."""
+        return self._device
 
     def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """As :meth:`exporters.sessions.onnx_runtime.ChunkedSession.run`.
+        """See :meth:`Session.run`.
 
         Raises:
             RuntimeCrashed: the process died.
@@ -88,7 +83,7 @@ class IsolatedSession:
         return logits
 
     def benchmark(self, images: NDArray[np.float32], *, seconds: float) -> Timing:
-        """As :func:`exporters.benchmark.benchmark`, timed in the child: what passes between the two is not counted."""
+        """As :func:`exporters.benchmark.benchmark`, timed in the child: the transfer between processes is not timed."""
         from exporters.benchmark import Timing  # noqa: PLC0415 - a device kit does not carry it
 
         reply, _ = self._request({"do": "benchmark", "seconds": seconds}, images, doing="timing")
@@ -99,7 +94,7 @@ class IsolatedSession:
         self._process.kill()
         self._process.wait()
         for stream in (self._stdin, self._stdout, self._log):
-            with contextlib.suppress(OSError):  # a request that the dead child never took
+            with contextlib.suppress(OSError):  # a request that the dead child never read
                 stream.close()
 
     @property
@@ -115,23 +110,23 @@ class IsolatedSession:
     ) -> tuple[dict[str, Any], NDArray[Any]]:
         try:
             _send(self._stdin, header, array)
-            reply, answer = _receive(self._stdout)
+            reply, result = _receive(self._stdout)
         except (BrokenPipeError, EOFError) as exc:
             raise self._death(doing) from exc
         if "error" in reply:
             kind, message, hint = reply["error"]
             raise getattr(errors, kind)(message, hint)
-        return reply, answer
+        return reply, result
 
     def _death(self, doing: str) -> Exception:
         """The error of a child that ended without a reply."""
         code = self._process.wait()
         self._log.seek(0)
-        said = self._log.read().decode(errors="replace").strip()
-        if code == 1 and "Traceback" in said:  # a bug of ours, not the runtime's
-            return RuntimeError(f"the process that was {doing} {self._path} failed:\n{said}")
+        output = self._log.read().decode(errors="replace").strip()
+        if code == 1 and "Traceback" in output:  # a bug of ours, not the runtime's
+            return RuntimeError(f"the process that was {doing} {self._path} failed:\n{output}")
         how = f"signal {-code}" if code < 0 else f"exit code {code:#x}"
-        last = f": {said.splitlines()[-1]}" if said else ""
+        last = f": {output.splitlines()[-1]}" if output else ""
         return RuntimeCrashed(
             f"the runtime crashed ({how}) while {doing} {self._path.name}{last}",
             "another release of the runtime may run it; dfadc doctor says which is here",
@@ -139,24 +134,24 @@ class IsolatedSession:
 
 
 def serve() -> None:
-    """The child's program: opens the session that its first request names and answers until there are no more."""
+    """Main function of the child: opens the session that the first request names, then serves requests until EOF."""
     requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # a runtime that prints must not write among the replies
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends this process
     try:
-        wanted, _ = _receive(requests)
-        module, name = wanted["opener"]
-        with getattr(import_module(module), name)(Path(wanted["path"]), **wanted["settings"]) as session:
+        opening, _ = _receive(requests)
+        module, name = opening["opener"]
+        with getattr(import_module(module), name)(Path(opening["path"]), **opening["settings"]) as session:
             _send(replies, {"device": session.device, "batch_size": session.batch_size, "remark": session.remark})
             with contextlib.suppress(EOFError):
                 while True:
-                    _answer(session, *_receive(requests), replies)
+                    _serve_one(session, *_receive(requests), replies)
     except DfadcError as exc:
         kind = next(base for base in type(exc).__mro__ if base.__module__ == errors.__name__)
         _send(replies, {"error": [kind.__name__, exc.message, exc.hint]})
 
 
-def _answer(session: ChunkedSession, request: Mapping[str, Any], images: NDArray[Any], replies: BinaryIO) -> None:
+def _serve_one(session: Session, request: Mapping[str, Any], images: NDArray[Any], replies: BinaryIO) -> None:
     if request["do"] == "run":
         _send(replies, {}, session.run(images))
         return
@@ -166,7 +161,7 @@ def _answer(session: ChunkedSession, request: Mapping[str, Any], images: NDArray
 
 
 def _send(stream: BinaryIO, header: Any, array: NDArray[Any] | None = None) -> None:
-    """Writes a line of JSON, and the bytes of an array, whose form is in the line."""
+    """Writes a line of JSON, then the bytes of an array, whose shape and dtype are in the line."""
     if array is not None:
         array = np.ascontiguousarray(array)
         header = {**header, "shape": array.shape, "dtype": array.dtype.str}

@@ -1,131 +1,25 @@
-"""Loaded networks behind one verb, ``run(images) -> logits``. Importing this module loads no torch and no backend."""
+"""Session of an ONNX file on ONNX Runtime, which is imported when the first session opens."""
 
 from __future__ import annotations
 
-import copy
-from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from dfadc.errors import DfadcError, RequirementMissing, RuntimeRefused
+from exporters.sessions.session import DEFAULT_BATCH_SIZE, BatchedSession
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-    from types import TracebackType
 
+    import numpy as np
     from numpy.typing import NDArray
-    from torch import nn
-    from typing_extensions import Self
 
-DEFAULT_BATCH_SIZE = 64
 #: The first release that reads the ONNX files of dfadc: opset 20 and IR version 9.
 LEAST_ONNXRUNTIME = "1.17"
 
 
-class ChunkedSession(ABC):
-    """The part that sessions share: what ``run`` accepts, and its split into batches the backend can take.
-
-    Args:
-        batch_size: images per call of the backend.
-        fixed_batch: the backend takes exactly ``batch_size`` images; the last chunk is filled up and cut.
-        input_size: (C, H, W) the network takes; None where only the backend knows.
-    """
-
-    #: Why answers to the same images may be others elsewhere; empty where there is no such reason.
-    remark = ""
-
-    def __init__(
-        self, *, batch_size: int, fixed_batch: bool = False, input_size: tuple[int, ...] | None = None
-    ) -> None:
-        self.batch_size = batch_size
-        self._fixed_batch = fixed_batch
-        self._input_size = input_size
-
-    @property
-    @abstractmethod
-    def device(self) -> str:
-        """What computes, as the backend itself reports it."""
-
-    @abstractmethod
-    def _run_batch(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Runs at most ``batch_size`` images."""
-
-    def close(self) -> None:  # noqa: B027 - a hook: most backends need nothing
-        """Frees what the backend holds; the session cannot run afterwards."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Maps (N, C, H, W) float32 images, as the network takes them, to (N, K) float32 logits.
-
-        Raises:
-            DfadcError: the images have the wrong shape or dtype, or there are none.
-        """
-        self._check_images(images)
-        if self.batch_size < 1:
-            raise DfadcError(f"batch size {self.batch_size} is below 1")
-        chunks = []
-        for start in range(0, len(images), self.batch_size):
-            chunk = np.ascontiguousarray(images[start : start + self.batch_size])
-            missing = self.batch_size - len(chunk) if self._fixed_batch else 0
-            if missing:
-                chunk = np.concatenate([chunk, np.repeat(chunk[-1:], missing, axis=0)])
-            logits = self._run_batch(chunk)
-            chunks.append(logits[: len(logits) - missing].astype(np.float32, copy=False))
-        return np.concatenate(chunks)
-
-    def _check_images(self, images: NDArray[np.float32]) -> None:
-        if images.dtype != np.float32:
-            raise DfadcError(f"images are {images.dtype}, not float32", "convert and normalise them first")
-        if images.ndim != 4 or len(images) == 0:
-            raise DfadcError(f"images have shape {images.shape}, not (N, C, H, W) with N of at least 1")
-        if self._input_size is not None and images.shape[1:] != self._input_size:
-            raise DfadcError(f"images are {_by(images.shape[1:])}, the network takes {_by(self._input_size)}")
-
-
-class TorchSession(ChunkedSession):
-    """A torch module in eval mode. The module is left as it is; one in training mode or elsewhere is copied.
-
-    Args:
-        module: maps (N, C, H, W) to one tensor of logits.
-        device: "cpu", "cuda", "mps", ...
-        batch_size: images per forward pass.
-    """
-
-    def __init__(self, module: nn.Module, device: str = "cpu", *, batch_size: int = DEFAULT_BATCH_SIZE) -> None:
-        import torch  # noqa: PLC0415 - the other sessions run where there is no torch
-
-        super().__init__(batch_size=batch_size)
-        self._torch = torch
-        self._device = torch.device(device)
-        elsewhere = any(tensor.device.type != self._device.type for tensor in module.state_dict().values())
-        training = any(part.training for part in module.modules())
-        self._module = copy.deepcopy(module).to(self._device).eval() if elsewhere or training else module
-
-    @property
-    def device(self) -> str:
-        """The torch device."""
-        return str(self._device)
-
-    def _run_batch(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        with self._torch.inference_mode():
-            logits = self._module(self._torch.from_numpy(images).to(self._device))
-        if not isinstance(logits, self._torch.Tensor):
-            raise DfadcError(f"the network returns {type(logits).__name__}, not a tensor of logits")
-        array: NDArray[np.float32] = logits.float().cpu().numpy()
-        return array
-
-
-class OnnxRuntimeSession(ChunkedSession):
+class OnnxRuntimeSession(BatchedSession):
     """An ONNX file on ONNX Runtime.
 
     Args:
@@ -140,7 +34,7 @@ class OnnxRuntimeSession(ChunkedSession):
         RuntimeRefused: ONNX Runtime does not know an operator, the opset or the IR version of the file.
     """
 
-    #: How many outputs the graph must have; None for any number.
+    #: Number of outputs that the graph must have; None for any number.
     _num_outputs: int | None = 1
 
     def __init__(
@@ -151,7 +45,7 @@ class OnnxRuntimeSession(ChunkedSession):
         provider: str = "CPUExecutionProvider",
         batch_size: int = DEFAULT_BATCH_SIZE,
     ) -> None:
-        import onnxruntime  # noqa: PLC0415 - 0.2 s, and other sessions do without
+        import onnxruntime  # noqa: PLC0415 - 0.2 s that the other sessions need not spend
 
         name = "the ONNX bytes" if isinstance(path, bytes) else str(path)
         if not isinstance(path, bytes) and not path.is_file():
@@ -202,7 +96,7 @@ class OnnxRuntimeSession(ChunkedSession):
 
 
 def check_release(version: str, name: str) -> None:
-    """Raises RequirementMissing where this release of ONNX Runtime is too old for our files."""
+    """Raises RequirementMissing if this release of ONNX Runtime is too old for the files of dfadc."""
     here, least = ([int(part) for part in text.split(".")[:2]] for text in (version, LEAST_ONNXRUNTIME))
     if here < least:
         raise RequirementMissing(
@@ -211,13 +105,13 @@ def check_release(version: str, name: str) -> None:
         )
 
 
-#: ONNX Runtime's errors for bytes that are no ONNX; any other of them says that it does not take the model in the file.
-_NO_ONNX = ("InvalidProtobuf", "InvalidArgument", "NoSuchFile")
+#: ONNX Runtime's errors for bytes that are not ONNX; its other errors mean that it does not support the model.
+_NOT_ONNX = ("InvalidProtobuf", "InvalidArgument", "NoSuchFile")
 
 
 @contextmanager
 def _onnxruntime_errors(doing: str, *, refuses: bool = False) -> Iterator[None]:
-    """Turns ONNX Runtime's errors, which share no base class, into ours: RuntimeRefused where it may refuse a model."""
+    """Turns ONNX Runtime's errors, which share no base class, into DfadcError, or RuntimeRefused with ``refuses``."""
     import onnxruntime.capi.onnxruntime_pybind11_state as state  # noqa: PLC0415
 
     kinds: list[type[Exception]] = [RuntimeError, ValueError]
@@ -225,9 +119,5 @@ def _onnxruntime_errors(doing: str, *, refuses: bool = False) -> Iterator[None]:
     try:
         yield
     except tuple(kinds) as exc:
-        refused = refuses and type(exc).__name__ not in _NO_ONNX
+        refused = refuses and type(exc).__name__ not in _NOT_ONNX
         raise (RuntimeRefused if refused else DfadcError)(f"{doing}: {exc}") from exc
-
-
-def _by(size: tuple[int, ...]) -> str:
-    return "x".join(map(str, size))

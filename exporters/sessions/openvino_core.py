@@ -1,4 +1,4 @@
-"""Detection of OpenVINO INT8 kernels that saturate, and the property that avoids them. Needs openvino and numpy only.
+"""The ``openvino`` package: its import, its shared core, and a check for INT8 kernels that saturate.
 
 x86 CPUs without VNNI multiply 8-bit values by an instruction that adds pairs of products in 16 bits. Two products of
 8-bit values need 17, so large sums are cut off: a 1x1 convolution of 64 channels of 255 with weights of 127 gives
@@ -9,12 +9,18 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dfadc.errors import RequirementMissing
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+INSTALL = "pip install openvino"
 CAUSE = "OpenVINO's INT8 kernels saturate on this CPU, which lacks VNNI"
-#: Leaves the quantised values as they are and computes on them in fp32, so without INT8's speed.
+#: Keeps the quantised values and computes on them in fp32, so without INT8's speed.
 EXACT_SETTINGS = {"LP_TRANSFORMS_MODE": "NO"}
 REMARK = (
     f"{CAUSE}: judged with LP_TRANSFORMS_MODE=NO, which computes the INT8 graph in fp32; with OpenVINO's defaults its "
@@ -22,19 +28,31 @@ REMARK = (
 )
 
 
+def import_openvino() -> ModuleType:
+    """The package.
+
+    Raises:
+        RequirementMissing: it is not installed.
+    """
+    try:
+        return import_module("openvino")
+    except (ImportError, OSError) as exc:
+        raise RequirementMissing(f"openvino is not installed: {exc}", INSTALL) from exc
+
+
 @cache
 def shared_core() -> Any:
     """The one ``openvino.Core`` of this process.
 
-    Each CPU plugin (2026.4) gives its thread a signal stack and takes it away at its end. Where several end in another
-    order than they began, the thread is left with one that is gone, and the next signal, such as Ctrl-C, is a
-    segmentation fault.
+    Each CPU plugin (2026.4) sets the signal stack of its thread and resets it when it is destroyed. If several are
+    destroyed in another order than they were created, the thread is left with a freed stack, and the next signal, such
+    as Ctrl-C, is a segmentation fault.
     """
     return import_module("openvino").Core()
 
 
 def exact_settings(model: Any, device_name: str = "CPU") -> dict[str, str]:
-    """Properties with which a model is computed as it is quantised; none where nothing would saturate.
+    """Properties that avoid saturation; none where nothing would saturate.
 
     Args:
         model: an ``openvino.Model``.
@@ -46,9 +64,9 @@ def exact_settings(model: Any, device_name: str = "CPU") -> dict[str, str]:
 
 @cache
 def saturates() -> bool:
-    """Runs a small INT8 convolution on the CPU plugin and compares it with the right sum.
+    """True if a small INT8 convolution on the CPU plugin gives less than the right sum.
 
-    A list of CPU features would not do: OpenVINO reports INT8 as a capability of CPUs that saturate, too.
+    The CPU's features do not tell: OpenVINO reports INT8 as a capability of CPUs that saturate, too.
     """
     return bool(_sum_of_products({}) < 0.99 * _RIGHT_SUM)
 
@@ -58,7 +76,7 @@ _RIGHT_SUM = _CHANNELS * _ACTIVATION * _WEIGHT
 
 
 def _sum_of_products(settings: dict[str, str]) -> float:
-    """The largest values that a 1x1 convolution of unsigned activations and signed weights can have."""
+    """Output of a 1x1 convolution of the largest unsigned activations and the largest signed weights."""
     operators = import_module("openvino.opset13")
     images = operators.parameter([1, _CHANNELS, 8, 8], np.float32)
     low, high = np.float32(0), np.float32(_ACTIVATION)

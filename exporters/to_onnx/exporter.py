@@ -1,4 +1,4 @@
-"""The exporter called ``onnx``: typed ONNX files, derived from the fp32 one. Free of torch."""
+"""Exporter of fp16 and INT8 ONNX files, derived from the fp32 one. Free of torch."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class DerivedOnnxExporter:
     name = "onnx"
 
     def capability(self) -> Capability:
-        """ONNX Runtime is a dependency: everything builds and runs here."""
+        """Always builds and runs: ONNX Runtime is a dependency of dfadc."""
         return Capability(can_build=True, can_run=True, version=onnxruntime.__version__)
 
     def check(self, settings: BuildSettings) -> None:
@@ -44,12 +44,12 @@ class DerivedOnnxExporter:
     def export(self, source_onnx: Path, target: Path, request: ExportRequest, settings: BuildSettings) -> ExportResult:
         """Derives ``target`` from the fp32 ONNX ``source_onnx``.
 
-        ``settings.calibration`` is what INT8 is calibrated with, and what fp16 looks for overflowing activations with;
-        on ``settings.verification`` fp16 must not overflow.
+        ``settings.calibration`` calibrates INT8 and selects the nodes that fp16 leaves in fp32; within
+        ``settings.fp16_ranges`` fp16 must not overflow.
 
         Raises:
             DfadcError: the source is not an fp32 ONNX.
-            PoolUnusable: INT8 has nothing to calibrate with.
+            PoolUnusable: INT8 has no usable calibration images.
             ExportFailed: the conversion failed, or fp16 overflows.
             StorageFailed: the file cannot be written.
         """
@@ -76,14 +76,14 @@ class DerivedOnnxExporter:
 def _derive(
     source: onnx.ModelProto, request: ExportRequest, settings: BuildSettings
 ) -> tuple[onnx.ModelProto, str, tuple[str, ...]]:
-    """The typed graph, what precision it really has, and what to say about it."""
+    """The derived graph, its effective precision, and notes for the report."""
     if request.precision is Precision.FP16:
         converted = convert_to_fp16(
             source, images=settings.calibration, keep_fp32=set(settings.keep_fp32 or ()) - {KEEP_FP32_AUTO}
         )
         kept = converted.fp32_nodes
-        if settings.verification is not None:
-            check_no_overflow(source, settings.verification, kept)
+        if settings.fp16_ranges is not None:
+            check_no_overflow(settings.fp16_ranges, kept)
         effective = f"fp16, {len(kept)} nodes in fp32" if kept else "fp16"
         return converted.model, effective, (f"kept in fp32: {', '.join(kept)}",) if kept else ()
     if settings.calibration is None:
@@ -102,13 +102,13 @@ def _derive(
 
 
 def _int8_notes(quantised: Quantised, num_images: int) -> tuple[str, ...]:
-    """What a reader of the report should know of a quantised graph."""
-    found, num_held_out = quantised.held_out, quantised.num_held_out
-    judged = "" if found.n == num_held_out else f"{found.n:,} pixels of "
-    answered = f"{judged}{num_held_out} held-out images"
+    """Notes for the report: calibrator, agreement with fp32, layers in fp32, and the layers that lose most."""
+    agreement, num_held_out = quantised.held_out, quantised.num_held_out
+    pixels = "" if agreement.n == num_held_out else f"{agreement.n:,} pixels of "
+    measured = f"{agreement.agreement:.3f}, SQNR {agreement.sqnr_db:.1f} dB"
     notes = [
         f"calibrator {quantised.calibrator}, {num_images - num_held_out} images",
-        f"agreement with fp32 on {answered}: {found.agreement:.3f}, SQNR {found.sqnr_db:.1f} dB",
+        f"agreement with fp32 on {pixels}{num_held_out} held-out images: {measured}",
     ]
     if quantised.kept:
         notes.append(f"kept in fp32: {', '.join(quantised.kept)}")
@@ -120,6 +120,6 @@ def _int8_notes(quantised: Quantised, num_images: int) -> tuple[str, ...]:
             for layer in quantised.worst
         )
         notes.append(f"agreement fell; the layers that INT8 hurts most: {layers}")
-    elif not has_recovered(found):
+    elif not has_recovered(agreement):
         notes.append("agreement fell; --keep-fp32 auto keeps the fewest layers in fp32 that bring it back")
     return tuple(notes)

@@ -1,4 +1,4 @@
-"""ONNX files as bytes: reading them with clear errors, checking them, making them reproducible. Free of torch."""
+"""ONNX files: reading with clear errors, checks, reproducible bytes, metadata. Free of torch."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 #: ONNX Runtime's static quantisation takes no later opset; the exporter makes no earlier one. ONNX Runtime 1.17 is the
-#: first that knows it (``sessions.LEAST_ONNXRUNTIME``).
+#: first that supports it (``onnx_runtime.LEAST_ONNXRUNTIME``).
 OPSET = 20
-#: Every metadata key of ours begins with this.
+#: Prefix of dfadc's metadata keys.
 METADATA_PREFIX = "dfadc."
 INPUT_NAME = "images"
 
@@ -38,7 +38,7 @@ def load_onnx(path: Path) -> onnx.ModelProto:
 
 
 def parse_onnx(path: Path) -> onnx.ModelProto:
-    """Reads an ONNX file without a look at its graph.
+    """Reads an ONNX file without checking its graph.
 
     Raises:
         DfadcError: missing, unreadable, truncated, not ONNX, empty, or with weights in other files.
@@ -57,10 +57,10 @@ def parse_onnx(path: Path) -> onnx.ModelProto:
 
 
 def to_checked_bytes(model: onnx.ModelProto, name: str) -> bytes:
-    """The bytes of ``model``, after checking them in full: types and shapes, and the opset.
+    """The bytes of ``model``, after a full check of types, shapes and the opset.
 
     They depend on the model alone: protobuf maps are written in a fixed order. The IR version of ``model`` becomes the
-    lowest that its opset and dtypes need: a runtime refuses a later one than it knows, whatever is in the file.
+    lowest that its opset and dtypes need: a runtime refuses every IR version that is newer than its own.
 
     Args:
         model: the graph.
@@ -82,19 +82,19 @@ def to_checked_bytes(model: onnx.ModelProto, name: str) -> bytes:
 
 
 def _lowest_ir_version(model: onnx.ModelProto) -> int:
-    """The lowest IR version that has the model's opsets; the model's own where it has tensors of a later dtype."""
+    """The lowest IR version that has the model's opsets; the model's own if it has tensors of a later dtype."""
     lowest: int = onnx.helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True)
     later = any(tensor.data_type > onnx.TensorProto.FLOAT8E5M2FNUZ for tensor in model.graph.initializer)
     return model.ir_version if later else min(lowest, model.ir_version)
 
 
 def opset_of(model: onnx.ModelProto) -> int:
-    """Version of the default operator set; 0 where there is none."""
+    """Version of the default operator set; 0 if there is none."""
     return next((opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")), 0)
 
 
 def read_metadata(model: onnx.ModelProto) -> dict[str, str]:
-    """The model's own metadata, ours and anybody's."""
+    """All metadata of the model, dfadc's and others'."""
     return {entry.key: entry.value for entry in model.metadata_props}
 
 
@@ -108,7 +108,7 @@ def with_metadata(model: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
 
 
 def graph_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
-    """Inputs that a caller must give: old exporters list the weights among them too."""
+    """Inputs without the weights, which old exporters list among them."""
     weights = {tensor.name for tensor in model.graph.initializer}
     return [value for value in model.graph.input if value.name not in weights]
 
@@ -123,7 +123,7 @@ def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 
 
 def operator_counts(model: onnx.ModelProto) -> dict[str, int]:
-    """How often each operator occurs, the most frequent first."""
+    """Number of nodes by operator, the most frequent first."""
     return dict(sorted(Counter(node.op_type for node in all_nodes(model.graph)).items(), key=lambda i: (-i[1], i[0])))
 
 
@@ -139,5 +139,5 @@ def package_versions(*names: str) -> dict[str, str]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text that says something."""
+    """The first line of an error's text that is not empty."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

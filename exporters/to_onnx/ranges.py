@@ -1,147 +1,143 @@
-"""How far a student's activations stay from the end of fp16, measured where no runtime can hide it: in torch, in fp32.
+"""Activation ranges of an fp32 graph, and the headroom that fp16 has above them. Free of torch.
 
-ONNX Runtime computes fp16 graphs in fp32 on a CPU, so what overflows on a device comes back finite here.
+They are measured on the fp32 graph: ONNX Runtime computes fp16 graphs in fp32 on a CPU, so what overflows on a device
+stays finite here.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
+import numpy as np
+import onnx
 
 from dfadc.errors import DfadcError
-from exporters.to_onnx.fp16 import FP16_MAX
+from exporters.sessions.onnx_runtime import OnnxRuntimeSession
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
 
-    import numpy as np
     from numpy.typing import NDArray
 
+#: The largest finite half-precision number.
+FP16_MAX = 65504.0
 #: Below this the headroom is small. Real images reached up to 2.8 times what a layer shows on the samples (the whole
 #: Fashion-MNIST test set through students of recipes ``auto``, 1.7, and ``dfad``, 2.8); the rest is for sums in fp16
-#: that pass their result on the way to it.
+#: whose partial sums exceed the result.
 SMALL_HEADROOM = 8.0
+#: Bytes of images in a batch: all activations of a batch are in memory at once, 50 times the images in a MobileNetV2.
+_BATCH_BYTES = 2**22
+_MAX_BATCH = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Headroom:
-    """What the layers of a student put out and take in.
+class ActivationRanges:
+    """The largest magnitude that each node of a graph reads or writes.
 
     Args:
-        peaks: layer -> its largest magnitude; infinite where a NaN or infinity was among them.
-        num_images: over how many images.
+        peaks: node name -> largest magnitude; infinite if a NaN or infinity was among the values.
+        num_images: number of images.
     """
 
     peaks: Mapping[str, float]
     num_images: int
 
     @property
-    def worst_layer(self) -> str:
-        """The layer with the largest magnitude."""
-        return max(self.peaks, key=lambda layer: self.peaks[layer])
+    def worst_node(self) -> str:
+        """The first node with the largest magnitude."""
+        return max(self.peaks, key=lambda node: self.peaks[node])
 
     @property
-    def factor(self) -> float:
-        """How often the largest magnitude fits into fp16's range; below 1 it does not."""
-        peak = self.peaks[self.worst_layer]
+    def headroom(self) -> float:
+        """Largest number of fp16 over the largest magnitude; below 1 the graph overflows."""
+        peak = self.peaks[self.worst_node]
         return FP16_MAX / peak if peak else float("inf")
 
     @property
-    def is_small(self) -> bool:
-        """Whether images that reach further than these may leave fp16."""
-        return self.factor < SMALL_HEADROOM
+    def is_headroom_small(self) -> bool:
+        """True if other images may overflow."""
+        return self.headroom < SMALL_HEADROOM
+
+    def beyond(self, limit: float) -> dict[str, float]:
+        """Nodes that read or write a magnitude above ``limit``."""
+        return {name: peak for name, peak in self.peaks.items() if peak > limit}
 
     def __str__(self) -> str:
-        peak = self.peaks[self.worst_layer]
+        peak = self.peaks[self.worst_node]
         text = (
-            f"fp16 headroom {_short(self.factor)}x: activations reach {_short(peak)} ({self.worst_layer}) on "
+            f"fp16 headroom {_short(self.headroom)}x: activations reach {_short(peak)} ({self.worst_node}) on "
             f"{self.num_images:,} verification samples, fp16 ends at {FP16_MAX:,.0f}"
         )
-        if self.factor < 1:
+        if self.headroom < 1:
             return f"warning: {text}; right only where those layers are computed in fp32"
-        if self.is_small:
+        if self.is_headroom_small:
             return f"warning: {text}; below {SMALL_HEADROOM:.0f}x other images may overflow"
         return text
 
 
-def measure_headroom(student: nn.Module, batches: Iterable[NDArray[np.float32]]) -> Headroom:
-    """Runs the student with a forward hook on every layer (module without children), in fp32.
+def measure_activations(
+    model: onnx.ModelProto, batches: Iterable[NDArray[np.float32]], *, threads: int = 1
+) -> ActivationRanges:
+    """Runs an fp32 graph on the CPU and records the largest magnitude of every fp32 tensor that a node writes.
 
-    A batch norm right behind a convolution is part of it in every artifact, so it counts as that convolution, and
-    what passes between the two does not count.
+    A node that reads a tensor counts like the one that writes it: in fp16 it would be given infinity.
 
     Args:
-        student: in eval mode, on the CPU; its hooks are removed again.
-        batches: images (n, C, H, W) float32 as the student takes them, some at a time.
+        model: the graph.
+        batches: images (n, C, H, W) float32 as the graph takes them.
+        threads: CPU threads; 0 lets ONNX Runtime choose.
 
     Raises:
         DfadcError: there are no images.
     """
-    peaks, num_images = _Peaks(), 0
-    handles = [
-        layer.register_forward_hook(peaks.hook(name or type(layer).__name__))
-        for name, layer in student.named_modules()
-        if not any(layer.children())
-    ]
-    try:
-        with torch.inference_mode():
-            for images in batches:
-                student(torch.from_numpy(images))
-                num_images += len(images)
-        peaks.flush()
-    finally:
-        for handle in handles:
-            handle.remove()
+    exposed, names = _with_all_outputs(model)
+    tensors: dict[str, float] = {}
+    num_images = 0
+    with _AllOutputsSession(exposed.SerializeToString(), threads=threads) as session:
+        for images in batches:
+            size = max(1, min(_MAX_BATCH, _BATCH_BYTES // max(1, images[:1].nbytes)))
+            for start in range(0, len(images), size):
+                outputs = session.all_outputs(images[start : start + size])
+                for name, value in zip(names, outputs, strict=True):
+                    tensors[name] = max(tensors.get(name, 0.0), _magnitude(value))
+            num_images += len(images)
     if not num_images:
-        raise DfadcError("there are no samples to measure the fp16 headroom on")
-    return Headroom(peaks.found, num_images)
+        raise DfadcError("there are no images to measure the activation ranges on")
+    peaks = {
+        node.name: max((tensors.get(name, 0.0) for name in (*node.input, *node.output)), default=0.0)
+        for node in model.graph.node
+    }
+    return ActivationRanges(peaks, num_images)
 
 
-class _Peaks:
-    """Largest magnitudes by layer, gathered by forward hooks."""
+class _AllOutputsSession(OnnxRuntimeSession):
+    """A session of a graph whose every tensor is an output."""
 
-    def __init__(self) -> None:
-        self.found: dict[str, float] = {}
-        self._convolved: tuple[str, Tensor, float] | None = None
+    _num_outputs = None
 
-    def hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-        """The forward hook of one layer."""
-
-        def record(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            if isinstance(layer, nn.BatchNorm2d) and self._convolved is not None and inputs[0] is self._convolved[1]:
-                self._add(self._convolved[0], _magnitude(output))
-                self._convolved = None
-                return
-            self.flush()
-            for tensor in inputs:
-                self._add(name, _magnitude(tensor))
-            if isinstance(layer, nn.Conv2d):
-                self._convolved = (name, output, _magnitude(output))
-            else:
-                self._add(name, _magnitude(output))
-
-        return record
-
-    def flush(self) -> None:
-        """Counts the last convolution's output, behind which no batch norm came."""
-        if self._convolved is not None:
-            self._add(self._convolved[0], self._convolved[2])
-            self._convolved = None
-
-    def _add(self, name: str, magnitude: float) -> None:
-        self.found[name] = max(self.found.get(name, 0.0), magnitude)
+    def all_outputs(self, images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        """Every output for one batch."""
+        outputs: list[NDArray[np.float32]] = self._session.run(None, {self._input_name: images})
+        return outputs
 
 
-def _magnitude(value: object) -> float:
-    """The largest absolute value of a float tensor; infinity for NaN, 0 for anything else."""
-    if not isinstance(value, Tensor) or not value.is_floating_point() or not value.numel():
+def _with_all_outputs(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
+    """A copy of ``model`` with every node's outputs as graph outputs, and their names in order."""
+    exposed = onnx.shape_inference.infer_shapes(model)
+    inferred = {value.name: value for value in (*exposed.graph.value_info, *exposed.graph.output)}
+    names = [name for node in exposed.graph.node for name in node.output if name]
+    del exposed.graph.output[:]
+    exposed.graph.output.extend(inferred.get(name, onnx.ValueInfoProto(name=name)) for name in names)
+    return exposed, names
+
+
+def _magnitude(value: NDArray[np.float32]) -> float:
+    """The largest absolute value of an fp32 tensor; infinity for NaN, 0 for any other dtype."""
+    if value.dtype != np.float32 or not value.size:
         return 0.0
-    peak = float(value.abs().max())
-    return math.inf if math.isnan(peak) else peak
+    peak = max(float(value.max()), -float(value.min()))
+    return float("inf") if np.isnan(peak) else peak
 
 
 def _short(value: float) -> str:

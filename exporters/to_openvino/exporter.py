@@ -1,4 +1,4 @@
-"""OpenVINO IR (student.openvino.xml and .bin) from the ONNX. Free of torch."""
+"""Exporter of OpenVINO IR (student.openvino.xml and .bin) from ONNX. Free of torch."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dfadc.errors import DfadcError, ExportFailed, RequirementMissing, StorageFailed
+from dfadc.errors import DfadcError, ExportFailed, StorageFailed
 from dfadc.storage import replace_together, sha256_file
 from exporters.exporter import BuildSettings, Capability, ExportRequest, ExportResult, Precision
-from exporters.sessions.openvino_core import shared_core
+from exporters.sessions.openvino_core import INSTALL, import_openvino, shared_core
 from exporters.to_onnx.file import METADATA_PREFIX, first_line, load_onnx, read_metadata
 
 if TYPE_CHECKING:
     from types import ModuleType
-
-INSTALL = "pip install openvino"
 
 
 class OpenVinoExporter:
@@ -27,7 +25,7 @@ class OpenVinoExporter:
     name = "openvino"
 
     def capability(self) -> Capability:
-        """Everything where the package is installed."""
+        """Builds and runs wherever the package is installed."""
         if importlib.util.find_spec("openvino") is None:
             return Capability(can_build=False, can_run=False, reason="openvino is not installed", install=INSTALL)
         return Capability(can_build=True, can_run=True, version=importlib.metadata.version("openvino"))
@@ -41,7 +39,7 @@ class OpenVinoExporter:
         Raises:
             RequirementMissing: openvino is not installed.
             DfadcError: the source is not ONNX.
-            ExportFailed: OpenVINO does not take the graph, or the graph has another precision than requested.
+            ExportFailed: OpenVINO does not support the graph, or the graph has another precision than requested.
             StorageFailed: a file cannot be written.
         """
         openvino = import_openvino()
@@ -68,22 +66,12 @@ class OpenVinoExporter:
         )
 
 
-def import_openvino() -> ModuleType:
-    """The package.
+def _check_precision(model: Any, requested: Precision) -> None:
+    """Checks that the graph is quantised if INT8 was requested, and otherwise is not.
 
     Raises:
-        RequirementMissing: it is not installed.
+        ExportFailed, DfadcError: it has another precision.
     """
-    try:
-        import openvino  # noqa: PLC0415 - an optional backend
-    except (ImportError, OSError) as exc:
-        raise RequirementMissing(f"openvino is not installed: {exc}", INSTALL) from exc
-    module: ModuleType = openvino
-    return module
-
-
-def _check_precision(model: Any, requested: Precision) -> None:
-    """Quantised graphs quantise, others do not."""
     operators = Counter(node.get_type_name() for node in model.get_ops())
     halves = sum(
         node.get_element_type().get_type_name() == "f16"
@@ -99,9 +87,9 @@ def _check_precision(model: Any, requested: Precision) -> None:
 
 
 def _save(openvino: ModuleType, model: Any, target: Path, *, compress: bool) -> None:
-    """Writes both files of the IR, or neither: first into a folder of its own beside the target.
+    """Writes both files of the IR, or neither: first into a temporary folder beside the target.
 
-    The xml comes last: who sees it finds its weights.
+    The xml is moved last: where it exists, its weights exist.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -120,6 +108,6 @@ def _save(openvino: ModuleType, model: Any, target: Path, *, compress: bool) -> 
 
 
 def _last_line(error: BaseException) -> str:
-    """OpenVINO's reasons come after the source files they were raised in."""
+    """The last line of an error: OpenVINO writes the reason after the source files it was raised in."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else first_line(error)

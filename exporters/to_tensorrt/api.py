@@ -1,4 +1,4 @@
-"""One face for ``tensorrt`` 10, ``tensorrt`` 11 and ``tensorrt_rtx``: what differs between them is in this file alone.
+"""Builds engines with ``tensorrt`` 10, ``tensorrt`` 11 or ``tensorrt_rtx``; only this file knows their differences.
 
 All three build strongly typed networks: precision lives in the ONNX graph, never in builder flags, which 11 and RTX no
 longer have.
@@ -10,12 +10,11 @@ import signal
 import threading
 from collections import Counter
 from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from dfadc.errors import DfadcError, ExportFailed, RequirementMissing
-from exporters.exporter import unknown_value
+from dfadc.errors import DfadcError, ExportFailed
+from exporters.registry import unknown_value
+from exporters.sessions.tensorrt_session import TENSORRT, TENSORRT_RTX, Backend, collecting_logger
 from exporters.to_onnx.file import INPUT_NAME
 
 if TYPE_CHECKING:
@@ -26,19 +25,6 @@ if TYPE_CHECKING:
 
 #: Layers that hold weights: their dtype is the precision of the network.
 _WEIGHTED_LAYERS = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY")
-
-
-@dataclass(frozen=True, slots=True)
-class Backend:
-    """One of the packages, as export names know it."""
-
-    name: str
-    module_name: str
-    install: str
-
-
-TENSORRT = Backend("tensorrt", "tensorrt", "pip install tensorrt --extra-index-url https://pypi.nvidia.com")
-TENSORRT_RTX = Backend("tensorrt-rtx", "tensorrt_rtx", "pip install tensorrt-rtx")
 
 
 class TensorRtApi:
@@ -53,16 +39,13 @@ class TensorRtApi:
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
-        try:
-            self.module: Any = import_module(backend.module_name)
-        except (ImportError, OSError) as exc:
-            raise RequirementMissing(f"{backend.name} is not installed: {exc}", backend.install) from exc
+        self.module: Any = backend.import_module()
         self.version: str = self.module.__version__
         self._major = int(self.version.partition(".")[0])
 
     @property
     def chooses_gpus(self) -> bool:
-        """Whether engines can be built for GPUs by name; otherwise they are for the one in this machine."""
+        """True if engines can be built for GPUs by name; otherwise they are built for the GPU of this machine."""
         return self.backend.name == TENSORRT_RTX.name
 
     def gpu_names(self) -> tuple[str, ...]:
@@ -83,30 +66,16 @@ class TensorRtApi:
                 raise unknown_value("GPU", gpu, self.gpu_names())
 
     def network_flags(self) -> int:
-        """Strong typing has to be asked for in 10 and is all there is since 11 and in RTX."""
+        """Flags of ``create_network``: 10 needs one for strong typing, which 11 and RTX always use."""
         if self.backend.name == TENSORRT.name and self._major <= 10:
             return 1 << int(self.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
         return 0
 
-    def collecting_logger(self) -> Any:
-        """An ILogger that keeps errors in ``.errors``: a failed build returns None without a reason."""
-        trt = self.module
-
-        class CollectingLogger(trt.ILogger):  # type: ignore[misc, name-defined]
-            def __init__(self) -> None:
-                trt.ILogger.__init__(self)
-                self.errors: list[str] = []
-
-            def log(self, severity: Any, message: str) -> None:
-                if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                    self.errors.append(message.strip())
-
-        return CollectingLogger()
-
     def progress_monitor(self, on_progress: ProgressCallback, interrupted: Sequence[object]) -> Any:
         """An IProgressMonitor that calls ``on_progress``.
 
-        What that raises cancels the build and is kept in ``.raised``; anything in ``interrupted`` cancels it too.
+        An exception of ``on_progress`` cancels the build and is kept in ``.raised``; any item in ``interrupted``
+        cancels it too.
         """
         trt = self.module
 
@@ -135,13 +104,13 @@ class TensorRtApi:
 
 @contextmanager
 def deferred_interrupt() -> Iterator[Sequence[object]]:
-    """Yields a list that a Ctrl-C adds to; the handler that was there is called when the block has ended.
+    """Yields a list to which Ctrl-C appends; the previous handler is called after the block.
 
     Called at once it would raise inside a callback of the builder, whose C++ frames swallow the exception: of 30
     builds that were interrupted at random moments, 20 went on or failed with another error.
     """
     received: list[tuple[int, FrameType | None]] = []
-    if threading.current_thread() is not threading.main_thread():  # which alone hears signals
+    if threading.current_thread() is not threading.main_thread():  # only that one receives signals
         yield received
         return
     previous = signal.signal(signal.SIGINT, lambda number, frame: received.append((number, frame)))
@@ -154,23 +123,23 @@ def deferred_interrupt() -> Iterator[Sequence[object]]:
 
 
 def _ignore(_phase: str, _done: int, _total: int) -> None:
-    """Progress that nobody wants to hear of."""
+    """The default progress callback."""
 
 
 class ParsedNetwork:
-    """An ONNX graph as the backend understands it. Builder, parser and logger live as long as the network.
+    """An ONNX graph parsed by the backend. Builder, parser and logger live as long as the network.
 
     Args:
         api: the backend.
         onnx_bytes: the typed graph.
 
     Raises:
-        ExportFailed: the backend cannot take the graph; operators and nodes are named.
+        ExportFailed: the backend does not support the graph; operators and nodes are named.
     """
 
     def __init__(self, api: TensorRtApi, onnx_bytes: bytes) -> None:
         self._api = api
-        self._logger = api.collecting_logger()
+        self._logger = collecting_logger(api.module)
         self._builder = api.module.Builder(self._logger)
         self._network = self._builder.create_network(api.network_flags())
         self._parser = api.module.OnnxParser(self._network, self._logger)
@@ -180,11 +149,11 @@ class ParsedNetwork:
                 f"operator {e.node_operator()} (node {e.node_name() or '?'}): {e.desc().strip()}" for e in errors
             ]
             raise ExportFailed(
-                f"{api.backend.name} {api.version} cannot take the graph: {'; '.join(reasons) or self._said()}"
+                f"{api.backend.name} {api.version} cannot take the graph: {'; '.join(reasons) or self._logged()}"
             )
 
     def dtype_census(self) -> dict[str, int]:
-        """How many weighted layers put out each dtype, and how many layers quantise ("quantize")."""
+        """Number of weighted layers by output dtype, and of layers that quantise ("quantize")."""
         counts: Counter[str] = Counter()
         for index in range(self._network.num_layers):
             layer = self._network.get_layer(index)
@@ -227,7 +196,7 @@ class ParsedNetwork:
         if engine is None:
             where = f" for {', '.join(gpus)}" if gpus else ""
             turing = "Turing (sm75) engines must be fp16" if "sm75" in gpus else ""
-            raise ExportFailed(f"{self._api.backend.name} cannot build the engine{where}: {self._said()}", turing)
+            raise ExportFailed(f"{self._api.backend.name} cannot build the engine{where}: {self._logged()}", turing)
         return bytes(engine)
 
     def _add_profile(self, config: Any, profile: BatchProfile) -> None:
@@ -243,5 +212,5 @@ class ParsedNetwork:
         optimisation.set_shape(INPUT_NAME, *shapes)
         config.add_optimization_profile(optimisation)
 
-    def _said(self) -> str:
+    def _logged(self) -> str:
         return "; ".join(dict.fromkeys(self._logger.errors[-5:])) or "it gave no reason"

@@ -1,19 +1,19 @@
-"""TensorRT and TensorRT-RTX engines from typed ONNX, each with a sidecar that says what it is. Built without torch."""
+"""Exporter of TensorRT and TensorRT-RTX engines from typed ONNX, each with a JSON sidecar. Building needs no torch."""
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import importlib.util
 import json
-import os
 from typing import TYPE_CHECKING, Any
 
 from dfadc.errors import ExportFailed, RequirementMissing
 from dfadc.storage import atomic_write, sha256_file, write_json
 from exporters.exporter import BuildSettings, Capability, ExportRequest, ExportResult, Precision
+from exporters.sessions.cuda_memory import has_cuda_driver
+from exporters.sessions.tensorrt_session import SIDECAR_SCHEMA, TENSORRT, TENSORRT_RTX, Backend, sidecar_path
 from exporters.to_onnx.file import METADATA_PREFIX, load_onnx, read_metadata
-from exporters.to_tensorrt.api import TENSORRT, TENSORRT_RTX, Backend, ParsedNetwork, TensorRtApi
+from exporters.to_tensorrt.api import ParsedNetwork, TensorRtApi
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,14 +21,12 @@ if TYPE_CHECKING:
 
     import onnx
 
-SIDECAR_SCHEMA = 1
-
 
 class TensorRtExporter:
     """Builds engines with one of the two packages.
 
     Args:
-        backend: which of them; never replaced by the other.
+        backend: the package; never replaced by the other one.
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -36,7 +34,7 @@ class TensorRtExporter:
         self._backend = backend
 
     def capability(self) -> Capability:
-        """RTX builds without a GPU; full TensorRT builds for the GPU it finds; running needs a GPU either way."""
+        """RTX builds without a GPU, full TensorRT for the GPU of this machine; running always needs a GPU."""
         try:
             api = TensorRtApi(self._backend)
         except RequirementMissing as exc:
@@ -47,11 +45,11 @@ class TensorRtExporter:
         return Capability(can_build=can_build, can_run=gpu is not None, version=api.version, reason=reason)
 
     def check(self, settings: BuildSettings) -> None:
-        """Looks whether engines can be built for the GPUs.
+        """Checks that engines can be built for the GPUs.
 
         Raises:
             RequirementMissing: the package is not installed.
-            DfadcError: a GPU is unknown, or engines are for the GPU of this machine alone.
+            DfadcError: a GPU is unknown, or engines can be built for the GPU of this machine only.
         """
         TensorRtApi(self._backend).check_gpus([gpu.lower() for gpu in settings.gpus])
 
@@ -69,7 +67,7 @@ class TensorRtExporter:
         api.check_gpus(gpus)
         source = load_onnx(source_onnx)
         metadata = read_metadata(source)
-        network = ParsedNetwork(api, _of_one_size(source, metadata) or source_onnx.read_bytes())
+        network = ParsedNetwork(api, _with_fixed_size(source, metadata) or source_onnx.read_bytes())
         census = network.dtype_census()
         effective = effective_precision(census, request.precision)
         engine = network.build(
@@ -93,8 +91,8 @@ class TensorRtExporter:
         return result
 
 
-def _of_one_size(source: onnx.ModelProto, metadata: Mapping[str, str]) -> bytes:
-    """The bytes of a graph for images of any size with the contract's size instead; none where it has one already."""
+def _with_fixed_size(source: onnx.ModelProto, metadata: Mapping[str, str]) -> bytes:
+    """A dynamic-size graph with the contract's size, as bytes; empty if the graph has a fixed size already."""
     if metadata.get(f"{METADATA_PREFIX}size") != "dynamic":
         return b""
     sides = json.loads(metadata[f"{METADATA_PREFIX}contract"])["input_size"][1:]
@@ -114,36 +112,22 @@ def tensorrt_rtx() -> TensorRtExporter:
     return TensorRtExporter(TENSORRT_RTX)
 
 
-def sidecar_path(engine: Path) -> Path:
-    """Where the facts about ``engine`` lie: an engine file itself holds nothing but the engine."""
-    return engine.with_name(engine.name + ".json")
-
-
 def cuda_gpu() -> str | None:
     """Name of the first CUDA GPU as torch sees it; None without torch or a GPU."""
-    if importlib.util.find_spec("torch") is None or not _has_cuda_driver():
+    if importlib.util.find_spec("torch") is None or not has_cuda_driver():
         return None
     import torch  # noqa: PLC0415 - building needs no torch
 
     return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
 
 
-def _has_cuda_driver() -> bool:
-    """Whether the driver's library loads: without it torch sees no GPU, and to import torch takes seconds."""
-    try:
-        ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
-    except OSError:
-        return False
-    return True
-
-
 def effective_precision(census: Mapping[str, int], requested: Precision) -> str:
-    """What the weighted layers of a parsed network really compute in.
+    """Precision in which the weighted layers of a parsed network compute.
 
     Raises:
-        ExportFailed: that is not what was requested. An fp32 engine with a name that says fp16 is worse than none.
+        ExportFailed: it is not the requested one. An fp32 engine with a name that says fp16 is worse than none.
     """
-    found = ", ".join(f"{count} {dtype}" for dtype, count in census.items()) or "no weighted layers"
+    layers = ", ".join(f"{count} {dtype}" for dtype, count in census.items()) or "no weighted layers"
     half, single, quantising = census.get("half", 0), census.get("float", 0), census.get("quantize", 0)
     fits = {
         Precision.FP32: not quantising and set(census) <= {"float"},
@@ -152,7 +136,7 @@ def effective_precision(census: Mapping[str, int], requested: Precision) -> str:
     }
     if not fits[requested]:
         raise ExportFailed(
-            f"the graph is not {requested}: its layers are {found}",
+            f"the graph is not {requested}: its layers are {layers}",
             f"build from the onnx:{requested} of the same student",
         )
     if requested is Precision.FP16 and single:
@@ -174,7 +158,7 @@ def _notes(backend: Backend, request: ExportRequest, gpus: tuple[str, ...]) -> t
 def _sidecar(
     result: ExportResult, settings: BuildSettings, census: Mapping[str, int], metadata: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Facts about an engine: what a session checks before it loads native code, and what a person wants to know."""
+    """Content of the sidecar: what a session checks before it loads native code, and facts for `dfadc inspect`."""
     return {
         "schema": SIDECAR_SCHEMA,
         "file": result.path.name,

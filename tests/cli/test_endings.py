@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 
 #: One step on next to nothing. Its student knows nothing: the gates that would say so are off unless a test is of them.
 FEW = (
-    "--steps 1 --batch-size 8 --set student.steps=1 --set verify.num_samples=64 --set verify.prior_steps=2 "
-    "--set verify.adversary_steps=0 --set calibration.num_images=16 --set compute.precision=fp32 --no-compile "
+    "--steps 1 --batch-size 8 --set student.steps=1 --set verify.num_samples=64 "
+    "--set calibration.num_images=16 --set compute.precision=fp32 --no-compile "
     "--out run --set verify.min_fp16_agreement=0.8 --set verify.min_int8_agreement=0.8"
 )
 GATES_OFF = "--set verify.min_agreement=off --set verify.min_coverage=off"
-ARTIFACT_GATES_OFF = "--set verify.max_student_drop=off --set verify.max_fp32_logit_error=off"
+ARTIFACT_GATES_OFF = "--set verify.compare_export=false"
 #: Weights that decay to nothing: the student answers one class alone, and INT8 has nothing to calibrate with.
 COLLAPSE = (
-    "--recipe dfad --steps 2 --set student.l1=1e-6 --set student.optimizer.learning_rate=1.0 "
-    "--set student.optimizer.weight_decay=1.0 --set student.optimizer.momentum=0.0"
+    "--recipe dfad --steps 2 --set student.steps=100 --set student.l1=1e-6 --set student.optimizer.learning_rate=0.2 "
+    "--set student.optimizer.weight_decay=1.0 --set student.schedule.kind=constant"
 )
 #: Trains and runs in torch; ONNX has no such operator.
 NETWORK_THAT_ONNX_LACKS = """
@@ -132,7 +132,7 @@ def verify_both_ways(tell: Any, *arguments: object) -> dict[str, Any]:
             "--set verify.min_coverage=off",
             "NOT GATED",
             0,
-            ["a gate is off or has nothing to judge by for: student, student.fp16.onnx, student.onnx"],
+            ["a gate is off or has nothing to compare with, for: student, student.fp16.onnx, student.onnx"],
         ),
     ],
 )

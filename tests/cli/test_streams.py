@@ -16,7 +16,8 @@ import pytest
 from command_line import ROOT, Outcome, command_process, disk_that_holds, files_of, finish_command, run_command
 from conftest import QUICK_STUDENT
 
-from dfadc.run_folder import LOCK, RunFolder
+from dfadc.run_folder import RunFolder
+from dfadc.run_lock import LOCK
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -164,7 +165,7 @@ def test_a_terminal_that_closes_stops_a_training_and_nohup_keeps_it(
     steps = 4 if ignored else 100_000
     run = RunFolder(tmp_path / "run")
     small = ("--steps", steps, "--batch-size", 8, "--no-compile", "--set", "log.interval=1", "--out", run.path)
-    few = ("--set", "verify.num_samples=64", "--set", "verify.prior_steps=2", "--set", "verify.adversary_steps=0")
+    few = ("--set", "verify.num_samples=64")
     preamble = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)" if ignored else ""
     start = ("distill", digits_teacher, "--student", QUICK_STUDENT, "-e", "onnx", *small, *few)
     with command_process(*start, preamble=preamble) as process:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 LONG = "a_student_with_a_name_that_is_longer_than_a_terminal.onnx"
 ONE_STEP = (
     *("--steps", 1, "--batch-size", 8, "--no-compile", "--set", "log.interval=1", "--set", "student.steps=1"),
-    *("--set", "verify.num_samples=64", "--set", "verify.prior_steps=2", "--set", "verify.adversary_steps=0"),
+    *("--set", "verify.num_samples=64"),
     *("--set", "calibration.num_images=16", "--set", "compute.precision=fp32", "-e", "onnx"),
 )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from miniature import build_game
+from miniature import build_run
 from states import assert_same_state
 
 from dfadc.distillation.checkpoint import LAST, PREVIOUS, load_checkpoint, save_checkpoint
@@ -47,12 +47,12 @@ def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
 
 
 def test_the_state_of_a_real_game_needs_no_code_to_load(tmp_path: Path) -> None:
-    game = build_game("auto")
-    distill(game, 1, lambda _: None)
-    save_checkpoint(tmp_path, game.players.state_dict())
+    run = build_run("auto")
+    distill(run, 1, lambda _: None)
+    save_checkpoint(tmp_path, run.state.state_dict())
     # weights_only: anything but tensors and plain values would be refused.
     loaded = torch.load(tmp_path / LAST, weights_only=True)
-    assert_same_state(loaded, game.players.state_dict())
+    assert_same_state(loaded, run.state.state_dict())
 
 
 def test_the_checkpoint_before_is_kept(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The players: what moves them, what stops them, and the state they go on from."""
+"""Training state and trainable networks: updates, skipped updates, and the state to go on from."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from miniature import SMALL_CONTRACT, SmallNetwork, build_game
+from miniature import SMALL_CONTRACT, SmallNetwork, build_run
 from states import assert_same_state
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dfadc.distillation.compute.policy import ComputePolicy
 from dfadc.distillation.loop import distill
-from dfadc.distillation.state import RESERVOIR_OFFER, Players
-from dfadc.distillation.trainable import Player, build_optimizer, rate_factor
+from dfadc.distillation.state import RESERVOIR_OFFER, TrainingState
+from dfadc.distillation.trainable import TrainableNetwork, build_optimizer, rate_factor
 from dfadc.recipe.load import change_recipe, load_recipe
-from dfadc.recipe.schema import OptimizerSettings, ScheduleSettings, StudentSettings
+from dfadc.recipe.schema import AdamSettings, OptimizerSettings, ScheduleSettings
 
 if TYPE_CHECKING:
     from dfadc.contract import ImageContract
@@ -30,25 +30,31 @@ if TYPE_CHECKING:
 CPU = torch.device("cpu")
 FP32 = ComputePolicy(CPU, None, channels_last=False, reason="test")
 FP16 = ComputePolicy(CPU, torch.float16, channels_last=False, reason="test")
-SGD = OptimizerSettings(kind="sgd", learning_rate=0.1, momentum=0.9)
-ADAM = OptimizerSettings(kind="adam", learning_rate=1e-2, momentum=0.5)
+SGD = OptimizerSettings(kind="sgd", learning_rate=0.1)
+ADAM = OptimizerSettings(kind="adam", learning_rate=1e-2)
 BAD = (float("nan"), float("inf"), float("-inf"))
 
 
-def make_player(optimizer: OptimizerSettings = SGD, *, policy: ComputePolicy = FP32, **settings: Any) -> Player:
+def make_network(
+    optimizer: OptimizerSettings = SGD,
+    *,
+    policy: ComputePolicy = FP32,
+    schedule: ScheduleSettings | None = None,
+    ema_decay: float = 0.0,
+) -> TrainableNetwork:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
-    return Player(module, StudentSettings(optimizer=optimizer, **settings), policy)
+    return TrainableNetwork(module, optimizer, policy, schedule=schedule or ScheduleSettings(), ema_decay=ema_decay)
 
 
-def loss_of(player: Player, seed: int = 0, *, factor: float = 1.0) -> Tensor:
+def loss_of(network: TrainableNetwork, seed: int = 0, *, factor: float = 1.0) -> Tensor:
     inputs = torch.randn(8, 3, generator=torch.Generator().manual_seed(seed))
-    loss: Tensor = player.module(inputs).square().sum() * factor
+    loss: Tensor = network.module(inputs).square().sum() * factor
     return loss
 
 
-def weights(player: Player) -> Tensor:
-    return torch.cat([parameter.detach().flatten() for parameter in player.parameters])
+def weights(network: TrainableNetwork) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in network.parameters])
 
 
 # ------------------------------------------------------------------------------------------------- the guard
@@ -63,74 +69,75 @@ def test_an_update_that_is_not_finite_is_skipped_as_a_whole(
 ) -> None:
     """Weights, momentum and Adam's step count stay bit by bit; the next good update is what it would have been."""
     settings = optimizer.model_copy(update={"clip_norm": clip_norm})
-    player, twin = make_player(settings), make_player(settings)
+    network, twin = make_network(settings), make_network(settings)
     for seed in range(updates_before):
-        player.move(loss_of(player, seed))
-        twin.move(loss_of(twin, seed))
-    before = weights(player)
-    player.move(loss_of(player, 7, factor=bad))
-    assert torch.equal(weights(player), before)
+        network.update(loss_of(network, seed))
+        twin.update(loss_of(twin, seed))
+    before = weights(network)
+    network.update(loss_of(network, 7, factor=bad))
+    assert torch.equal(weights(network), before)
     # Only the statistics have seen the skipped images: for the comparison, let the twin's see them too.
     loss_of(twin, 7)
-    for each in (player, twin):
-        each.move(loss_of(each, 8))
-    assert_same_state(player.module.state_dict(), twin.module.state_dict())
-    assert_same_state(player.optimizer.state_dict()["state"], twin.optimizer.state_dict()["state"])
+    for each in (network, twin):
+        each.update(loss_of(each, 8))
+    assert_same_state(network.module.state_dict(), twin.module.state_dict())
+    assert_same_state(network.optimizer.state_dict()["state"], twin.optimizer.state_dict()["state"])
 
 
 def test_one_bad_gradient_stops_all_parameters() -> None:
-    player = make_player()
-    before = weights(player)
-    player.move(loss_of(player) + player.parameters[-1].sum() * float("inf"))
-    assert torch.equal(weights(player), before)
+    network = make_network()
+    before = weights(network)
+    network.update(loss_of(network) + network.parameters[-1].sum() * float("inf"))
+    assert torch.equal(weights(network), before)
 
 
 def test_skipped_counts_updates_in_a_row() -> None:
-    player = make_player()
+    network = make_network()
     counts = []
     for factor in (1.0, float("nan"), float("inf"), 1.0, float("nan")):
-        player.move(loss_of(player, factor=factor))
-        counts.append(float(player.skipped))
+        network.update(loss_of(network, factor=factor))
+        counts.append(float(network.skipped))
     assert counts == [0, 1, 2, 0, 1]
 
 
 def test_fp16_gradients_are_scaled_and_an_overflow_halves_the_scale() -> None:
-    player, plain = make_player(policy=FP16), make_player()
-    assert player.scaler.is_enabled()
+    network, plain = make_network(policy=FP16), make_network()
+    assert network.scaler.is_enabled()
     assert not plain.scaler.is_enabled()
-    for each in (player, plain):
-        each.move(loss_of(each))
-    torch.testing.assert_close(weights(player), weights(plain))
-    before, scale = weights(player), player.scaler.get_scale()
-    player.move(loss_of(player, factor=float("inf")))
-    assert torch.equal(weights(player), before)
-    assert float(player.skipped) == 1
-    assert player.scaler.get_scale() == scale / 2
+    for each in (network, plain):
+        each.update(loss_of(each))
+    torch.testing.assert_close(weights(network), weights(plain))
+    before, scale = weights(network), network.scaler.get_scale()
+    network.update(loss_of(network, factor=float("inf")))
+    assert torch.equal(weights(network), before)
+    assert float(network.skipped) == 1
+    assert network.scaler.get_scale() == scale / 2
 
 
-def test_only_this_players_gradients_are_computed() -> None:
-    player, other = make_player(), make_player()
-    player.move((loss_of(player) - loss_of(other)).square())
-    assert all(parameter.grad is not None for parameter in player.parameters)
+def test_only_this_networks_gradients_are_computed() -> None:
+    network, other = make_network(), make_network()
+    network.update((loss_of(network) - loss_of(other)).square())
+    assert all(parameter.grad is not None for parameter in network.parameters)
     assert all(parameter.grad is None for parameter in other.parameters)
 
 
 def test_a_parameter_outside_the_graph_stays() -> None:
     """Some networks carry an auxiliary head that training does not touch."""
-    player = make_player()
-    before = [parameter.detach().clone() for parameter in player.parameters]
-    first = next(player.module.children())
-    player.move(first(torch.ones(1, 3)).sum())
-    moved = [not torch.equal(now, was) for now, was in zip(player.parameters, before, strict=True)]
+    network = make_network()
+    before = [parameter.detach().clone() for parameter in network.parameters]
+    first = next(network.module.children())
+    network.update(first(torch.ones(1, 3)).sum())
+    moved = [not torch.equal(now, was) for now, was in zip(network.parameters, before, strict=True)]
     assert moved == [True, True, False, False, False, False]
 
 
 def test_frozen_parameters_do_not_move() -> None:
     frozen = nn.Linear(3, 3).requires_grad_(requires_grad=False)
     before = frozen.weight.detach().clone()
-    decaying = StudentSettings(optimizer=SGD.model_copy(update={"weight_decay": 0.5}))
-    player = Player(nn.Sequential(frozen, nn.BatchNorm1d(3), nn.Linear(3, 2)), decaying, FP32)
-    player.move(loss_of(player))
+    decaying = SGD.model_copy(update={"weight_decay": 0.5})
+    module = nn.Sequential(frozen, nn.BatchNorm1d(3), nn.Linear(3, 2))
+    network = TrainableNetwork(module, decaying, FP32, schedule=ScheduleSettings())
+    network.update(loss_of(network))
     assert torch.equal(frozen.weight, before)
 
 
@@ -139,58 +146,58 @@ def test_frozen_parameters_do_not_move() -> None:
 
 @pytest.mark.parametrize("clip_norm", [0.5, 1e6])
 def test_clipping_bounds_the_norm_of_the_whole_gradient(clip_norm: float) -> None:
-    plain = OptimizerSettings(kind="sgd", learning_rate=1.0, momentum=0.0, clip_norm=clip_norm)
-    player = make_player(plain)
-    loss = loss_of(player)
-    gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, player.parameters)]).double().numpy()
+    plain = OptimizerSettings(kind="sgd", learning_rate=1.0, clip_norm=clip_norm)  # a first step has no momentum
+    network = make_network(plain)
+    loss = loss_of(network)
+    gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, network.parameters)]).double().numpy()
     norm = float(np.sqrt(np.sum(gradient**2)))
     assert norm > 0.5
-    before = weights(player)
-    player.move(loss_of(player))
+    before = weights(network)
+    network.update(loss_of(network))
     expected = gradient * min(1.0, clip_norm / norm)
-    np.testing.assert_allclose((before - weights(player)).numpy(), expected, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose((before - weights(network)).numpy(), expected, rtol=1e-3, atol=1e-6)
 
 
 def test_the_average_follows_its_formula_statistics_included() -> None:
     """The first update copies; then average = d · average + (1 - d) · network, for parameters and statistics."""
-    player = make_player(ema_decay=0.9)
+    network = make_network(ema_decay=0.9)
     expected: dict[str, Tensor] = {}
     for seed in range(5):
-        player.move(loss_of(player, seed))
-        for name, value in player.module.state_dict().items():
+        network.update(loss_of(network, seed))
+        for name, value in network.module.state_dict().items():
             if value.is_floating_point():
                 old = expected.get(name)
                 expected[name] = value.clone() if old is None else 0.9 * old + 0.1 * value
-    averaged = player.average.state_dict()
+    averaged = network.average.state_dict()
     assert "1.running_var" in expected
     for name, value in expected.items():
         torch.testing.assert_close(averaged[name], value)
-    assert not torch.equal(averaged["0.weight"], player.module.state_dict()["0.weight"])
+    assert not torch.equal(averaged["0.weight"], network.module.state_dict()["0.weight"])
 
 
 def test_the_average_is_that_of_torch_also_after_a_state_was_loaded() -> None:
-    player, other = make_player(ema_decay=0.9), make_player(ema_decay=0.9)
+    network, other = make_network(ema_decay=0.9), make_network(ema_decay=0.9)
     reference = AveragedModel(other.module, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
     for seed in range(6):
         if seed == 3:
-            stranger = make_player(ema_decay=0.9)
-            stranger.load_state_dict(copy.deepcopy(player.state_dict()))
-            player = stranger
-        player.move(loss_of(player, seed))
-        other.move(loss_of(other, seed))
+            stranger = make_network(ema_decay=0.9)
+            stranger.load_state_dict(copy.deepcopy(network.state_dict()))
+            network = stranger
+        network.update(loss_of(network, seed))
+        other.update(loss_of(other, seed))
         reference.update_parameters(other.module)
-    assert player.ema is not None
-    assert int(player.ema.n_averaged) == int(reference.n_averaged) == 6
+    assert network.ema is not None
+    assert int(network.ema.n_averaged) == int(reference.n_averaged) == 6
     for name, value in reference.module.state_dict().items():
         if value.is_floating_point():
-            torch.testing.assert_close(player.average.state_dict()[name], value)
-    assert int(player.average.state_dict()["1.num_batches_tracked"]) == 6
+            torch.testing.assert_close(network.average.state_dict()[name], value)
+    assert int(network.average.state_dict()["1.num_batches_tracked"]) == 6
 
 
 def test_without_a_decay_the_average_is_the_network_itself() -> None:
-    player = make_player()
-    assert player.ema is None
-    assert player.average is player.module
+    network = make_network()
+    assert network.ema is None
+    assert network.average is network.module
 
 
 @settings(deadline=None, max_examples=60)
@@ -223,33 +230,39 @@ def test_the_papers_rates_fall_at_epochs_100_and_200_of_500() -> None:
 
 
 def test_the_learning_rate_is_rate_times_factor_times_scale() -> None:
-    player = make_player(schedule=ScheduleSettings(kind="cosine"))
-    player.rate_scale = 0.5
-    player.set_learning_rate(1 / 3)
-    assert player.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 0.5 * 0.75)
+    network = make_network(schedule=ScheduleSettings(kind="cosine"))
+    network.rate_scale = 0.5
+    network.set_learning_rate(1 / 3)
+    assert network.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 0.5 * 0.75)
 
 
 def test_optimizers_are_the_ones_asked_for() -> None:
     parameters = [nn.Parameter(torch.zeros(2))]
-    adam = build_optimizer(parameters, ADAM.model_copy(update={"second_beta": 0.9, "weight_decay": 0.1}))
+    adam = build_optimizer(parameters, ADAM.model_copy(update={"weight_decay": 0.1}))
     assert isinstance(adam, torch.optim.Adam)
-    assert adam.defaults["betas"] == (0.5, 0.9)
+    assert adam.defaults["betas"] == (0.9, 0.999)
     assert adam.defaults["weight_decay"] == 0.1
-    sgd = build_optimizer(parameters, SGD.model_copy(update={"nesterov": True, "weight_decay": 0.1}))
-    assert isinstance(sgd, torch.optim.SGD)
-    assert {name: sgd.defaults[name] for name in ("lr", "momentum", "nesterov", "weight_decay")} == {
-        "lr": 0.1,
-        "momentum": 0.9,
-        "nesterov": True,
-        "weight_decay": 0.1,
-    }
+    generators = build_optimizer(parameters, AdamSettings(learning_rate=1e-3, momentum=0.5))
+    assert isinstance(generators, torch.optim.Adam)
+    assert (generators.defaults["betas"], generators.defaults["weight_decay"]) == ((0.5, 0.999), 0)
+    for kind in ("sgd", "nesterov"):
+        sgd = build_optimizer(parameters, SGD.model_copy(update={"kind": kind, "weight_decay": 0.1}))
+        assert isinstance(sgd, torch.optim.SGD)
+        assert {name: sgd.defaults[name] for name in ("lr", "momentum", "nesterov", "weight_decay")} == {
+            "lr": 0.1,
+            "momentum": 0.9,
+            "nesterov": kind == "nesterov",
+            "weight_decay": 0.1,
+        }
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_sgd_with_a_momentum_of_zeros_is_plain_sgd(nesterov: bool) -> None:
     ours, plain = (nn.Parameter(torch.tensor([1.0, -2.0])) for _ in range(2))
     optimizers = (
-        build_optimizer([ours], SGD.model_copy(update={"nesterov": nesterov, "weight_decay": 0.01})),
+        build_optimizer(
+            [ours], SGD.model_copy(update={"kind": "nesterov" if nesterov else "sgd", "weight_decay": 0.01})
+        ),
         torch.optim.SGD([plain], lr=0.1, momentum=0.9, nesterov=nesterov, weight_decay=0.01),
     )
     for gradient in ((1.0, 2.0), (-3.0, 0.5), (0.1, 0.1)):
@@ -273,97 +286,100 @@ def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("policy", [FP32, FP16], ids=["fp32", "fp16"])
 @pytest.mark.parametrize("optimizer", [SGD, ADAM], ids=["sgd", "adam"])
-def test_a_player_goes_on_from_its_state_bit_by_bit(optimizer: OptimizerSettings, policy: ComputePolicy) -> None:
-    player, other = (make_player(optimizer, policy=policy, ema_decay=0.9) for _ in range(2))
+def test_a_network_goes_on_from_its_state_bit_by_bit(optimizer: OptimizerSettings, policy: ComputePolicy) -> None:
+    network, other = (make_network(optimizer, policy=policy, ema_decay=0.9) for _ in range(2))
     for seed in range(3):
-        player.move(loss_of(player, seed))
-    player.move(loss_of(player, factor=float("nan")))
-    player.rate_scale = 0.25
-    other.load_state_dict(through_a_file(player.state_dict()))
-    assert_same_state(other.state_dict(), player.state_dict())
-    for each in (player, other):
+        network.update(loss_of(network, seed))
+    network.update(loss_of(network, factor=float("nan")))
+    network.rate_scale = 0.25
+    other.load_state_dict(through_a_file(network.state_dict()))
+    assert_same_state(other.state_dict(), network.state_dict())
+    for each in (network, other):
         each.set_learning_rate(0.5)
         for seed in (4, 5):
-            each.move(loss_of(each, seed))
-    assert_same_state(other.state_dict(), player.state_dict())
+            each.update(loss_of(each, seed))
+    assert_same_state(other.state_dict(), network.state_dict())
 
 
 @pytest.mark.parametrize("recipe", ["auto", "dfad"])
-def test_players_go_on_from_their_state_bit_by_bit(recipe: str) -> None:
-    game = build_game(recipe)
-    distill(game, 2, lambda _: None)
-    game.players.draw_unseen_latents(3)
-    state = through_a_file(game.players.state_dict())
-    distill(game, 4, lambda _: None)
-    again = build_game(recipe)
+def test_a_run_goes_on_from_their_state_bit_by_bit(recipe: str) -> None:
+    run = build_run(recipe)
+    distill(run, 2, lambda _: None)
+    run.state.draw_unseen_latents(3)
+    state = through_a_file(run.state.state_dict())
+    distill(run, 4, lambda _: None)
+    again = build_run(recipe)
     torch.rand(3)
-    again.players.load_state_dict(state)
+    again.state.load_state_dict(state)
     distill(again, 4, lambda _: None)
-    assert_same_state(again.players.state_dict(), game.players.state_dict())
+    assert_same_state(again.state.state_dict(), run.state.state_dict())
 
 
 def test_loading_leaves_the_state_alone() -> None:
     """A rollback loads the same state more than once."""
-    game = build_game("auto")
-    distill(game, 1, lambda _: None)
-    state = copy.deepcopy(game.players.state_dict())
+    run = build_run("auto")
+    distill(run, 1, lambda _: None)
+    state = copy.deepcopy(run.state.state_dict())
     kept = copy.deepcopy(state)
-    game.players.load_state_dict(copy.deepcopy(state))
-    distill(game, 2, lambda _: None)
+    run.state.load_state_dict(copy.deepcopy(state))
+    distill(run, 2, lambda _: None)
     assert_same_state(state, kept)
 
 
 # --------------------------------------------------------------------------------------------- memory and latents
 
 
-def make_players(contract: ImageContract, network: type[nn.Module], **changes: Any) -> Players:
+def make_state(
+    contract: ImageContract, network: type[nn.Module], *, reservoir_size: int = 100, **changes: Any
+) -> TrainingState:
     recipe = change_recipe(load_recipe("auto"), {"generator.latent_dim": 8, "replay.capacity": 16, **changes})
     generator = nn.Linear(8, 64)
-    return Players(network(), generator, recipe=recipe, contract=contract, policy=FP32)
+    return TrainingState(
+        network(), generator, recipe=recipe, contract=contract, policy=FP32, reservoir_size=reservoir_size
+    )
 
 
-def test_shown_images_go_into_the_ring_and_a_few_into_the_reservoir() -> None:
-    players = make_players(SMALL_CONTRACT, SmallNetwork, **{"replay.reservoir": 100})
+def test_images_go_into_the_replay_buffer_and_a_few_into_the_reservoir() -> None:
+    state = make_state(SMALL_CONTRACT, SmallNetwork)
     for _ in range(3):
-        players.remember(torch.randn(6, 1, 8, 8))
-    assert len(players.ring) == 16
-    assert len(players.reservoir) == 3 * RESERVOIR_OFFER
+        state.store(torch.randn(6, 1, 8, 8))
+    assert len(state.replay) == 16
+    assert len(state.reservoir) == 3 * RESERVOIR_OFFER
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5])
-def test_nothing_is_kept_that_no_one_asked_for(share: float) -> None:
-    changes = {"replay.share": share, "replay.reservoir": 0, "augmentation.shift": 0}
-    players = make_players(SMALL_CONTRACT, SmallNetwork, **changes)
-    players.remember(torch.randn(6, 1, 8, 8))
-    assert len(players.ring) == (6 if share else 0)
-    assert len(players.reservoir) == 0
+def test_nothing_is_stored_that_is_not_needed(share: float) -> None:
+    state = make_state(SMALL_CONTRACT, SmallNetwork, reservoir_size=0, **{"replay.share": share})
+    state.store(torch.randn(6, 1, 8, 8))
+    assert len(state.replay) == (6 if share else 0)
+    assert len(state.reservoir) == 0
 
 
-def test_images_that_are_not_finite_do_not_enter_the_memory() -> None:
-    players = make_players(SMALL_CONTRACT, SmallNetwork)
+def test_images_that_are_not_finite_are_not_stored() -> None:
+    state = make_state(SMALL_CONTRACT, SmallNetwork)
     images = torch.randn(6, 1, 8, 8)
     images[0], images[1], images[2] = BAD
-    players.remember(images)
-    for memory in (players.ring, players.reservoir):
+    state.store(images)
+    for memory in (state.replay, state.reservoir):
         assert memory.images[: len(memory)].isfinite().all()
-    torch.testing.assert_close(players.ring.images[3:6].float(), images[3:], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(state.replay.images[3:6].float(), images[3:], rtol=1e-3, atol=1e-3)
 
 
 def test_latents_are_standard_normal_and_their_streams_apart() -> None:
-    players, twin = (make_players(SMALL_CONTRACT, SmallNetwork) for _ in range(2))
-    latents = players.draw_latents(2000)
+    state, twin = (make_state(SMALL_CONTRACT, SmallNetwork) for _ in range(2))
+    latents = state.draw_latents(2000)
     assert latents.shape == (2000, 8)
     assert latents.mean().item() == pytest.approx(0.0, abs=0.04)
     assert latents.std().item() == pytest.approx(1.0, abs=0.04)
-    unseen = players.draw_unseen_latents(2000)
+    unseen = state.draw_unseen_latents(2000)
     # Verification's latents are none of training's, and drawing them changes nothing that training draws.
     assert not set(unseen[:, 0].tolist()) & set(latents[:, 0].tolist())
     twin.draw_latents(2000)
-    assert torch.equal(twin.draw_latents(5), players.draw_latents(5))
+    assert torch.equal(twin.draw_latents(5), state.draw_latents(5))
 
 
 def test_the_same_seed_draws_the_same_latents() -> None:
-    one, same, other = (make_players(SMALL_CONTRACT, SmallNetwork, seed=seed) for seed in (5, 5, 6))
+    one, same, other = (make_state(SMALL_CONTRACT, SmallNetwork, seed=seed) for seed in (5, 5, 6))
     latents = one.draw_latents(4)
     assert torch.equal(latents, same.draw_latents(4))
     assert not torch.equal(latents, other.draw_latents(4))

@@ -211,7 +211,7 @@ def test_a_folder_says_what_it_did_and_what_it_passed_over(tmp_path: Path) -> No
     assert "shorter side to 8 px (bilinear), centre 8x8" in notes
     known = replace(TWO, preprocessing=Preprocessing(crop_share=0.8, interpolation="bicubic"))
     notes = "\n".join(load_evaluation_data(tmp_path, known).notes)
-    assert "as the teacher's own preprocessing makes them: shorter side to 10 px (bicubic), centre 8x8" in notes
+    assert "are preprocessed as the teacher's own: shorter side to 10 px (bicubic), centre 8x8" in notes
 
 
 @pytest.mark.parametrize(("highest", "noted"), [(1, True), (2, False)])

@@ -36,7 +36,7 @@ from train_teacher import Split, measure_accuracy
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-METHODS = ["auto", "dfad+", "noise"]
+METHODS = ["auto", "dfad", "noise"]
 #: Enough for a step of each, and for nothing else.
 FEW_IMAGES = 2000
 
@@ -69,7 +69,7 @@ def test_a_grid_runs_in_processes_of_its_own(results: Path) -> None:
         assert sum(line["shares"].values()) == pytest.approx(1, abs=0.001)
     by_method = {line["method"]: line for line in lines}
     # A step of `auto` updates the student 15 times and the generator once, on 64 images each; 10 of the student's
-    # batches are echoes, and a quarter of the others is the generator's, as all of its own is.
+    # batches are repeated ones, and a quarter of the others is the generator's, as all of its own is.
     assert by_method["auto"]["steps"] == FEW_IMAGES // (16 * 64)
     assert by_method["auto"]["images_generated"] == by_method["auto"]["steps"] * (5 * 16 + 64)
     assert by_method["noise"]["images_generated"] == 0
@@ -99,10 +99,10 @@ def test_table_and_plot_are_made_from_the_file(
 def test_seeds_become_mean_and_deviation(results: Path) -> None:
     line = summary.read_results(results)[0]
     two = [{**line, "accuracy": 0.5, "seed": 0}, {**line, "accuracy": 0.52, "seed": 1}]
-    refused = {**line, "method": "dfq", "outcome": "the budget is too small"}
+    refused = {**line, "method": "pool", "outcome": "the budget is too small"}
     text = "\n".join(summary.table([*two, refused]))
     assert "| auto | 2 | 51.00 ± 1.41 |" in text
-    assert "dfq (seed 0): the budget is too small" in text
+    assert "pool (seed 0): the budget is too small" in text
 
 
 def test_a_line_cut_short_is_run_again_and_spoils_no_other(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_a_line_cut_short_is_run_again_and_spoils_no_other(tmp_path: Path) -> No
 
 
 def test_what_cannot_be_run_is_a_result() -> None:
-    line = cells.run_cell(cells.Cell("digits", "deepinversion", 0, measure.Budget(images=1)))
+    line = cells.run_cell(cells.Cell("digits", "pool", 0, measure.Budget(images=1)))
     assert "too small for the warm-up" in line["outcome"]
     assert "accuracy" not in line
 
@@ -135,7 +135,7 @@ def test_looking_changes_nothing(judge: measure.Judge, monkeypatch: pytest.Monke
         monkeypatch.setattr(measure, "NUM_LOOKS", num_looks)
         teacher = load_teacher(TASKS["digits"].teacher)
         return play.play_recipe(
-            load_recipe("auto", ["batch_size=16", "student.ema_decay=0", "replay.echoes=0"]),
+            load_recipe("auto", ["batch_size=16", "student.ema_decay=0", "replay.repeats=0"]),
             teacher=teacher,
             student="compact_resnet_8",
             budget=measure.Budget(images=96 * 6),

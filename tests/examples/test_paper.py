@@ -13,23 +13,23 @@ import pytest
 import torch
 import torchvision
 from command_line import run_command, run_script, settings
+from miniature import as_teacher, resolve
 from PIL import Image
 from torch import nn
 
 from dfadc.contract import ImageContract
 from dfadc.distillation.compute.policy import choose_policy
+from dfadc.distillation.distillation import Distillation
 from dfadc.distillation.generator.networks import build_generator
 from dfadc.distillation.loop import StepLosses, distill
-from dfadc.distillation.objectives import Game
-from dfadc.distillation.state import Players
+from dfadc.distillation.state import TrainingState
 from dfadc.distillation.trainable import rate_factor
 from dfadc.errors import DfadcError
 from dfadc.networks.logits import with_logits
 from dfadc.networks.names import build_architecture
 from dfadc.networks.network_file import load_network, save_network
 from dfadc.networks.norm_layers import is_batch_norm_with_statistics
-from dfadc.recipe.load import load_recipe, recipe_names
-from dfadc.recipe.resolve import fit_recipe
+from dfadc.recipe.load import load_recipe
 from dfadc.student.build import build_student, check_fits, logit_size, with_logits_like
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,7 +40,6 @@ from experiments import (  # noqa: E402 -- the example's folder is no package
     DATASETS,
     EXPERIMENTS,
     FIELD,
-    FIELD_METHODS,
     PAPER,
     Dataset,
     Experiment,
@@ -100,15 +99,15 @@ def test_a_recipe_has_the_papers_settings(name: str) -> None:
     assert (recipe.name, recipe.steps, recipe.batch_size) == (name, steps, batch_size)
     assert (student.optimizer.learning_rate, student.optimizer.weight_decay) == (rate, weight_decay)
     assert (generator.optimizer.learning_rate, generator.latent_dim) == (generator_rate, latent_dim)
-    for schedule in (student.schedule, generator.schedule):
-        fallen = 1.0
-        assert rate_factor(schedule, 0) == 1
-        for epoch in epochs:
-            step = epoch * STEPS_PER_EPOCH
-            assert rate_factor(schedule, (step - 1) / steps) == pytest.approx(fallen)
-            fallen *= decay
-            assert rate_factor(schedule, step / steps) == pytest.approx(fallen)
-        assert rate_factor(schedule, (steps - 1) / steps) == pytest.approx(fallen)
+    assert generator.schedule == "as_student"
+    schedule, fallen = student.schedule, 1.0
+    assert rate_factor(schedule, 0) == 1
+    for epoch in epochs:
+        step = epoch * STEPS_PER_EPOCH
+        assert rate_factor(schedule, (step - 1) / steps) == pytest.approx(fallen)
+        fallen *= decay
+        assert rate_factor(schedule, step / steps) == pytest.approx(fallen)
+    assert rate_factor(schedule, (steps - 1) / steps) == pytest.approx(fallen)
     dense = DATASETS[name].contract.task == "segmentation"
     assert generator.discrepancy == ("log_l1" if dense else "l1")
 
@@ -124,9 +123,8 @@ def test_recipes_that_are_the_same_do_not_part() -> None:
     assert set(dense) == {"name", "description"}
 
 
-def test_every_recipe_belongs_to_a_data_set_and_every_method_to_a_shipped_recipe() -> None:
+def test_every_recipe_belongs_to_a_data_set() -> None:
     assert {path.stem for path in EXAMPLE.glob("*.toml")} - {"results"} == set(DATASETS)
-    assert {recipe for _, recipe in FIELD_METHODS} <= set(recipe_names())
     assert all(experiment.recipe.is_file() for experiment in EXPERIMENTS.values())
 
 
@@ -166,15 +164,16 @@ def first_step(experiment: Experiment, *overrides: str) -> StepLosses:
     size = logit_size(teacher, contract) if experiment.is_dense else ()
     student = with_logits_like(build_student(experiment.student, contract), contract, size).module
     batch_norms: list[nn.Module] = [layer for layer in teacher.modules() if is_batch_norm_with_statistics(layer)]
-    recipe, _ = fit_recipe(load_recipe(experiment.recipe, overrides), contract, len(batch_norms))
+    recipe = resolve(load_recipe(experiment.recipe, overrides), contract, len(batch_norms))
     policy = choose_policy(recipe.compute, torch.device("cpu"))
-    teacher = teacher.to(memory_format=policy.memory_format)
     generator = build_generator(recipe.generator, contract)
-    players = Players(student, generator, recipe=recipe, contract=contract, policy=policy)
-    game = Game(teacher, batch_norms, players=players, recipe=recipe, contract=contract, policy=policy)
+    state = TrainingState(student, generator, recipe=recipe, contract=contract, policy=policy)
+    loaded = as_teacher(teacher, contract).placed(policy.placement(0))
+    run = Distillation(loaded, batch_norms, state, recipe=recipe, policy=policy)
     before = [parameter.detach().clone() for parameter in (*student.parameters(), *generator.parameters())]
     losses: list[StepLosses] = []
-    distill(game, 1, losses.append)
+    with run:
+        distill(run, 1, losses.append)
     after = [*student.parameters(), *generator.parameters()]
     moved = sum(not torch.equal(now, was) for now, was in zip(after, before, strict=True))
     assert moved > 0.9 * len(before)
@@ -220,7 +219,7 @@ def test_the_command_line_goes_from_a_teacher_to_onnx(experiment: Experiment, tm
             teacher.module.train()(torch.randn(4, *contract.input_size))
     path, run = tmp_path / "teacher.safetensors", tmp_path / "run"
     save_network(path, teacher.module, architecture=teacher.name, stem=teacher.stem, contract=contract)
-    few = {"batch_size": 2, "verify.num_samples": 48, "calibration.num_images": 8, "replay.reservoir": 8}
+    few = {"batch_size": 2, "verify.num_samples": 48, "calibration.num_images": 8}
     outcome = run_command(
         *("distill", path, "--student", experiment.student, "--recipe", experiment.recipe, "--steps", 1),
         *(*settings(few), "-e", "onnx", "--out", run),

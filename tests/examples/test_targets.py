@@ -25,15 +25,17 @@ def table(*arguments: object) -> Outcome:
 
 
 @pytest.mark.parametrize("family", QUICK)
-def test_a_family_passes_in_fp32_and_fp16(family: str) -> None:
+def test_a_family_passes_in_fp32_and_fp16(family: str, tmp_path: Path) -> None:
     """After a few steps only: INT8 is built, or says why; it is judged in the slow test."""
     pytest.importorskip("openvino", reason="pip install openvino")
     if "timm" in (SCRIPT.parent / "students.py").read_text().partition(f'"{family}": "')[2].partition('"')[0]:
         pytest.importorskip("timm", reason="pip install timm")
     exports = [part for export in EXPORTS for part in ("--export", export)]
-    done = run_script(SCRIPT, "--family", family, *exports, "--steps", 8, "--calibrator", "minmax", "--cells")
+    quick = ("--steps", 8, "--calibrator", "minmax", "--out", tmp_path / "cells", "--in-process")
+    done = run_script(SCRIPT, "--family", family, *exports, *quick)
     assert done.code == 0, done.err
-    cells = {export: (text, why, broken) for _, export, text, why, broken in map(json.loads, done.out.splitlines())}
+    lines = (tmp_path / "cells").read_text().splitlines()
+    cells = {export: (text, why, broken) for _, export, text, why, broken in map(json.loads, lines)}
     assert list(cells) == list(EXPORTS)
     assert not any(broken for _, _, broken in cells.values()), cells
     for export in ("onnx", "onnx:fp16", "openvino:fp16"):
@@ -42,11 +44,15 @@ def test_a_family_passes_in_fp32_and_fp16(family: str) -> None:
     assert text.startswith("PASS") or why, text
 
 
-def test_it_prints_a_table_and_exits_with_1_where_a_cell_broke() -> None:
-    quick = ("--family", "vit", "--steps", 1, "--export", "onnx")
+def test_it_prints_a_table_and_exits_with_1_where_a_cell_broke(tmp_path: Path) -> None:
+    out = tmp_path / "cells"
+    quick = ("--family", "vit", "--steps", 1, "--export", "onnx", "--out", out)
     good = table(*quick)
     assert good.code == 0, good.err
     assert "| family | onnx |\n|---|---|\n| vit | PASS 100.0% |" in good.out
+    again = table(*quick)  # what the file holds is not made again
+    assert (again.out, again.err) == (good.out, "")
+    out.unlink()
     broken = table(*quick, "--export", "onnx:fp16", "--size", 31)  # no multiple of the patches
     assert broken.code == 1
     assert "| vit | crashed | crashed |" in broken.out
@@ -57,10 +63,10 @@ def test_it_prints_a_table_and_exits_with_1_where_a_cell_broke() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [32, 64])
-def test_no_cell_of_the_table_breaks(size: int) -> None:
+def test_no_cell_of_the_table_breaks(size: int, tmp_path: Path) -> None:
     for package in ("openvino", "timm", "tensorrt_rtx"):
         pytest.importorskip(package)
-    done = table("--size", size)
+    done = table("--size", size, "--out", tmp_path / "cells")
     print(done.out)
     assert done.code == 0, done.out
     rows = [line for line in done.out.splitlines() if line.startswith("| ")]

@@ -87,13 +87,13 @@ def test_a_foreign_onnx_is_run_where_it_fits_and_named_where_it_does_not(
     assert "images are 1x8x8, the network takes 3x16x16" in refused.errors[0]
     unknown = run_command("bench", fits)
     assert unknown.code == 2
-    assert "fits.onnx does not say what images it takes" in unknown.errors[0]
+    assert "fits.onnx does not record its image contract" in unknown.errors[0]
     assert run_command("inspect", fits).code == 0
 
 
 def test_a_kit_takes_no_foreign_onnx(finished_run: RunFolder, tmp_path: Path) -> None:
     foreign = foreign_onnx(tmp_path / "foreign.onnx")
-    with pytest.raises(DfadcError, match=r"foreign\.onnx does not say its contract"):
+    with pytest.raises(DfadcError, match=r"foreign\.onnx has no metadata dfadc\.contract"):
         write_kit(tmp_path / "kit", [foreign], finished_run.samples, thresholds={})
     assert not (tmp_path / "kit").exists()
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dfadc.errors import DfadcError
-from exporters.exporter import FORMATS, BatchProfile, Exporter, ExportRequest, Precision, with_sources
-from exporters.registry import exporter_names, get_exporter
+from exporters.exporter import BatchProfile, Exporter, ExportRequest, Precision, with_sources
+from exporters.registry import TARGETS, exporter_names, get_exporter, load
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_bad_requests_name_what_is_valid(text: str, message: str, hint: str) -> 
     assert hint in caught.value.hint
 
 
-@given(st.sampled_from(sorted(FORMATS)), st.sampled_from(Precision))
+@given(st.sampled_from(sorted(TARGETS)), st.sampled_from(Precision))
 def test_text_and_request_are_inverse(name: str, precision: Precision) -> None:
     request = ExportRequest(name, precision)
     assert ExportRequest.parse(str(request)) == request
@@ -65,9 +65,9 @@ def test_text_and_request_are_inverse(name: str, precision: Precision) -> None:
 def test_every_request_has_its_own_file() -> None:
     requests = {
         ExportRequest(name, precision, preset)
-        for name, form in FORMATS.items()
+        for name, target in TARGETS.items()
         for precision in Precision
-        for preset in (form.int8_presets if precision is Precision.INT8 else ("",))
+        for preset in (target.int8_presets if precision is Precision.INT8 else ("",))
     }
     assert len({request.file_name for request in requests}) == len(requests)
 
@@ -91,6 +91,12 @@ def test_registry_returns_exporters_that_know_themselves(name: str) -> None:
     assert exporter.name == name
     capability = exporter.capability()
     assert capability.can_build or (capability.reason and capability.install)
+
+
+@pytest.mark.parametrize("name", exporter_names())
+def test_the_code_of_every_target_exists(name: str) -> None:
+    target = TARGETS[name]
+    assert all(callable(load(reference)) for reference in (target.exporter, target.session, target.describe))
 
 
 def test_unknown_exporter_offers_the_nearest() -> None:

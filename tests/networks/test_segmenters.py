@@ -101,9 +101,9 @@ def test_students_are_listed_by_task() -> None:
     ("name", "contract", "message"),
     [
         ("compact_resnet_4", ODD, r"\(2, 5\) for 2 images, not \(2, K, h, w\)"),
-        ("compact_unet_8", ImageContract((1, 32, 32), 5), "one answer for an image"),
-        ("test_segmenters:seven_classes", ODD, "answers 7 classes, the teacher 5"),
-        ("test_segmenters:Flat", ODD, r"not \(2, K, h, w\): the teacher answers for every pixel"),
+        ("compact_unet_8", ImageContract((1, 32, 32), 5), "one prediction for an image"),
+        ("test_segmenters:seven_classes", ODD, "has 7 classes, the teacher 5"),
+        ("test_segmenters:Flat", ODD, r"not \(2, K, h, w\): the teacher predicts every pixel"),
         ("compact_unet_256", ODD, r"8\.\.128"),
     ],
 )

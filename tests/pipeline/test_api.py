@@ -79,7 +79,7 @@ def test_a_plan_writes_nothing(digits_teacher: Path, tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     teacher = dfadc.load_teacher(digits_teacher)
     plan = dfadc.plan_distillation(teacher, QUICK_STUDENT, recipe=dfadc.load_recipe("auto", ONE_STEP))
-    assert plan.images == plan.recipe.batch_size * (2 + plan.recipe.replay.echoes + 1)
+    assert plan.images == plan.recipe.batch_size * (2 + plan.recipe.replay.repeats + 1)
     assert plan.estimate.seconds_per_step > 0
     assert list(tmp_path.iterdir()) == []
 

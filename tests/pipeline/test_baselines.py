@@ -92,7 +92,7 @@ def test_a_baseline_says_what_it_cannot_do(judged_run: RunFolder, digits_data: P
     )
     # Four labelled images.
     (too_few, *_) = (note for note in notes("--data", few) if "accuracy" in note)
-    assert "will fail whatever is answered: D baseline: accuracy on labelled images" in too_few
+    assert "will fail whatever is predicted: D baseline: accuracy on labelled images" in too_few
     assert "too few to tell" in too_few
     report = verified(run.path, "--baseline", tmp_path / "b.npz", "--data", few, code=3)
     assert checks_of(report["student"], "D")["accuracy drop"] == "FAIL"
@@ -111,7 +111,7 @@ def test_a_baseline_says_what_it_cannot_do(judged_run: RunFolder, digits_data: P
     replace(samples, sources=tuple(name.replace("prior", "other") for name in samples.sources)).save(run.samples)
     run.recipe.write_text(recipe)
     (missing,) = notes()
-    assert missing.startswith("student, student.onnx, student.fp16.onnx will fail whatever is answered: D baseline: ")
+    assert missing.startswith("student, student.onnx, student.fp16.onnx will fail whatever is predicted: D baseline: ")
     assert "no samples of source 'prior'" in missing
     run.recipe.write_text(recipe.replace("max_baseline_drop = 0.01", 'max_baseline_drop = "off"'))
     assert notes() == []
@@ -192,7 +192,7 @@ def test_an_artifact_of_the_baseline_that_is_gone_is_missing(
     report = verified(candidate.path, "--baseline", baseline, code=4)
     assert report["reasons"] == ["required but NOT RUN: student.fp16.onnx"]
     assert report["baseline"]["missing"] == ["student.fp16.onnx"]
-    assert "the baseline knows student.fp16.onnx, which did not run" in report["notes"]
+    assert "the baseline holds student.fp16.onnx, which did not run" in report["notes"]
 
 
 def test_a_backend_that_is_gone_is_missing_too(
@@ -267,7 +267,7 @@ def test_an_artifact_that_the_baseline_does_not_know_is_missing_in_it(
     shutil.copy(judged_run.artifacts / "student.onnx", "renamed.onnx")
     outcome = run_command("verify", "renamed.onnx", "--samples", judged_run.samples, "--baseline", baseline)
     assert (outcome.code, outcome.out) == (4, "")
-    assert "does not know renamed.onnx" in outcome.errors[0]
+    assert "does not hold renamed.onnx" in outcome.errors[0]
     assert "student.fp16.onnx" in outcome.hints[0]
 
 

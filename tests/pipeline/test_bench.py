@@ -24,7 +24,7 @@ from exporters.exporter import BatchProfile, BuildSettings, ExportRequest
 from exporters.manifest import Manifest
 from exporters.registry import get_exporter
 from exporters.sessions.isolated import IsolatedSession
-from exporters.sessions.onnx_runtime import ChunkedSession
+from exporters.sessions.session import BatchedSession
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,7 +33,7 @@ EXPORTS = ("onnx:fp16", "openvino:fp16", "tensorrt-rtx:fp16")
 QUICK = ("--seconds", 0.05, "--threads", 1, "--batch", 4)
 
 
-class Sleeper(ChunkedSession):
+class Sleeper(BatchedSession):
     """A session that takes 1 ms and 1 ms an image, or longer on a busy machine, and notes how long."""
 
     def __init__(self) -> None:
@@ -141,7 +141,7 @@ def test_every_network_gets_the_same_threads_batch_and_time(
             timed.append((1, images.shape, seconds))
             return super().benchmark(images, seconds=seconds)
 
-    def noting_benchmark(session: ChunkedSession, images: np.ndarray, *, seconds: float) -> Timing:
+    def noting_benchmark(session: BatchedSession, images: np.ndarray, *, seconds: float) -> Timing:
         timed.append((torch.get_num_threads(), images.shape, seconds))
         return benchmark(session, images, seconds=seconds)
 
@@ -195,7 +195,7 @@ def test_the_threads_are_stated(run_with_engines: RunFolder, monkeypatch: pytest
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     target = run_with_engines.artifacts / "student.onnx"
     outcome = run_command("bench", target, "--seconds", 0.01, "--batch", 2)
-    assert "3 threads each (by OMP_NUM_THREADS)" in outcome.out
+    assert "3 threads each (from OMP_NUM_THREADS)" in outcome.out
     assert json.loads(run_command("bench", target, *QUICK, "--json").out)["threads_source"] == "--threads"
 
 
@@ -219,7 +219,7 @@ def test_a_ratio_that_means_little_is_doubted() -> None:
     (busy,) = doubts(good, threads=cores + 1, load=3.0 * cores)
     assert busy.startswith(f"the machine is busy: load average {3.0 * cores:.1f} on {cores} cores")
     (short,) = doubts({**good, "slow.onnx": timing(calls=5)}, threads=1, load=0.0)
-    assert short == "too short for a ratio: slow.onnx (5 calls); measure longer: --seconds"
+    assert short == "too few calls for a ratio: slow.onnx (5 calls); measure longer: --seconds"
     (unsteady,) = doubts({**good, "jumps.onnx": timing(spread=0.5)}, threads=1, load=0.0)
     assert "jumps.onnx (1.5x)" in unsteady
 
@@ -229,7 +229,7 @@ def test_what_is_doubted_is_said_and_kept(run_with_engines: RunFolder) -> None:
     notes = json.loads(run_with_engines.bench.read_text())["notes"]
     few = [name for name, found in networks_of(run_with_engines).items() if found.get("calls", 99) < 20]
     assert few
-    assert any(note.startswith(f"too short for a ratio: {few[0]} (") for note in notes)
+    assert any(note.startswith(f"too few calls for a ratio: {few[0]} (") for note in notes)
     assert all(f"note: {note}" in outcome.err for note in notes)
 
 

@@ -16,17 +16,18 @@ from conftest import QUICK_RECIPE, QUICK_STUDENT
 from onnx import numpy_helper
 
 from dfadc.errors import DfadcError
-from dfadc.pipeline.export import DEFAULT_EXPORTS, ExportObserver, export_student, plan_exports
+from dfadc.pipeline.export import ExportObserver, export_student
+from dfadc.pipeline.export_plan import DEFAULT_EXPORTS, plan_exports
 from dfadc.run_folder import RunFolder
-from exporters.describe import describe_onnx
 from exporters.exporter import BuildSettings, ExportRequest
 from exporters.manifest import Manifest, check_unchanged
 from exporters.registry import get_exporter
+from exporters.to_onnx.describe import describe_onnx
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from dfadc.pipeline.export import Skipped
+    from dfadc.pipeline.export_plan import Skipped
 
 HERE = {export for export in DEFAULT_EXPORTS if get_exporter(ExportRequest.parse(export).name).capability().can_build}
 
@@ -86,7 +87,9 @@ def test_int8_is_calibrated_with_the_images_of_the_run(default_run: tuple[RunFol
 def test_a_pool_that_calibrates_nothing_is_said_by_default_and_an_error_when_asked(
     pool: str, run_copy: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dfadc.pipeline.export.DEFAULT_EXPORTS", ("onnx:int8", "onnx:fp16"))  # engines take seconds
+    monkeypatch.setattr(
+        "dfadc.pipeline.export_plan.DEFAULT_EXPORTS", ("onnx:int8", "onnx:fp16")
+    )  # engines take seconds
     with np.load(run_copy.calibration) as archive:
         images = archive["images"]
     replace_pool(run_copy, images[:0] if pool == "empty" else np.repeat(images[:1], 20, axis=0))

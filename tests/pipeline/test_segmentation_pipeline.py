@@ -37,7 +37,7 @@ def report(scene_run: tuple[RunFolder, Outcome]) -> dict[str, Any]:
 def test_the_command_says_what_it_takes_the_teacher_for(scene_run: tuple[RunFolder, Outcome]) -> None:
     run, outcome = scene_run
     assert "task = segmentation" in outcome.err
-    assert "settings of auto-seg are taken" in outcome.err
+    assert "overlay segmentation sets" in outcome.err
     assert run.contract() == SCENE_CONTRACT
 
 
@@ -62,7 +62,6 @@ def test_the_report_is_of_its_schema_and_shows_scenes(
     assert "mean IoU with teacher" in page
     assert "mean IoU on masks" in text
     assert "bootstrap over images" in text
-    assert run.samples_png.stat().st_size > 1000
 
 
 def test_accuracy_is_of_labelled_pixels(scene_teacher: SceneTeacher, report: dict[str, Any]) -> None:
@@ -115,7 +114,7 @@ def test_a_damaged_artifact_fails(scene_run: tuple[RunFolder, Outcome], tmp_path
     replace(samples, student=replace(samples.student, classes=shifted)).save(tmp_path / "samples.npz")
     outcome = run_command("verify", run.artifacts / "student.onnx", "--samples", tmp_path / "samples.npz")
     assert outcome.code == 3
-    assert "are answered otherwise than by the fp32 student" in outcome.out
+    assert "differ from the fp32 student's" in outcome.out
 
 
 def test_a_band_along_borders_can_be_left_out(scene_run: tuple[RunFolder, Outcome]) -> None:
@@ -153,7 +152,7 @@ def test_openvino_answers_every_pixel(scene_run: tuple[RunFolder, Outcome], tmp_
 def test_a_baseline_of_pixels_is_refused(scene_run: tuple[RunFolder, Outcome], tmp_path: Path) -> None:
     outcome = run_command("baseline", scene_run[0].path, "-o", tmp_path / "baseline.npz")
     assert outcome.code == 2
-    assert "one answer an image" in outcome.err
+    assert "one prediction an image" in outcome.err
     assert not (tmp_path / "baseline.npz").exists()
 
 
@@ -161,7 +160,7 @@ def test_a_baseline_of_pixels_is_refused(scene_run: tuple[RunFolder, Outcome], t
     ("arguments", "message"),
     [
         (["--task", "classification"], "task is classification (command line), but the teacher's outputs say segment"),
-        (["--student", "compact_resnet_8"], "the teacher answers for every pixel"),
+        (["--student", "compact_resnet_8"], "the teacher predicts every pixel"),
         (["--input-size", "3x37x51"], "the first layer of the weights takes 1"),
     ],
 )

@@ -19,6 +19,7 @@ from dfadc.recipe.load import (
     recipe_names,
     recipe_to_toml,
 )
+from dfadc.recipe.removed import RECIPES, SECTIONS, SETTINGS, VALUES
 from dfadc.recipe.schema import Recipe
 
 if TYPE_CHECKING:
@@ -38,8 +39,7 @@ def load_toml(text: str, folder: Path) -> Recipe:
 
 def test_auto_is_the_first_and_the_default() -> None:
     assert recipe_names()[0] == "auto"
-    papers = {"zskt", "dafl", "deepinversion", "dfad", "dfad-seg", "dfq", "fast", "nayer"}
-    assert set(recipe_names()) == {"auto", "auto-seg", "dfad+", "pool", *papers}
+    assert set(recipe_names()) == {"auto", "dfad", "dfad-seg", "pool"}
     assert load_recipe() == load_recipe("auto")
 
 
@@ -68,33 +68,24 @@ def test_dfad_is_the_papers_cifar_10_experiment() -> None:
     student, generator = recipe.student, recipe.generator
     assert (recipe.batch_size, recipe.steps) == (256, 500 * 50)
     assert (student.steps, generator.steps) == (5, 1)
-    assert (student.l1, student.kl, generator.discrepancy, generator.adversarial) == (1.0, 0.0, "l1", 1.0)
+    assert (student.l1, student.kl, generator.discrepancy) == (1.0, 0.0, "l1")
     sgd, adam = student.optimizer, generator.optimizer
-    assert (sgd.kind, sgd.learning_rate, sgd.momentum, sgd.nesterov) == ("sgd", 0.1, 0.9, False)
-    assert sgd.weight_decay == 5e-4
-    assert (adam.kind, adam.learning_rate, adam.momentum, adam.second_beta) == ("adam", 1e-3, 0.9, 0.999)
-    assert adam.weight_decay == 0
-    for schedule in (student.schedule, generator.schedule):
-        assert (schedule.kind, schedule.milestones, schedule.decay) == ("step", (100 / 500, 200 / 500), 0.1)
-    assert (generator.architecture, generator.output, generator.latent_dim) == ("paper", "standardised", 256)
+    assert (sgd.kind, sgd.learning_rate, sgd.weight_decay) == ("sgd", 0.1, 5e-4)
+    assert (adam.learning_rate, adam.momentum) == (1e-3, 0.9)
+    assert (student.schedule.kind, student.schedule.milestones, student.schedule.decay) == ("step", (0.2, 0.4), 0.1)
+    assert generator.schedule == "as_student"
+    assert (generator.architecture, generator.latent_dim) == ("paper", 256)
     assert generator.student_mode == "train"
     assert recipe.prior == Recipe().prior
-    assert (generator.latents, generator.reset_every, generator.meta) == ("fresh", 0, "off")
-    assert student.start == generator.adversarial_start == student.scaled_l1 == 0
-    assert (
-        recipe.replay.share
-        == recipe.replay.average_share
-        == recipe.augmentation.mixup
-        == recipe.augmentation.shift
-        == 0
-    )
+    assert generator.latents == "fresh"
+    assert student.start == generator.adversarial_start == student.scaled_l1 == student.hints == 0
+    assert recipe.replay.share == recipe.replay.repeats == recipe.replay.procedural_share == 0
+    assert recipe.augmentation.mixup == 0
     assert sgd.clip_norm == adam.clip_norm == student.ema_decay == generator.ema_decay == 0
-    assert not recipe.adapt
 
 
 def test_auto_composes_priors_replay_and_mixup() -> None:
     recipe = load_recipe("auto")
-    assert recipe.adapt
     assert recipe.prior.batch_norm > 0
     assert recipe.prior.one_hot > 0
     assert recipe.prior.balance > 0
@@ -116,9 +107,8 @@ def test_auto_composes_priors_replay_and_mixup() -> None:
         ("prior.balance=2", "prior.balance", 2.0),
         ("generator.architecture=paper_a", "generator.architecture", "paper_a"),
         ("generator.architecture='paper_b'", "generator.architecture", "paper_b"),
-        ("augmentation.flip=true", "augmentation.flip", True),
+        ("replay.balanced=true", "replay.balanced", True),
         ("student.schedule.milestones=[0.5, 0.75]", "student.schedule.milestones", (0.5, 0.75)),
-        ("verify.required=['student.onnx']", "verify.required", ("student.onnx",)),
         ("verify.min_agreement=off", "verify.min_agreement", "off"),
         ("verify.min_agreement=0.9", "verify.min_agreement", 0.9),
         ("student.weights=some folder/a=b.pt", "student.weights", "some folder/a=b.pt"),
@@ -140,15 +130,24 @@ def test_later_overrides_win() -> None:
 
 def test_overrides_change_nothing_else_and_are_remembered() -> None:
     changed = load_recipe("auto", ["student.optimizer.learning_rate=0.05", "steps=1000"])
-    pinned = ("steps", "student.optimizer.learning_rate")
-    expected = change_recipe(load_recipe("auto"), {"student.optimizer.learning_rate": 0.05, "pinned": pinned})
-    assert changed == expected
+    assert changed == change_recipe(load_recipe("auto"), {"student.optimizer.learning_rate": 0.05})
+    assert changed.assigned == {"steps", "student.optimizer.learning_rate"}
+    assert change_recipe(changed, {"batch_size": 8}).assigned == {*changed.assigned, "batch_size"}
+    assert load_recipe("auto").assigned == frozenset()
 
 
-def test_what_was_set_is_still_known_when_a_saved_recipe_is_changed_again(tmp_path: Path) -> None:
+def test_a_part_of_an_assigned_section_is_assigned() -> None:
+    recipe = load_recipe("auto", ["student.optimizer={kind='adam'}"])
+    assert recipe.is_assigned("student.optimizer.kind")
+    assert recipe.is_assigned("student.optimizer.learning_rate")
+    assert not recipe.is_assigned("student.optimiz")
+    assert not recipe.is_assigned("student.steps")
+
+
+def test_all_that_a_file_states_is_assigned(tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
-    path.write_text(recipe_to_toml(load_recipe("auto", ["steps=7"])))
-    assert load_recipe(path, ["batch_size=8"]).pinned == ("batch_size", "steps")
+    path.write_text("steps = 7\n[student.optimizer]\nkind = 'adam'\n")
+    assert load_recipe(path, ["batch_size=8"]).assigned == {"batch_size", "steps", "student.optimizer.kind"}
 
 
 @pytest.mark.parametrize("override", ["steps", "=7", "", "--steps"])
@@ -205,8 +204,8 @@ def test_all_problems_are_named_at_once() -> None:
         "steps=10.5",
         "steps=10.0",
         "steps=true",
-        "augmentation.flip=1",
-        "augmentation.flip=yes",
+        "replay.balanced=1",
+        "replay.balanced=yes",
         "name=5",
         "student.l1=true",
         'student.l1="1.0"',
@@ -219,24 +218,12 @@ def test_all_problems_are_named_at_once() -> None:
         "student.schedule.milestones=[2.0]",
         "student.l1=2026-01-02",
         "verify.min_agreement=on",
-        "verify.required=student.onnx",
     ],
 )
 def test_values_are_never_converted(override: str) -> None:
     path = override.partition("=")[0]
     with pytest.raises(DfadcError, match=re.escape(path)):
         load_recipe("auto", [override])
-
-
-@pytest.mark.parametrize(
-    ("source", "amount"), [("prior", "prior_steps"), ("adversary", "adversary_steps"), ("snapshots", "snapshots")]
-)
-def test_the_gate_must_have_samples(source: str, amount: str) -> None:
-    overrides = [f"verify.gate_source={source}", f"verify.{amount}=0"]
-    with pytest.raises(DfadcError, match=f"verify.{amount} = 0: verify.gate_source = {source} would have no samples"):
-        load_recipe("auto", overrides)
-    elsewhere = load_recipe("auto", ["verify.gate_source=generator", overrides[1]])
-    assert getattr(elsewhere.verify, amount) == 0
 
 
 def bounds_of(text: str) -> list[tuple[str, float]]:
@@ -264,7 +251,7 @@ def test_only_the_listed_choices_are_taken(path: str, choices: str) -> None:
 
 
 def test_every_number_has_a_bound_and_every_field_a_description() -> None:
-    assert len(FIELDS) > 50
+    assert len(FIELDS) <= 65, "a new setting takes the place of another"
     for path, bounds, default, description in FIELDS:
         assert description, path
         assert default, path
@@ -304,7 +291,7 @@ def test_a_file_of_a_few_lines_takes_defaults_for_the_rest(tmp_path: Path) -> No
 def test_an_unknown_recipe_is_answered_with_the_known_ones() -> None:
     with pytest.raises(DfadcError, match="unknown recipe 'atuo'") as caught:
         load_recipe("atuo")
-    assert "auto, auto-seg, dafl" in caught.value.hint
+    assert "auto, dfad, dfad-seg, pool" in caught.value.hint
     assert ".toml" in caught.value.hint
 
 
@@ -348,3 +335,40 @@ def test_any_values_survive_toml(
     }
     recipe = change_recipe(load_recipe("auto"), changes)
     assert load_toml(recipe_to_toml(recipe), tmp_path_factory.mktemp("recipe")) == recipe
+
+
+# ------------------------------------------------------------------------------------- names of earlier versions
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_that_is_gone_is_answered_with_one_to_use(name: str) -> None:
+    with pytest.raises(DfadcError, match=re.escape(f"there is no recipe '{name}' any more")) as caught:
+        load_recipe(name)
+    assert caught.value.hint == RECIPES[name]
+    assert re.search(r"use (auto|pool)", caught.value.hint)
+
+
+@pytest.mark.parametrize("path", SETTINGS)
+def test_a_setting_that_is_gone_is_answered_with_advice(path: str) -> None:
+    assert path not in {field for field, *_ in FIELDS}
+    with pytest.raises(DfadcError, match=re.escape(f"there is no setting {path} any more: {SETTINGS[path]}")):
+        load_recipe("auto", [f"{path}=1"])
+
+
+@pytest.mark.parametrize("path", SECTIONS)
+def test_a_section_that_is_a_setting_now_is_answered_with_advice(path: str) -> None:
+    with pytest.raises(DfadcError, match=re.escape(f"there is no section {path} any more: {SECTIONS[path]}")):
+        load_recipe("auto", [f"{path}.kind=cosine"])
+
+
+@pytest.mark.parametrize(("path", "value"), VALUES)
+def test_a_value_that_is_gone_is_answered_with_advice(path: str, value: str) -> None:
+    with pytest.raises(DfadcError, match=re.escape(f"{path} = {value} is gone: {VALUES[path, value]}")):
+        load_recipe("auto", [f"{path}={value}"])
+
+
+def test_advice_names_settings_that_there_are() -> None:
+    known = {path for path, *_ in FIELDS}
+    for advice in (*SETTINGS.values(), *SECTIONS.values(), *VALUES.values(), *RECIPES.values()):
+        named = re.findall(r"\b(?:student|generator|prior|replay|verify|compute|calibration)\.[a-z_.]+[a-z_]", advice)
+        assert set(named) <= known, advice

@@ -14,9 +14,9 @@ import pytest
 from report_material import NASTY_NAMES, RUN, judge, make_samples, reading
 
 from dfadc.reporting.charts import panels_of
-from dfadc.reporting.details import speed_conditions
 from dfadc.reporting.disagreements import MAX_CLASSES, describe_disagreements
 from dfadc.reporting.html import render_html
+from dfadc.reporting.rows import speed_conditions
 from dfadc.verification.summary import reason_lines, source_rows
 
 if TYPE_CHECKING:
@@ -246,7 +246,7 @@ def test_an_answer_that_is_no_number_is_no_class() -> None:
     broken = replace(samples, student_logits=np.full_like(samples.student_logits, np.nan))
     page = Page(render_html(complete(broken), samples=broken, panels=()))
     assert page.all("img")
-    assert all(str(picture["alt"]).endswith("student no number") for picture in page.all("img"))
+    assert all(str(picture["alt"]).endswith("student not finite") for picture in page.all("img"))
     assert all(picture["class"] == "differs" for picture in page.all("img"))
 
 

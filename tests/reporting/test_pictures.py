@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import base64
 import io
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from PIL import Image
-from report_material import NASTY_NAMES, make_samples
+from report_material import make_samples
 
-from dfadc.reporting.details import numbered_class
 from dfadc.reporting.pictures import (
     PER_CLASS,
     displayable,
     png_uri,
     samples_by_class,
-    write_sample_sheet,
 )
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def decoded(uri: str) -> np.ndarray:
@@ -76,34 +70,3 @@ def test_samples_of_a_class_are_the_teachers_and_of_the_source() -> None:
 def test_a_class_without_samples_has_none() -> None:
     empty = make_samples(counts=(0, 0, 0, 0))
     assert [len(chosen) for chosen in samples_by_class(empty, "all", range(6)).values()] == [0] * 6
-
-
-def test_a_sheet_takes_any_name_and_is_the_same_each_time(tmp_path: Path) -> None:
-    images = displayable(make_samples().images)
-    rows = {f"{index} {name}": images[index : 2 * index] for index, name in enumerate((*NASTY_NAMES, "long " * 20))}
-    for name in ("a.png", "b.png"):
-        write_sample_sheet(tmp_path / name, rows)
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    with Image.open(tmp_path / "a.png") as sheet:
-        assert len(np.unique(np.asarray(sheet))) > 10
-
-
-def test_a_sheet_has_room_for_its_names_and_no_more(tmp_path: Path) -> None:
-    """Dark pictures begin where the names' room ends."""
-    rooms = []
-    for name in ("7", "class 7", "7 " + 30 * "n"):
-        write_sample_sheet(tmp_path / "sheet.png", {name: np.zeros((PER_CLASS, 8, 8), np.uint8)})
-        with Image.open(tmp_path / "sheet.png") as sheet:
-            pixels = np.asarray(sheet.convert("L"))
-        is_dark = (pixels < 9).mean(axis=0) > 0.5
-        room = int(is_dark.argmax())
-        inked = np.flatnonzero((pixels[:, :room] < 128).any(axis=0))
-        assert 0 < inked[0] < 30, "no letter is cut off, and little is left blank"
-        assert pixels.shape[1] - room == pytest.approx(508, abs=3)
-        rooms.append(room)
-    assert rooms == sorted(set(rooms))
-
-
-def test_rows_are_named_by_number_and_name_or_by_number_alone() -> None:
-    assert numbered_class({"class_names": ["bag", "bag"]}, 1) == "1 bag"
-    assert numbered_class({"class_names": None}, 1) == "class 1"

@@ -31,7 +31,7 @@ def closed(schema: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def validator() -> jsonschema.Draft202012Validator:
-    text = (resources.files("dfadc.verification") / "report.schema.json").read_text(encoding="utf-8")
+    text = (resources.files("dfadc.reporting") / "report.schema.json").read_text(encoding="utf-8")
     schema = json.loads(text)
     jsonschema.Draft202012Validator.check_schema(schema)
     assert schema["$id"] == schema["properties"]["schema"]["const"] == SCHEMA

@@ -11,8 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dfadc.errors import DfadcError, StorageFailed
-from dfadc.recipe.load import load_recipe
-from dfadc.recipe.schema import CalibrationSettings
 from dfadc.sampling.calibration import Calibration, choose_calibration, load_images
 
 if TYPE_CHECKING:
@@ -21,8 +19,6 @@ if TYPE_CHECKING:
 NUM_CLASSES = 4
 #: (pixel, class) of every image of a source; a pixel is an image, so few pixels make many duplicates.
 SOURCE = st.lists(st.tuples(st.integers(0, 255), st.integers(0, NUM_CLASSES - 1)), max_size=80)
-#: Shares in tenths that leave something to the reservoir, or nothing.
-SHARES = st.tuples(st.integers(0, 10), st.integers(0, 10)).filter(lambda pair: sum(pair) <= 10)
 
 
 def image(*pixels: int) -> np.ndarray:
@@ -34,11 +30,11 @@ def logits(*classes: int) -> np.ndarray:
     return np.eye(NUM_CLASSES, dtype=np.float32)[list(classes)]
 
 
-def choose(sources: dict[str, list[tuple[int, int]]], *exclude: int, **values: float) -> Calibration:
+def choose(sources: dict[str, list[tuple[int, int]]], *exclude: int, num_images: int = 1024) -> Calibration:
     return choose_calibration(
         {name: image(*(pixel for pixel, _ in pairs)) for name, pairs in sources.items()},
         {name: logits(*(predicted for _, predicted in pairs)) for name, pairs in sources.items()},
-        settings=CalibrationSettings(**values),  # type: ignore[arg-type]
+        num_images=num_images,
         exclude=image(*exclude),
     )
 
@@ -60,40 +56,32 @@ def wide(start: int, length: int) -> list[tuple[int, int]]:
 @given(
     drawn=st.tuples(SOURCE, SOURCE, SOURCE),
     exclude=st.lists(st.integers(0, 255), max_size=60),
-    shares=SHARES,
     num_images=st.integers(8, 120),
 )
-def test_what_is_chosen(
-    drawn: tuple[list[tuple[int, int]], ...], exclude: list[int], shares: tuple[int, int], num_images: int
-) -> None:
+def test_what_is_chosen(drawn: tuple[list[tuple[int, int]], ...], exclude: list[int], num_images: int) -> None:
     sources = dict(zip(("reservoir", "generator", "prior"), drawn, strict=True))
-    values = {"num_images": num_images, "generator": shares[0] / 10, "prior": shares[1] / 10}
-    found = choose(sources, *exclude, **values)
+    found = choose(sources, *exclude, num_images=num_images)
     chosen = pixels(found)
     assert not set(chosen) & set(exclude)
     assert len(set(chosen)) == len(chosen) == len(found)
     # Every image is one that its source drew, under the class that the teacher gave it there.
     for pixel, source, predicted in zip(chosen, found.source, found.classes, strict=True):
         assert (pixel, predicted) in sources[found.sources[source]]
-    # A source of share 0 gives nothing; as many images as can be had are taken from the others.
-    open_to_all = CalibrationSettings(**values).shares  # type: ignore[arg-type]
-    assert all(number == 0 for name, number in count(found).items() if open_to_all[name] == 0)
-    there = {pixel for name, pairs in sources.items() if open_to_all[name] for pixel, _ in pairs} - set(exclude)
+    # As many images as can be had are taken.
+    there = {pixel for pairs in sources.values() for pixel, _ in pairs} - set(exclude)
     assert len(found) == min(num_images, len(there))
-    again = choose(sources, *exclude, **values)
+    again = choose(sources, *exclude, num_images=num_images)
     assert pixels(again) == chosen
     assert (again.source == found.source).all()
 
 
 @settings(deadline=None, max_examples=50)
-@given(shares=SHARES, num_images=st.integers(8, 60))
-def test_each_source_gives_its_share_where_it_can(shares: tuple[int, int], num_images: int) -> None:
+@given(num_images=st.integers(8, 60))
+def test_each_source_gives_its_share_where_it_can(num_images: int) -> None:
     sources = {"reservoir": wide(0, 60), "generator": wide(60, 60), "prior": wide(120, 60)}
-    values = {"generator": shares[0] / 10, "prior": shares[1] / 10}
-    found = choose(sources, num_images=num_images, **values)
+    found = choose(sources, num_images=num_images)
     for name, number in count(found).items():
-        share = CalibrationSettings(**values).shares[name]  # type: ignore[arg-type]
-        assert abs(number - share * num_images) <= 1
+        assert abs(number - (0.5 if name == "reservoir" else 0.25) * num_images) <= 1
     assert len(found) == num_images
     assert found.notes == ()
 
@@ -102,7 +90,7 @@ def test_each_source_gives_its_share_where_it_can(shares: tuple[int, int], num_i
 @given(of_class=st.lists(st.integers(0, 40), min_size=NUM_CLASSES, max_size=NUM_CLASSES), num_images=st.integers(8, 90))
 def test_classes_are_even_and_where_one_is_short_the_others_fill_up(of_class: list[int], num_images: int) -> None:
     source = list(enumerate(predicted for predicted, number in enumerate(of_class) for _ in range(number)))
-    found = choose({"reservoir": source}, num_images=num_images, generator=0.0, prior=0.0)
+    found = choose({"reservoir": source}, num_images=num_images)
     counts = Counter(found.classes.tolist())
     most = max(counts.values(), default=0)
     assert all(counts[predicted] in (number, most, most - 1) for predicted, number in enumerate(of_class))
@@ -127,7 +115,7 @@ def test_an_image_that_the_teacher_cannot_answer_is_left_out() -> None:
     answers = logits(*range(NUM_CLASSES), *range(NUM_CLASSES))
     answers[5, 2] = np.nan
     found = choose_calibration(
-        {"reservoir": image(*range(8))}, {"reservoir": answers}, settings=CalibrationSettings(), exclude=image()
+        {"reservoir": image(*range(8))}, {"reservoir": answers}, num_images=1024, exclude=image()
     )
     assert sorted(pixels(found)) == [0, 1, 2, 3, 4, 6, 7]
 
@@ -165,14 +153,3 @@ def test_what_is_no_pool_is_refused(tmp_path: Path) -> None:
             load_images(path, input_size=(1, 1, 1))
     with pytest.raises(StorageFailed):
         choose({"reservoir": wide(0, 9)}).save(path / "below-a-file.npz")
-
-
-@pytest.mark.parametrize("overrides", [["generator=0.9"], ["generator=0.5", "prior=0.6"]])
-def test_shares_that_exceed_all_are_refused_by_name(overrides: list[str]) -> None:
-    with pytest.raises(DfadcError, match=r"calibration\.prior = .*calibration\.generator = .* exceed 1"):
-        load_recipe("auto", [f"calibration.{override}" for override in overrides])
-
-
-def test_generators_may_take_all() -> None:
-    shares = load_recipe("auto", ["calibration.generator=0.7", "calibration.prior=0.3"]).calibration.shares
-    assert shares == {"reservoir": 0, "generator": 0.7, "prior": 0.3}

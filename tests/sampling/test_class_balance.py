@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dfadc.sampling.class_balance import take_turns
+from dfadc.sampling.class_balance import class_order
 
 
 def test_the_first_of_every_class_comes_before_the_second_of_any() -> None:
-    assert take_turns([2, 2, 2, 0, 1, 0]) == [3, 4, 0, 5, 1, 2]
-    assert take_turns([]) == []
+    assert class_order([2, 2, 2, 0, 1, 0]) == [3, 4, 0, 5, 1, 2]
+    assert class_order([]) == []

@@ -1,4 +1,4 @@
-"""From a finished game to files: what is exported, and what the samples are."""
+"""From a finished run to files: what is exported, and what the samples are."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ from dfadc.recipe.schema import GeneratorSettings
 from dfadc.run_folder import RunFolder
 from dfadc.sampling.freeze import freeze_samples, write_results
 from dfadc.teacher.load import load_teacher
-from dfadc.training.callbacks import set_samples_aside
-from dfadc.training.run import Training, prepare
+from dfadc.training.build import prepare
+from dfadc.training.callbacks import draw_snapshot_samples
 from dfadc.training.sample_size import choose_num_samples
 from dfadc.verification.samples import SampleSet
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from dfadc.training.run import Training
 
 WITH_PIXELS = ImageContract((1, 8, 8), 10, mean=(0.3,), std=(0.4,))
 WITHOUT_PIXELS = ImageContract((1, 8, 8), 10)
@@ -36,15 +38,14 @@ MINIATURE: dict[str, Any] = {
     "student.steps": 2,
     "generator.latent_dim": 8,
     "replay.capacity": 24,
-    "replay.reservoir": 16,
-    "calibration.num_images": 40,
+    "calibration.num_images": 80,
     "verify.num_samples": 40,
     "compute.compile": "off",
 }
 
 
-def play(folder: Path, contract: ImageContract = WITH_PIXELS, *, snapshots: int = 2) -> tuple[Training, RunFolder]:
-    """A game of a few steps, played to its end."""
+def train(folder: Path, contract: ImageContract = WITH_PIXELS) -> tuple[Training, RunFolder]:
+    """A run of a few steps, trained to its end."""
     torch.manual_seed(0)
     network = CompactResNet(contract, width=8)
     with torch.no_grad():
@@ -52,48 +53,49 @@ def play(folder: Path, contract: ImageContract = WITH_PIXELS, *, snapshots: int 
         network(torch.randn(64, 1, 8, 8))
     path = folder / "teacher.safetensors"
     save_network(path, network, architecture="compact_resnet_8", stem="default", contract=contract)
-    recipe = change_recipe(load_recipe("auto"), {**MINIATURE, "verify.snapshots": snapshots})
-    training = prepare(load_teacher(path), "compact_resnet_4", recipe=recipe, device="cpu")
+    recipe = change_recipe(load_recipe("auto"), MINIATURE)
+    training = prepare(load_teacher(path), "compact_resnet_4", recipe=recipe, device="cpu").__enter__()
     run = RunFolder(folder / "run")
     run.checkpoints.mkdir(parents=True)
-    training.play(run, lambda _: None)
+    training.train(run, lambda _: None)
     return training, run
 
 
 def test_the_averaged_student_is_exported(tmp_path: Path) -> None:
     """Not the network that moves, and nothing that was selected."""
-    training, run = play(tmp_path)
+    training, run = train(tmp_path)
     write_results(training, run)
     module, metadata = load_network(run.student)
-    players = training.game.players
+    state = training.run.state
     moved = []
     for name, value in module.state_dict().items():
-        assert torch.equal(value, players.student.average.state_dict()[name]), name
-        moved.append(not torch.equal(value, players.student.module.state_dict()[name]))
+        assert torch.equal(value, state.student.average.state_dict()[name]), name
+        moved.append(not torch.equal(value, state.student.module.state_dict()[name]))
     assert any(moved)
     assert metadata.extra["dfadc.recipe"] == "auto"
     assert metadata.extra["dfadc.teacher_sha256"] == training.teacher.sha256
 
 
 def test_the_generators_file_is_all_it_takes_to_draw_again(tmp_path: Path) -> None:
-    training, run = play(tmp_path)
+    training, run = train(tmp_path)
     write_results(training, run)
     with safe_open(run.generator, framework="pt") as file:
         metadata = file.metadata()
     contract = ImageContract.from_dict(json.loads(metadata["dfadc.contract"]))
-    rebuilt = build_generator(GeneratorSettings.model_validate_json(metadata["dfadc.generator"]), contract).eval()
+    settings = GeneratorSettings.model_validate_json(metadata["dfadc.generator"])
+    rebuilt = build_generator(settings, contract, bounded=json.loads(metadata["dfadc.bounded"])).eval()
     rebuilt.load_state_dict(load_file(run.generator))
     latents = torch.randn(4, 8)
     with torch.no_grad():
-        torch.testing.assert_close(rebuilt(latents), training.game.players.generator.average.eval()(latents))
+        torch.testing.assert_close(rebuilt(latents), training.run.state.generator.average.eval()(latents))
 
 
-def test_the_same_game_gives_the_same_bytes(tmp_path: Path) -> None:
+def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("one", "other"):
         (tmp_path / name).mkdir()
     runs = []
     for name in ("one", "other"):
-        training, run = play(tmp_path / name)
+        training, run = train(tmp_path / name)
         write_results(training, run)
         runs.append(run)
     for file in (
@@ -106,11 +108,11 @@ def test_the_same_game_gives_the_same_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("contract", [WITH_PIXELS, WITHOUT_PIXELS], ids=["pixels", "no pixels"])
 def test_both_networks_answer_the_images_as_they_are_stored(contract: ImageContract, tmp_path: Path) -> None:
     """Quantised first, asked second, in fp32: what is stored is what was answered."""
-    training, run = play(tmp_path, contract)
+    training, run = train(tmp_path, contract)
     write_results(training, run)
     samples = SampleSet.load(run.samples)
     assert samples.images.dtype == (np.uint8 if contract.has_pixels else np.float16)
-    assert samples.counts() == {"generator": 8, "snapshots": 6, "prior": 20, "adversary": 6}
+    assert samples.counts() == {"generator": 10, "snapshots": 4, "prior": 20, "adversary": 6}
     images = torch.from_numpy(samples.normalised())
     networks = (load_teacher(tmp_path / "teacher.safetensors").module, load_network(run.student)[0])
     for network, stored in zip(networks, (samples.teacher_logits, samples.student_logits), strict=True):
@@ -119,50 +121,53 @@ def test_both_networks_answer_the_images_as_they_are_stored(contract: ImageContr
 
 
 def test_without_snapshots_every_sample_is_the_last_generators(tmp_path: Path) -> None:
-    training, _ = play(tmp_path, snapshots=0)
-    samples = freeze_samples(training.game)
+    training, _ = train(tmp_path)
+    training.run.state.snapshots = training.run.state.snapshots[:0]
+    samples = freeze_samples(training.run)
     assert samples.counts() == {"generator": 40, "snapshots": 0, "prior": 0, "adversary": 0}
 
 
 def test_as_many_samples_are_frozen_as_the_gates_need(tmp_path: Path) -> None:
-    training, _ = play(tmp_path)
+    training, _ = train(tmp_path)
     wanted = {"verify.num_samples": 400_000, "verify.min_fp16_agreement": 0.9}
-    training.game.recipe = change_recipe(training.recipe, wanted)
-    assert len(freeze_samples(training.game)) == choose_num_samples(training.game.recipe.verify, training.game.contract)
+    training.run.recipe = change_recipe(training.recipe, wanted)
+    assert len(freeze_samples(training.run)) == choose_num_samples(
+        training.run.recipe.verify, training.run.teacher.contract
+    )
 
 
-def test_of_too_many_images_set_aside_an_even_choice_is_kept(tmp_path: Path) -> None:
-    training, _ = play(tmp_path)
-    set_samples_aside(training.game, 60)
-    aside = training.game.players.set_aside
-    samples = freeze_samples(training.game)
+def test_of_too_many_snapshot_samples_an_even_choice_is_kept(tmp_path: Path) -> None:
+    training, _ = train(tmp_path)
+    draw_snapshot_samples(training.run, 60)
+    snapshots = training.run.state.snapshots
+    samples = freeze_samples(training.run)
     assert samples.counts() == {"generator": 34, "snapshots": 6, "prior": 0, "adversary": 0}
     kept = samples.normalised()[samples.source == 1]
-    for stored, shown in ((kept[0], aside[0]), (kept[-1], aside[-1])):
+    for stored, shown in ((kept[0], snapshots[0]), (kept[-1], snapshots[-1])):
         # Half a pixel step of 1 / 255, in standard deviations.
         np.testing.assert_allclose(stored, shown.float().clamp(-0.75, 1.75).numpy(), atol=0.5 / 255 / 0.4 + 1e-3)
 
 
 def test_calibration_images_come_from_three_sources_and_are_none_of_the_samples(tmp_path: Path) -> None:
-    training, run = play(tmp_path)
+    training, run = train(tmp_path)
     notes: list[str] = []
     write_results(training, run, notes.append)
     with np.load(run.calibration, allow_pickle=False) as stored:
         images, source, sources = stored["images"], stored["source"], stored["sources"].tolist()
     assert images.dtype == np.uint8
     assert sources == ["reservoir", "generator", "prior"]
-    # The reservoir holds 16 images where 20 are its share: the generator fills up, and that is said.
-    assert np.bincount(source).tolist() == [16, 14, 10]
-    assert notes[1:] == ["calibration: reservoir: 16 usable images, 20 wanted"]
+    # The reservoir holds 32 images where 40 are its share: the generator fills up, and that is said.
+    assert np.bincount(source).tolist() == [32, 28, 20]
+    assert notes[1:] == ["calibration: reservoir: 32 usable images, 40 wanted"]
     samples = SampleSet.load(run.samples).images
     assert {image.tobytes() for image in images}.isdisjoint(image.tobytes() for image in samples)
 
 
 def test_freezing_draws_unseen_latents_and_moves_no_player(tmp_path: Path) -> None:
-    training, _ = play(tmp_path)
-    players = training.game.players
-    before = {name: value.clone() for name, value in players.student.module.state_dict().items()}
-    latents = players.latent_rng.get_state()
-    freeze_samples(training.game)
-    assert torch.equal(players.latent_rng.get_state(), latents)
-    assert all(torch.equal(value, before[name]) for name, value in players.student.module.state_dict().items())
+    training, _ = train(tmp_path)
+    state = training.run.state
+    before = {name: value.clone() for name, value in state.student.module.state_dict().items()}
+    latents = state.latent_rng.get_state()
+    freeze_samples(training.run)
+    assert torch.equal(state.latent_rng.get_state(), latents)
+    assert all(torch.equal(value, before[name]) for name, value in state.student.module.state_dict().items())

@@ -1,4 +1,4 @@
-"""Sharpened samples: a real teacher is surer of them, its batch norms know them, and nothing else has changed."""
+"""Refined samples: a real teacher is surer of them, its batch norms know them, and nothing else has changed."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from miniature import build_game
 
 from dfadc.distillation.losses.batch_norm import BatchNormMatching
 from dfadc.networks.norm_layers import is_batch_norm_with_statistics
 from dfadc.pipeline.distill import load_teacher
-from dfadc.sampling.generators import sharpen_steps
-from dfadc.sampling.refine import sharpen
+from dfadc.recipe.load import load_recipe
+from dfadc.sampling.lengths import refine_steps
+from dfadc.sampling.refine import refine
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,26 +44,24 @@ def noisy(teacher: Teacher, digits_split: tuple[Digits, Digits]) -> Tensor:
 @torch.no_grad()
 def look(teacher: Teacher, images: Tensor) -> tuple[float, float, Tensor]:
     """Mean confidence, distance of the batch-norm statistics, and classes."""
-    matching = BatchNormMatching(batch_norms_of(teacher))
-    matching.watching = True
-    logits = teacher.module(images)
-    distance = float(matching.take())
-    matching.close()
+    with BatchNormMatching(batch_norms_of(teacher)) as matching, matching.recording() as distances:
+        logits = teacher.logits(images)
+    distance = float(torch.stack(distances).sum())
     return float(logits.softmax(dim=1).amax(dim=1).mean()), distance, logits.argmax(dim=1)
 
 
 def test_the_teacher_is_surer_and_its_batch_norms_know_the_images(teacher: Teacher, noisy: Tensor) -> None:
     images, before = noisy, noisy.clone()
     weights = {name: value.clone() for name, value in teacher.module.state_dict().items()}
-    sharpened = sharpen(images, teacher.module, batch_norms_of(teacher), contract=teacher.contract, steps=40)
-    (confidence, distance, classes), (surer, nearer, same) = (look(teacher, each) for each in (images, sharpened))
+    refined = refine(images, teacher, batch_norms_of(teacher), steps=40)
+    (confidence, distance, classes), (surer, nearer, same) = (look(teacher, each) for each in (images, refined))
     assert surer > confidence
     assert nearer < distance / 4
     assert (classes == same).float().mean() > 0.9
     (low,), (high,) = teacher.contract.value_range()
-    assert sharpened.shape == images.shape
-    assert low <= float(sharpened.min()) < float(sharpened.max()) <= high
-    assert not sharpened.requires_grad
+    assert refined.shape == images.shape
+    assert low <= float(refined.min()) < float(refined.max()) <= high
+    assert not refined.requires_grad
     assert torch.equal(images, before)
     assert all(torch.equal(value, weights[name]) for name, value in teacher.module.state_dict().items())
     hooks = [layer._forward_pre_hooks for layer in batch_norms_of(teacher)]  # noqa: SLF001
@@ -71,15 +69,15 @@ def test_the_teacher_is_surer_and_its_batch_norms_know_the_images(teacher: Teach
 
 
 def test_without_updates_the_images_stay(teacher: Teacher, noisy: Tensor) -> None:
-    still = sharpen(noisy, teacher.module, batch_norms_of(teacher), contract=teacher.contract, steps=0)
+    still = refine(noisy, teacher, batch_norms_of(teacher), steps=0)
     (low,), (high,) = teacher.contract.value_range()
     torch.testing.assert_close(still, noisy, rtol=0, atol=2e-3 * (high - low))
 
 
-def test_it_takes_a_quarter_of_what_the_game_takes_at_most() -> None:
+def test_it_takes_a_quarter_of_what_the_run_takes_at_most() -> None:
     # 8 images, 5 + 1 updates a step: 48 images answered in each.
-    assert sharpen_steps(build_game("auto", "steps=100000"), 512) == 40
-    assert sharpen_steps(build_game("auto", "steps=1000", "batch_size=8", "student.steps=5"), 512) == 23
-    assert sharpen_steps(build_game("auto", "steps=2"), 512) == 0
-    assert sharpen_steps(build_game("auto", "steps=100000"), 0) == 40
-    assert sharpen_steps(build_game("auto", "steps=100000", "verify.sharpen_steps=3"), 512) == 3
+    small = ["batch_size=8", "student.steps=5"]
+    assert refine_steps(load_recipe("auto", ["steps=100000", *small]), 512) == 40
+    assert refine_steps(load_recipe("auto", ["steps=1000", *small]), 512) == 23
+    assert refine_steps(load_recipe("auto", ["steps=2", *small]), 512) == 0
+    assert refine_steps(load_recipe("auto", ["steps=100000", *small]), 0) == 40

@@ -9,19 +9,27 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from miniature import SmallNetwork, build_game
+from miniature import SmallNetwork, build_run
 from states import assert_same_state
 from torch import Tensor, nn
 
 from dfadc.distillation.loop import distill
 from dfadc.errors import DfadcError
+from dfadc.recipe.load import change_recipe
 from dfadc.training import cost as module_under_test
-from dfadc.training.cost import Estimate, estimate, steps_for_minutes, time_steps
+from dfadc.training.budget import Budget
+from dfadc.training.cost import Estimate, estimate, time_steps
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dfadc.distillation.objectives import GeneratorBatch
+    from dfadc.distillation.distillation import Distillation
+    from dfadc.distillation.objectives import GeneratorBatch, GeneratorStep
+
+
+def estimate_of(run: Distillation, compiles: str, minutes: float | None = None) -> Estimate:
+    run.recipe = change_recipe(run.recipe, {"compute.compile": compiles})
+    return estimate(run, Budget(run.recipe.steps, minutes))
 
 
 class Untraceable(nn.Module):
@@ -43,86 +51,80 @@ def untraceable() -> nn.Module:
 
 
 @pytest.mark.parametrize("recipe", ["auto", "dfad"])
-def test_an_estimate_leaves_the_players_as_they_were(recipe: str) -> None:
-    """Bit by bit, dice and momentum included: the run after it is the run without it."""
+def test_an_estimate_leaves_the_state_as_it_was(recipe: str) -> None:
+    """Bit by bit, random streams and momentum included: the run after it is the run without it."""
     students = [SmallNetwork(dropout=0.2) for _ in range(2)]
     students[1].load_state_dict(students[0].state_dict())
-    game, twin = (build_game(recipe, student=student) for student in students)
-    for each in (game, twin):
+    run, twin = (build_run(recipe, student=student) for student in students)
+    for each in (run, twin):
         torch.manual_seed(0)
         distill(each, 1, lambda _: None)
         torch.manual_seed(1)
-        if each is game:
-            before = copy.deepcopy(game.players.state_dict())
-            teacher = copy.deepcopy(game.teacher.state_dict())
-            estimate(game, "off")
-            assert_same_state(game.players.state_dict(), before)
-            assert_same_state(game.teacher.state_dict(), teacher)
+        if each is run:
+            before = copy.deepcopy(run.state.state_dict())
+            teacher = copy.deepcopy(run.teacher.module.state_dict())
+            estimate_of(run, "off")
+            assert_same_state(run.state.state_dict(), before)
+            assert_same_state(run.teacher.module.state_dict(), teacher)
         distill(each, 3, lambda _: None)
-    assert_same_state(game.players.state_dict(), twin.players.state_dict())
+    assert_same_state(run.state.state_dict(), twin.state.state_dict())
 
 
-def test_an_estimate_of_a_new_game_leaves_it_new() -> None:
-    game = build_game("auto")
-    before = copy.deepcopy(game.players.state_dict())
-    estimate(game, "off")
-    assert_same_state(game.players.state_dict(), before)
-    assert game.players.step == 0
-    assert len(game.players.ring) == len(game.players.reservoir) == 0
+def test_an_estimate_of_a_new_run_leaves_it_new() -> None:
+    run = build_run("auto")
+    before = copy.deepcopy(run.state.state_dict())
+    estimate_of(run, "off")
+    assert_same_state(run.state.state_dict(), before)
+    assert run.state.step == 0
+    assert len(run.state.replay) == len(run.state.reservoir) == 0
 
 
 def test_a_step_that_fails_is_undone_too() -> None:
-    game = build_game("auto")
-    before = copy.deepcopy(game.players.state_dict())
+    run = build_run("auto")
+    before = copy.deepcopy(run.state.state_dict())
     calls = []
 
-    def stumble(batch: GeneratorBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def stumble(batch: GeneratorBatch) -> GeneratorStep:
         calls.append(batch)
         raise RuntimeError("no memory left")
 
-    game.generator_loss = stumble
+    run.generator.loss = stumble
     with pytest.raises(RuntimeError, match="no memory left"):
-        time_steps(game)
+        time_steps(run)
     assert len(calls) == 1
-    assert_same_state(game.players.state_dict(), before)
+    assert_same_state(run.state.state_dict(), before)
 
 
-def test_memory_grows_with_the_batch_and_covers_the_players() -> None:
-    small, large = (estimate(build_game("auto", f"batch_size={size}"), "off") for size in (8, 64))
-    game = build_game("auto")
-    modules = (game.teacher, game.players.student.module, game.players.generator.module)
+def test_memory_grows_with_the_batch_and_covers_the_networks() -> None:
+    small, large = (estimate_of(build_run("auto", f"batch_size={size}"), "off") for size in (8, 64))
+    run = build_run("auto")
+    modules = (run.teacher.module, run.state.student.module, run.state.generator.module)
     resident = sum(tensor.nbytes for module in modules for tensor in module.state_dict().values())
     assert resident < small.memory_bytes < large.memory_bytes
     # The activations grow eightfold; the generator's first layer alone keeps 64 maps of 4 x 4 for each image.
     assert large.memory_bytes - small.memory_bytes > 56 * 64 * 16 * 4
 
 
-def test_memory_counts_the_replay_ring() -> None:
-    one, many = (estimate(build_game("auto", f"replay.capacity={images}"), "off") for images in (100, 10_100))
+def test_memory_counts_the_replay_buffer() -> None:
+    one, many = (estimate_of(build_run("auto", f"replay.capacity={images}"), "off") for images in (100, 10_100))
     assert many.memory_bytes - one.memory_bytes == pytest.approx(10_000 * 64 * 2, rel=0.05)
 
 
 def test_seconds_are_those_of_a_step() -> None:
-    few, many = (estimate(build_game("auto", f"student.steps={steps}"), "off") for steps in (1, 30))
+    few, many = (estimate_of(build_run("auto", f"student.steps={steps}"), "off") for steps in (1, 30))
     assert 0 < few.seconds_per_step < many.seconds_per_step < 5
 
 
 def test_a_warm_up_counts_for_the_average_step() -> None:
-    """Where the student plays in half of the steps, half of its updates count; and the ring is filled for them."""
-    rules = ("replay.share=1", "generator.latents=optimised", "student.steps=200", "steps=100")
-    early, late = (estimate(build_game("auto", *rules, f"student.start={start}"), "off") for start in (0.01, 0.9))
+    """Where the student is trained in half of the steps, half of its updates count; the buffer is filled before."""
+    alone = ("replay.share=1", "replay.procedural_share=0", "replay.repeats=0")
+    rules = (*alone, "generator.latents=noisy", "student.steps=200", "steps=100")
+    early, late = (estimate_of(build_run("auto", *rules, f"student.start={start}"), "off") for start in (0.01, 0.9))
     assert 3 * late.seconds_per_step < early.seconds_per_step
 
 
-@pytest.mark.parametrize(
-    ("minutes", "seconds", "steps"), [(1, 0.5, 120), (10, 0.7, 857), (0.001, 100.0, 1), (1.5, 1.0, 90)]
-)
-def test_minutes_become_the_steps_that_fit(minutes: float, seconds: float, steps: int) -> None:
-    assert steps_for_minutes(minutes, seconds) == steps
-
-
 def test_what_is_not_worth_compiling_stays_eager_and_says_why() -> None:
-    off, auto = (estimate(build_game("auto"), wanted) for wanted in ("off", "auto"))
+    off, auto = (estimate_of(build_run("auto"), wanted) for wanted in ("off", "auto"))
     assert not off.compiled
     assert off.compile_reason == "as asked"
     assert not auto.compiled
@@ -134,29 +136,29 @@ def test_a_time_budget_decides_whether_compiling_is_tried(
 ) -> None:
     """Not the recipe's steps, which the budget replaces."""
     monkeypatch.setitem(module_under_test.WORTH_COMPILING_SECONDS, "cpu", 120.0)
-    long_recipe = build_game("auto", "steps=1000000000")
-    assert "compiling is tried from" in estimate(long_recipe, "auto", minutes=1).compile_reason
-    short_recipe = build_game("auto", "steps=2", "prior.batch_norm=0", teacher=untraceable)
-    assert "cannot be compiled" in estimate(short_recipe, "auto", minutes=10).compile_reason
+    long_recipe = build_run("auto", "steps=1000000000")
+    assert "compiling is tried from" in estimate_of(long_recipe, "auto", minutes=1).compile_reason
+    short_recipe = build_run("auto", "steps=2", "prior.batch_norm=0", teacher=untraceable)
+    assert "cannot be compiled" in estimate_of(short_recipe, "auto", minutes=10).compile_reason
 
 
-def test_a_game_that_cannot_be_compiled_is_played_eagerly_where_compiling_was_our_choice(
+def test_training_that_cannot_be_compiled_stays_eager_where_compiling_was_our_choice(
     untraceable: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(module_under_test.WORTH_COMPILING_SECONDS, "cpu", 0.0)
-    game = build_game("dfad", teacher=untraceable)
-    before = copy.deepcopy(game.players.state_dict())
-    cost = estimate(game, "auto")
+    run = build_run("dfad", teacher=untraceable)
+    before = copy.deepcopy(run.state.state_dict())
+    cost = estimate_of(run, "auto")
     assert not cost.compiled
     assert "cannot be compiled" in cost.compile_reason
     assert cost.seconds_per_step > 0
-    assert_same_state(game.players.state_dict(), before)
-    distill(game, 1, lambda _: None)
+    assert_same_state(run.state.state_dict(), before)
+    distill(run, 1, lambda _: None)
 
 
-def test_a_game_that_cannot_be_compiled_is_refused_where_compiling_was_asked_for(untraceable: nn.Module) -> None:
+def test_training_that_cannot_be_compiled_is_refused_where_compiling_was_asked_for(untraceable: nn.Module) -> None:
     with pytest.raises(DfadcError, match="cannot be compiled") as caught:
-        estimate(build_game("dfad", teacher=untraceable), "on")
+        estimate_of(build_run("dfad", teacher=untraceable), "on")
     assert "--no-compile" in caught.value.hint
 
 
@@ -174,22 +176,22 @@ def slow_backend(graph: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
 def test_a_compiled_step_is_measured_without_the_compilation(
     wanted: str, backend: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One step is all that is timed here, as of a large game: the first one compiles, and must not be taken for it."""
+    """One step is all that is timed here, as of a large run: the first one compiles, and must not be taken for it."""
     monkeypatch.setattr(module_under_test, "PATIENCE_SECONDS", 0.0)
     monkeypatch.setitem(module_under_test.WORTH_COMPILING_SECONDS, "cpu", 0.0)
-    game = build_game("dfad", "student.steps=1")
-    before = copy.deepcopy(game.players.state_dict())
+    run = build_run("dfad", "student.steps=1")
+    before = copy.deepcopy(run.state.state_dict())
     # Tracing without generating code is compilation enough, and takes a second instead of a minute.
-    monkeypatch.setattr(game, "compile", partial(game.compile, backend))
+    monkeypatch.setattr(run, "compile", partial(run.compile, backend))
     torch.compiler.reset()
     started = time.perf_counter()
-    cost = estimate(game, wanted)
+    cost = estimate_of(run, wanted)
     assert cost.seconds_per_step < (time.perf_counter() - started) / 4
     assert "s a step compiled" in cost.compile_reason
     # Where it was asked for it stays compiled; else only where that is faster.
     assert cost.compiled is (wanted == "on")
-    assert (game.student_loss != game._student_loss) is cost.compiled  # noqa: SLF001 -- the eager function
-    assert_same_state(game.players.state_dict(), before)
+    assert (run.student.loss != run.student._loss) is cost.compiled  # noqa: SLF001 -- the eager function
+    assert_same_state(run.state.state_dict(), before)
 
 
 def test_an_estimate_is_plain_values() -> None:

@@ -1,4 +1,4 @@
-"""Memory: what a game holds stays the same however long it is played, and an update keeps little besides its graph."""
+"""Memory: what a run holds stays the same however long it is played, and an update keeps little besides its graph."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from miniature import SmallNetwork, build_game
+from miniature import RESERVOIR, SmallNetwork, build_run
 from torch import Tensor, nn
 
 from dfadc.contract import ImageContract
-from dfadc.distillation.generator.networks import build_generator
 from dfadc.distillation.loop import distill, update_generator, update_student
 from dfadc.distillation.monitor import PROBE_SIZE, Monitor
 from dfadc.networks.flops import count_flops
@@ -23,20 +22,21 @@ from dfadc.recipe.load import load_recipe
 from dfadc.sampling.freeze import collect_calibration, freeze_samples
 from dfadc.sampling.generators import train_adversary, train_prior
 from dfadc.student.build import build_student
-from dfadc.training.arithmetic import flops_per_step
+from dfadc.training.budget import Budget
 from dfadc.training.cost import estimate
 from dfadc.training.memory import ActivationBytes, peak_bytes, resident_tensors, untouched_bytes
+from dfadc.training.plan import NetworkFlops
 
 if TYPE_CHECKING:
-    from dfadc.distillation.objectives import Game
+    from dfadc.distillation.distillation import Distillation
 
 STATM = Path("/proc/self/statm")
 needs_proc = pytest.mark.skipif(not STATM.exists(), reason="resident memory is read from /proc")
 MEBIBYTE = 2**20
 #: Everything that remembers: replay, reservoir, averages, momenta of priors.
 REMEMBERING = (
-    *("student.steps=1", "batch_size=4", "prior.batch_norm_momentum=0.9", "prior.balance_momentum=0.9"),
-    *("replay.balanced=true", "replay.echoes=2", "steps=100000"),
+    *("student.steps=1", "batch_size=4", "prior.batch_norm_momentum=0.9"),
+    *("replay.balanced=true", "replay.repeats=2", "steps=100000"),
 )
 
 
@@ -50,33 +50,33 @@ def live_tensors() -> int:
     return sum(issubclass(type(candidate), Tensor) for candidate in gc.get_objects())
 
 
-def growth(game: Game, *, warm_up: int, steps: int) -> tuple[int, int]:
-    """Tensors and resident bytes that came to stay between two steps of the game."""
-    distill(game, warm_up, lambda _: None)
+def growth(run: Distillation, *, warm_up: int, steps: int) -> tuple[int, int]:
+    """Tensors and resident bytes that came to stay between two steps of the run."""
+    distill(run, warm_up, lambda _: None)
     tensors, resident = live_tensors(), resident_bytes_now()
-    distill(game, warm_up + steps, lambda _: None)
+    distill(run, warm_up + steps, lambda _: None)
     return live_tensors() - tensors, resident_bytes_now() - resident
 
 
 @needs_proc
-def test_a_game_holds_the_same_after_many_steps() -> None:
+def test_a_run_holds_the_same_after_many_steps() -> None:
     """An update keeps half a megabyte while it lasts: a fiftieth of that, left behind by each, would show."""
     wide = SmallNetwork(width=32)
-    game = build_game("auto", *REMEMBERING, "batch_size=32", student=wide)
+    run = build_run("auto", *REMEMBERING, "batch_size=32", student=wide)
     activations = ActivationBytes(set())
     with torch.autograd.graph.saved_tensors_hooks(activations.pack, lambda kept: kept.tensor):
-        update_student(game, game.draw_student_batch())
+        update_student(run, run.student.draw_batch())
     assert activations.peak > 0.4 * MEBIBYTE
-    tensors, resident = growth(game, warm_up=100, steps=100)
+    tensors, resident = growth(run, warm_up=100, steps=100)
     assert tensors <= 0  # what tests before have left behind may go meanwhile
     assert resident < 100 * activations.peak / 50
 
 
 def test_nothing_holds_more_images_at_once_than_an_update(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither a look at the game nor what finishes it: at 224 px the probe alone would take gigabytes."""
-    monkeypatch.setattr("dfadc.distillation.objectives.FREE_VALUES", 0)  # these images are small
-    game = build_game("auto", "batch_size=8", "compute.micro_batch=4", "verify.num_samples=64", "steps=40")
-    networks = [game.teacher, game.players.student.average, game.players.student.module, game.players.generator.average]
+    """Neither a look at the run nor what finishes it: at 224 px the probe alone would take gigabytes."""
+    monkeypatch.setattr("dfadc.distillation.compute.policy._FREE_VALUES", 0)  # these images are small
+    run = build_run("auto", "batch_size=8", "compute.micro_batch=4", "verify.num_samples=64", "steps=40")
+    networks = [run.teacher.module, run.state.student.average, run.state.student.module, run.state.generator.average]
     seen: list[int] = []
 
     def count(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -84,20 +84,20 @@ def test_nothing_holds_more_images_at_once_than_an_update(monkeypatch: pytest.Mo
 
     for network in networks:
         network.register_forward_pre_hook(count)
-    Monitor(game).look(float("nan"))
+    Monitor(run).check(float("nan"))
     assert sum(seen) == 3 * PROBE_SIZE
-    prior, adversary = train_prior(game), train_adversary(game)
-    for players in (prior, adversary):
-        players.generator.average.register_forward_pre_hook(count)
-    samples = freeze_samples(game, prior=prior, adversary=adversary)
-    collect_calibration(game, prior=prior, exclude=samples)
-    assert max(seen) == game.images_at_once == 4
+    prior, adversary = train_prior(run), train_adversary(run)
+    for state in (prior, adversary):
+        state.generator.average.register_forward_pre_hook(count)
+    samples = freeze_samples(run, prior=prior, adversary=adversary)
+    collect_calibration(run, prior=prior, exclude=samples)
+    assert max(seen) == run.teacher.placement.images_at_once == 4
 
 
 @needs_proc
 @pytest.mark.slow
 def test_memory_is_flat_over_ten_thousand_steps() -> None:
-    tensors, resident = growth(build_game("auto", *REMEMBERING), warm_up=500, steps=9_500)
+    tensors, resident = growth(build_run("auto", *REMEMBERING), warm_up=500, steps=9_500)
     assert tensors <= 0  # what tests before have left behind may go meanwhile
     assert resident < 8 * MEBIBYTE
 
@@ -108,32 +108,32 @@ def print_need(recipe: str, teacher: str, student: str, side: str, *rules: str) 
     contract = ImageContract((3, int(side), int(side)), 10, mean=(0.5,) * 3, std=(0.5,) * 3)
     networks = [build_student(name, contract).module for name in (teacher, student)]
     frozen = networks[0].eval().requires_grad_(requires_grad=False)
-    game = build_game(recipe, *rules, teacher=frozen, student=networks[1], contract=contract)
+    run = build_run(recipe, *rules, teacher=frozen, student=networks[1], contract=contract)
     before = resident_bytes_now()
-    activations = ActivationBytes({tensor.untyped_storage().data_ptr() for tensor in resident_tensors(game)})
+    activations = ActivationBytes({tensor.untyped_storage().data_ptr() for tensor in resident_tensors(run)})
     with torch.autograd.graph.saved_tensors_hooks(activations.pack, lambda kept: kept.tensor):
         for _ in range(2):
-            update_student(game, game.draw_student_batch())
-            update_generator(game)
+            update_student(run, run.student.draw_batch())
+            update_generator(run)
     print(activations.peak, peak_bytes(torch.device("cpu")) - before)
 
 
 @needs_proc
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "game",
+    "run",
     [
         ("auto", "compact_resnet_48", "compact_resnet_20", "64", "batch_size=64"),
         ("dfad", "resnet34_8x", "resnet18_8x", "32", "batch_size=64", "generator.architecture=paper"),
     ],
     ids=["the default", "the paper's networks"],
 )
-def test_an_update_needs_little_more_than_what_its_graph_keeps(game: tuple[str, ...]) -> None:
+def test_an_update_needs_little_more_than_what_its_graph_keeps(run: tuple[str, ...]) -> None:
     """In a process whose allocator gives back at once what is free: by default it holds half as much again."""
     at_once = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
     path = os.pathsep.join(map(str, (Path(__file__).parent, Path(__file__).parents[1], Path(__file__).parents[2])))
     program = "import sys\nfrom test_memory import print_need\nprint_need(*sys.argv[1:])"
-    command = [sys.executable, "-c", program, *game]
+    command = [sys.executable, "-c", program, *run]
     environment = {**os.environ, **at_once, "PYTHONPATH": path}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
     assert done.returncode == 0, done.stderr
@@ -158,50 +158,41 @@ def test_a_graph_is_counted_once_and_released() -> None:
 
 
 def test_the_peak_is_the_process_and_the_room_that_fills_later() -> None:
-    game = build_game("auto", "replay.capacity=5000")
-    assert 5000 * 64 * 2 <= untouched_bytes(game) < 5100 * 64 * 2 + players_echo_bytes(game)
-    # Two steps of six updates, of eight images for the ring and four for the reservoir, in half precision.
-    assert untouched_bytes(
-        build_game("auto", "replay.capacity=5000", "replay.reservoir=1000", "replay.echoes=0"), 2
-    ) == (12 * (8 + 4) * 64 * 2)
-    cost = estimate(game, "off")
+    run = build_run("auto", "replay.capacity=5000")
+    assert 5000 * 64 * 2 <= untouched_bytes(run) < 5100 * 64 * 2 + bytes_for_repeats(run)
+    # Two steps of six updates, of eight images for the replay buffer, in half precision; the reservoir is full by then.
+    twice = build_run("auto", "replay.capacity=5000", "replay.repeats=0")
+    assert untouched_bytes(twice, 2) == (12 * 8 + RESERVOIR) * 64 * 2
+    cost = estimate(run, Budget(run.recipe.steps))
     assert cost.peak_bytes >= peak_bytes(torch.device("cpu")) > cost.memory_bytes > 0
 
 
-@pytest.mark.parametrize("recipe", ["dfad", "dafl", "zskt"])
+@pytest.mark.parametrize("recipe", ["dfad", "auto"])
 def test_the_arithmetic_of_a_step_is_what_torch_counts(recipe: str) -> None:
     """Within a tenth: the first layer of a network that learns has no gradient to compute for its images."""
     contract = ImageContract((3, 16, 16), 10)
     teacher = WideNetwork().eval().requires_grad_(requires_grad=False)
-    game = build_game(recipe, "prior.activation=0", teacher=teacher, student=WideNetwork(), contract=contract)
-    generator = game.players.generator.module
-    asked = ((teacher, (3, 16, 16)), (game.players.student.module, (3, 16, 16)), (generator, (8,)))
-    flops = [count_flops(network, size) or 0 for network, size in asked]
-    counted = flops_per_step(game.recipe, teacher=flops[0], student=flops[1], generator=flops[2])
+    few = ("student.hints=0", "replay.repeats=3")
+    run = build_run(recipe, *few, teacher=teacher, student=WideNetwork(), contract=contract)
+    generator = run.state.generator.module
+    counted = ((teacher, (3, 16, 16)), (run.state.student.module, (3, 16, 16)), (generator, (8,)))
+    flops = NetworkFlops(*(count_flops(network, size) for network, size in counted))
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
-        distill(game, 1, lambda _: None)
-    assert counted == pytest.approx(counter.get_total_flops(), rel=0.1)
+        distill(run, 1, lambda _: None)
+    assert flops.per_step(run.recipe) == pytest.approx(counter.get_total_flops(), rel=0.1)
 
 
-def test_free_pixels_cost_nothing() -> None:
-    contract = ImageContract((3, 16, 16), 10, mean=(0.5,) * 3, std=(0.5,) * 3)
-    generator = build_generator(load_recipe("deepinversion").generator, contract)
-    assert count_flops(generator, (3 * 16 * 16,)) == 0
-
-
-def test_a_step_at_half_the_sides_is_a_quarter_of_the_arithmetic() -> None:
-    recipe = load_recipe("dfad", ["generator.low_resolution=0.5"])
-    costs = {"teacher": 10, "student": 5, "generator": 20}
-    whole = flops_per_step(load_recipe("dfad"), **costs)
+def test_the_arithmetic_of_the_paper() -> None:
+    flops = NetworkFlops(teacher=10, student=5, generator=20)
     # 5 student updates of 20 + 10 + 3 * 5, one generator update of 3 * 20 + 2 * 15, on 256 images.
-    assert whole == 256 * (5 * 45 + 90)
-    assert flops_per_step(recipe, **costs) == pytest.approx(whole * (0.5 + 0.5 / 4))
+    assert flops.per_step(load_recipe("dfad")) == 256 * (5 * 45 + 90)
+    assert NetworkFlops(teacher=None, student=5, generator=20).per_step(load_recipe("dfad")) is None
 
 
-def players_echo_bytes(game: Game) -> int:
-    return game.players.echo.images.nbytes + game.players.echo.answers.nbytes
+def bytes_for_repeats(run: Distillation) -> int:
+    return run.state.repeats.images.nbytes + run.state.repeats.logits.nbytes
 
 
 class WideNetwork(nn.Module):

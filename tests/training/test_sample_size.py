@@ -21,7 +21,7 @@ from dfadc.training.sample_size import (
     choose_num_samples,
     size_note,
 )
-from dfadc.verification.gate import Verdict
+from dfadc.verification.checks import Verdict
 from dfadc.verification.judge import ArtifactFile, verify_artifact
 from dfadc.verification.samples import SampleSet, sample_bytes
 

@@ -1,4 +1,4 @@
-"""Can a teacher teach? What is refused before the first step, what is noted, and what is counted."""
+"""Probe of a teacher before the first step: refusals, notes, and the batch norms that count."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from miniature import SMALL_CONTRACT, make_teacher
+from miniature import SMALL_CONTRACT, as_teacher, make_teacher
 from torch import Tensor, nn
 from torchvision.models import googlenet
 
 from dfadc.contract import ImageContract
 from dfadc.distillation.losses.discrepancy import logit_scale
 from dfadc.errors import DfadcError
-from dfadc.networks.norm_layers import is_batch_norm_with_statistics
 from dfadc.teacher.load import load_teacher
-from dfadc.training.teacher_check import Diagnosis, diagnose_teacher, synthetic_images
+from dfadc.training.teacher_check import TeacherProbe, probe_teacher, synthetic_images
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,53 +33,52 @@ class Bent(nn.Module):
         return logits
 
 
-def diagnose(teacher: nn.Module, contract: ImageContract = SMALL_CONTRACT) -> Diagnosis:
-    batch_norms = [layer for layer in teacher.modules() if is_batch_norm_with_statistics(layer)]
-    return diagnose_teacher(teacher.eval(), batch_norms, contract)
+def probe(teacher: nn.Module, contract: ImageContract = SMALL_CONTRACT) -> TeacherProbe:
+    return probe_teacher(as_teacher(teacher.eval(), contract))
 
 
 def test_a_sound_teacher_passes_without_a_word(digits_teacher: Path) -> None:
     teacher = load_teacher(digits_teacher)
-    diagnosis = diagnose_teacher(teacher.module, teacher.batch_norms, teacher.contract)
-    assert diagnosis.notes == ()
-    assert diagnosis.batch_norms == teacher.batch_norms
-    assert 1 < diagnosis.scale < 20
+    probed = probe_teacher(teacher)
+    assert probed.notes == ()
+    assert probed.batch_norms == teacher.batch_norms
+    assert 1 < probed.scale < 20
     assert not any(layer._forward_pre_hooks for layer in teacher.module.modules())  # noqa: SLF001 -- torch's place
 
 
 @pytest.mark.parametrize("offset", [0.0, 3.0, -1e4])
 def test_a_teacher_of_constant_answers_is_refused(offset: float) -> None:
     with pytest.raises(DfadcError, match="same logits to 24 very different images") as caught:
-        diagnose(Bent(0.0, offset))
+        probe(Bent(0.0, offset))
     assert caught.value.exit_code == 2
 
 
 @pytest.mark.parametrize("factor", [1e7, 1e-7])
 def test_a_wild_scale_is_refused_with_the_factor_that_mends_it(factor: float) -> None:
     with pytest.raises(DfadcError, match="wild scale") as caught:
-        diagnose(Bent(factor))
+        probe(Bent(factor))
     assert caught.value.exit_code == 2
     mend = float(caught.value.hint.rpartition("multiply its last layer by ")[2])
-    assert 0.3 < diagnose(Bent(factor * mend)).scale < 3
+    assert 0.3 < probe(Bent(factor * mend)).scale < 3
 
 
 @pytest.mark.parametrize("factor", [2e3, 1e-3])
 def test_an_unusual_scale_is_noted(factor: float) -> None:
-    (note,) = diagnose(Bent(factor)).notes
+    (note,) = probe(Bent(factor)).notes
     assert "unusual scale" in note
     assert "scaled_l1" in note
 
 
 def test_logits_that_are_not_finite_are_refused() -> None:
     with pytest.raises(DfadcError, match="not finite"):
-        diagnose(Bent(float("nan")))
+        probe(Bent(float("nan")))
 
 
 def test_the_scale_is_that_of_the_discrepancy() -> None:
     teacher = make_teacher(SMALL_CONTRACT)
     with torch.no_grad():
         expected = float(logit_scale(teacher(synthetic_images(SMALL_CONTRACT))))
-    assert diagnose(teacher).scale == pytest.approx(expected)
+    assert probe(teacher).scale == pytest.approx(expected)
 
 
 def test_only_batch_norms_that_an_image_passes_count() -> None:
@@ -88,9 +86,9 @@ def test_only_batch_norms_that_an_image_passes_count() -> None:
     torch.manual_seed(0)
     teacher = googlenet(num_classes=5, aux_logits=True, init_weights=False).eval()
     contract = ImageContract((3, 32, 32), 5, mean=(0.5,) * 3, std=(0.2,) * 3)
-    diagnosis = diagnose(teacher, contract)
-    assert len(diagnosis.batch_norms) == 57
-    assert any("2 of the teacher's batch norms see no image" in note for note in diagnosis.notes)
+    probed = probe(teacher, contract)
+    assert len(probed.batch_norms) == 57
+    assert any("2 of the teacher's batch norms see no image" in note for note in probed.notes)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -31,8 +31,6 @@ QUICK = {
     "log.tensorboard": True,
     "verify.num_samples": 24,
     "verify.gate_source": "generator",
-    "verify.prior_steps": 0,
-    "verify.adversary_steps": 0,
 }
 
 

@@ -1,4 +1,4 @@
-"""A run of the game on the level of :class:`Training`: exact resume, plans, readings, samples set aside."""
+"""Runs on the level of :class:`Training`: exact resume, plans, readings, snapshot samples."""
 
 from __future__ import annotations
 
@@ -21,17 +21,20 @@ from dfadc.errors import DfadcError, Interrupted
 from dfadc.networks.network_file import save_network
 from dfadc.networks.zoo.compact_resnet import CompactResNet
 from dfadc.recipe.load import change_recipe, load_recipe, recipe_names
-from dfadc.run_folder import RunFolder, claim_folder
+from dfadc.run_lock import claim_folder
 from dfadc.sampling.freeze import write_results
 from dfadc.teacher.load import Teacher, load_teacher
-from dfadc.training.callbacks import Reading, set_samples_aside, snapshot_size, snapshot_steps
-from dfadc.training.run import Plan, Training, prepare
+from dfadc.training.build import prepare
+from dfadc.training.callbacks import NUM_SNAPSHOTS, Reading, draw_snapshot_samples, snapshot_size, snapshot_steps
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from dfadc.recipe.schema import Recipe
+    from dfadc.run_folder import RunFolder
+    from dfadc.training.plan import Plan
+    from dfadc.training.run import Training
 
 CONTRACT = ImageContract((1, 8, 8), 10, mean=(0.3,), std=(0.4,))
 STUDENT = f"{__name__}:DropoutNetwork"
@@ -43,9 +46,7 @@ MINIATURE: dict[str, Any] = {
     "student.steps": 2,
     "generator.latent_dim": 8,
     "replay.capacity": 24,
-    "replay.reservoir": 16,
     "verify.num_samples": 32,
-    "verify.snapshots": 2,
     "log.interval": 1,
     "compute.compile": "off",
 }
@@ -88,7 +89,7 @@ def miniature(name: str = "auto", changes: dict[str, Any] | None = None) -> Reci
 
 
 def begin(teacher: Teacher, out: Path, recipe: Recipe) -> tuple[Training, RunFolder]:
-    training = prepare(teacher, STUDENT, recipe=recipe, device="cpu")
+    training = prepare(teacher, STUDENT, recipe=recipe, device="cpu").__enter__()
     folder = claim_folder(out, force=False)
     training.start(folder, training.plan())
     return training, folder
@@ -98,7 +99,9 @@ def go_on(teacher_file: Path, folder: RunFolder) -> tuple[Training, Plan]:
     """As another process would: everything from files, with other random numbers drawn before."""
     torch.manual_seed(4711)
     torch.rand(7)
-    training = prepare(load_teacher(teacher_file), STUDENT, recipe=load_recipe(folder.recipe), device="cpu")
+    training = prepare(
+        load_teacher(teacher_file), STUDENT, recipe=load_recipe(folder.recipe), device="cpu", has_checkpoint=True
+    ).__enter__()
     return training, training.resume(folder)
 
 
@@ -111,7 +114,7 @@ def test_three_steps_and_three_more_are_six_bit_for_bit(
 ) -> None:
     recipe = miniature(name, {"compute.precision": precision})
     whole, whole_folder = begin(load_teacher(teacher_file), tmp_path / "whole", recipe)
-    whole.play(whole_folder, lambda _: None)
+    whole.train(whole_folder, lambda _: None)
 
     first, folder = begin(load_teacher(teacher_file), tmp_path / "halves", recipe)
 
@@ -120,14 +123,14 @@ def test_three_steps_and_three_more_are_six_bit_for_bit(
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(Interrupted, match="interrupted at step 3 of 6") as caught:
-        first.play(folder, stop_at_three)
+        first.train(folder, stop_at_three)
     assert str(folder.path) in caught.value.hint
 
     second, plan = go_on(teacher_file, folder)
     assert plan.notes[-1] == "going on from step 3 of 6"
-    second.play(folder, lambda _: None)
+    second.train(folder, lambda _: None)
 
-    assert_same_state(second.game.players.state_dict(), whole.game.players.state_dict())
+    assert_same_state(second.run.state.state_dict(), whole.run.state.state_dict())
     for training, run in ((whole, whole_folder), (second, folder)):
         write_results(training, run)
     for file in ("student.safetensors", "generator.safetensors", "calibration.npz", "samples.npz"):
@@ -145,19 +148,19 @@ def test_a_run_resumed_after_a_rollback_is_the_run_that_was_not_interrupted(teac
     def play(out: Path, stop_at: int | None) -> tuple[Training, RunFolder]:
         training, folder = begin(load_teacher(teacher_file), out, miniature("auto", {"steps": 8}))
         if stop_at is None:
-            training.play(folder, spoiler(training))
+            training.train(folder, spoiler(training))
             return training, folder
         with pytest.raises(Interrupted):
-            training.play(folder, spoiler(training, stop_at))
+            training.train(folder, spoiler(training, stop_at))
         again, _ = go_on(teacher_file, folder)
-        again.play(folder, spoiler(again))
+        again.train(folder, spoiler(again))
         return again, folder
 
     def spoiler(training: Training, stop_at: int | None = None) -> Callable[[Reading], None]:
         def spoil(reading: Reading) -> None:
             if reading.step in (2, 5):
                 with torch.no_grad():
-                    training.game.players.student.parameters[0].fill_(float("nan"))
+                    training.run.state.student.parameters[0].fill_(float("nan"))
             if reading.step == stop_at:
                 signal.raise_signal(signal.SIGINT)
 
@@ -166,7 +169,7 @@ def test_a_run_resumed_after_a_rollback_is_the_run_that_was_not_interrupted(teac
     whole, whole_folder = play(tmp_path / "whole", None)
     # Interrupted after the first rollback, and before the second, which goes back to a state from before.
     halves, folder = play(tmp_path / "halves", 5)
-    assert_same_state(halves.game.players.state_dict(), whole.game.players.state_dict())
+    assert_same_state(halves.run.state.state_dict(), whole.run.state.state_dict())
     assert losses(folder) == losses(whole_folder)
     assert sum("taken back" in line["note"] for line in folder.read_metrics()) == 2
 
@@ -183,21 +186,21 @@ def test_what_was_computed_after_the_last_checkpoint_is_computed_again(teacher_f
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        training.play(folder, die_at_five)
+        training.train(folder, die_at_five)
     again, plan = go_on(teacher_file, folder)
     assert plan.notes[-1] == "going on from step 4 of 6"
-    again.play(folder, lambda _: None)
+    again.train(folder, lambda _: None)
     assert [line["step"] for line in folder.read_metrics()] == [1, 2, 3, 4, 5, 6]
-    assert again.game.players.step == STEPS
+    assert again.run.state.step == STEPS
 
 
-def test_a_run_that_has_played_to_its_end_only_finishes(teacher: Teacher, teacher_file: Path, tmp_path: Path) -> None:
+def test_a_run_that_has_come_to_its_end_only_finishes(teacher: Teacher, teacher_file: Path, tmp_path: Path) -> None:
     training, folder = begin(teacher, tmp_path / "run", miniature())
-    training.play(folder, lambda _: None)
+    training.train(folder, lambda _: None)
     again, _ = go_on(teacher_file, folder)
-    before = copy.deepcopy(again.game.players.state_dict())
-    again.play(folder, lambda _: None)
-    assert_same_state(again.game.players.state_dict(), before)
+    before = copy.deepcopy(again.run.state.state_dict())
+    again.train(folder, lambda _: None)
+    assert_same_state(again.run.state.state_dict(), before)
 
 
 def test_resume_needs_a_checkpoint(teacher: Teacher, teacher_file: Path, tmp_path: Path) -> None:
@@ -210,7 +213,7 @@ def test_resume_refuses_a_recipe_that_the_checkpoint_does_not_fit(
     teacher: Teacher, teacher_file: Path, tmp_path: Path
 ) -> None:
     training, folder = begin(teacher, tmp_path / "run", miniature("auto", {"log.checkpoint_minutes": 1e-6}))
-    training.play(folder, lambda _: None)
+    training.train(folder, lambda _: None)
     changed = prepare(
         load_teacher(teacher_file), STUDENT, recipe=miniature("auto", {"generator.latent_dim": 9}), device="cpu"
     )
@@ -222,8 +225,8 @@ def test_resume_refuses_a_recipe_that_the_checkpoint_does_not_fit(
 
 
 def test_a_plan_says_what_will_be_done(teacher: Teacher) -> None:
-    plan = prepare(teacher, STUDENT, recipe=miniature(), device="cpu").plan()
-    assert plan.images == STEPS * 8 * (2 + plan.recipe.replay.echoes + 1)
+    plan = prepare(teacher, STUDENT, recipe=miniature(), device="cpu").__enter__().plan()
+    assert plan.images == STEPS * 8 * (2 + plan.recipe.replay.repeats + 1)
     assert plan.seconds == pytest.approx(STEPS * plan.estimate.seconds_per_step)
     assert plan.device == "cpu"
     assert plan.precision.startswith("fp32"), "networks so small gain nothing from bf16"
@@ -233,24 +236,30 @@ def test_a_plan_says_what_will_be_done(teacher: Teacher) -> None:
 def test_a_student_of_the_teachers_family_starts_from_its_weights_and_resumes_at_its_own_rate(
     teacher: Teacher, teacher_file: Path, tmp_path: Path
 ) -> None:
-    training = prepare(teacher, "compact_resnet_4", recipe=miniature(), device="cpu")
+    training = prepare(teacher, "compact_resnet_4", recipe=miniature(), device="cpu").__enter__()
     given = teacher.module.state_dict()["classifier.weight"]
     own = training.student.module.state_dict()["classifier.weight"]
     columns = {tuple(column.tolist()) for column in given.T}
     assert all(tuple(column.tolist()) in columns for column in own.T)
     assert any("starts as compact_resnet_8 made smaller" in note for note in training.notes)
-    assert training.recipe.student.optimizer.learning_rate == pytest.approx(0.01)
+    assert training.recipe.student.optimizer.learning_rate == 0.01
     folder = claim_folder(tmp_path / "run", force=False)
     training.start(folder, training.plan())
-    again = prepare(load_teacher(teacher_file), "compact_resnet_4", recipe=load_recipe(folder.recipe), device="cpu")
+    again = prepare(
+        load_teacher(teacher_file),
+        "compact_resnet_4",
+        recipe=load_recipe(folder.recipe),
+        device="cpu",
+        has_checkpoint=True,
+    )
     assert again.recipe == training.recipe
 
 
 def test_a_student_of_another_family_has_no_hints_and_who_asks_for_them_is_told(teacher: Teacher) -> None:
     with prepare(teacher, "compact_resnet_4", recipe=miniature(), device="cpu") as training:
-        assert training.game.hints is not None
+        assert training.run.student.hints is not None
     with prepare(teacher, "wrn_10_1", recipe=miniature(), device="cpu") as training:
-        assert training.game.hints is None
+        assert training.run.student.hints is None
         assert training.recipe.student.hints == 0
         assert not any("hints" in note for note in training.notes)
     asked = load_recipe("auto", ["student.hints=2", "steps=4"])
@@ -263,7 +272,7 @@ def test_a_student_of_another_family_has_no_hints_and_who_asks_for_them_is_told(
 def test_every_recipe_takes_a_student_of_another_family(teacher: Teacher, name: str) -> None:
     """What a recipe says of students of the teacher's family keeps no other from playing."""
     with prepare(teacher, "wrn_10_1", recipe=load_recipe(name), device="cpu") as training:
-        assert training.game.hints is None
+        assert training.run.student.hints is None
 
 
 @pytest.fixture
@@ -279,8 +288,8 @@ def test_a_student_of_the_teachers_family_has_its_stem(stock_teacher: Teacher) -
     assert training.student.is_inherited
     assert training.student.stem == "default"
     assert "default stem, as the teacher has" in training.student.notes[-1]
-    distill(training.game, 1, lambda _: None)
-    training.game.close()
+    with training:
+        distill(training.run, 1, lambda _: None)
 
 
 @pytest.mark.parametrize("settings", [{"student.stem": "small"}, {"student.inherit": "off"}])
@@ -291,9 +300,9 @@ def test_a_student_with_another_stem_than_the_teachers_starts_from_random_weight
     training = prepare(stock_teacher, "shufflenet_v2_x0_5", recipe=recipe, device="cpu")
     assert training.student.stem == "small"
     assert not training.student.is_inherited
-    assert training.game.hints is None
-    distill(training.game, 1, lambda _: None)
-    training.game.close()
+    assert training.run.student.hints is None
+    with training:
+        distill(training.run, 1, lambda _: None)
 
 
 def test_a_student_may_be_asked_to_start_from_random_weights(teacher: Teacher) -> None:
@@ -307,17 +316,19 @@ def test_a_student_may_be_asked_to_start_from_random_weights(teacher: Teacher) -
 def test_of_a_budget_that_is_too_small_it_is_said_what_may_help(teacher: Teacher, stem: str) -> None:
     """The default stem is no help to a student that has it."""
     recipe = miniature("dfad", {"student.stem": stem})
-    plan = prepare(teacher, "torchvision:shufflenet_v2_x0_5", recipe=recipe, device="cpu").plan(minutes=0.02)
+    plan = (
+        prepare(teacher, "torchvision:shufflenet_v2_x0_5", recipe=recipe, device="cpu").__enter__().plan(minutes=0.02)
+    )
     (note,) = [note for note in plan.notes if "a student needs hundreds" in note]
     assert "take more minutes or a smaller student" in note
     assert ("student.stem=default" in note) == (stem == "small")
 
 
 def test_a_time_budget_becomes_the_steps_of_the_run(teacher: Teacher, tmp_path: Path) -> None:
-    training = prepare(teacher, STUDENT, recipe=miniature(), device="cpu")
+    training = prepare(teacher, STUDENT, recipe=miniature(), device="cpu").__enter__()
     plan = training.plan(minutes=0.02)
     assert plan.recipe.steps == max(1, int(1.2 / plan.estimate.seconds_per_step))
-    assert plan.recipe == training.recipe == training.game.recipe
+    assert plan.recipe == training.recipe == training.run.recipe
     assert any(f"0.02 minutes are {plan.recipe.steps} steps here" in note for note in plan.notes)
     assert not any("minutes are" in note for note in training.plan().notes)
     folder = claim_folder(tmp_path / "run", force=False)
@@ -326,12 +337,13 @@ def test_a_time_budget_becomes_the_steps_of_the_run(teacher: Teacher, tmp_path: 
 
 
 def test_a_warm_up_is_in_the_plan_and_a_budget_too_small_for_it_is_refused(teacher: Teacher) -> None:
-    pool = {"replay.share": 1.0, "student.start": 0.5, "generator.latents": "optimised"}
-    plan = prepare(teacher, STUDENT, recipe=miniature("auto", pool), device="cpu").plan()
+    alone = {"replay.share": 1.0, "replay.procedural_share": 0.0, "replay.repeats": 0}
+    pool = {**alone, "student.start": 0.5, "generator.latents": "noisy"}
+    plan = prepare(teacher, STUDENT, recipe=miniature("auto", pool), device="cpu").__enter__().plan()
     assert plan.notes[-1].startswith("warm-up: the first 3 of 6 steps")
     assert plan.images == 8 * (3 * 2 + 6 * 1)
     with pytest.raises(DfadcError, match="budget of 1 steps is too small for the warm-up") as caught:
-        prepare(teacher, STUDENT, recipe=miniature("auto", pool), device="cpu").plan(minutes=1e-9)
+        prepare(teacher, STUDENT, recipe=miniature("auto", pool), device="cpu").__enter__().plan(minutes=1e-9)
     assert caught.value.exit_code == 2
     assert "--minutes" in caught.value.hint
 
@@ -351,9 +363,9 @@ def test_a_teacher_that_cannot_teach_is_refused_before_the_first_step(
 
 
 def test_a_plan_computes_nothing_that_lasts(teacher: Teacher) -> None:
-    planned, plain = (prepare(teacher, STUDENT, recipe=miniature(), device="cpu") for _ in range(2))
+    planned, plain = (prepare(teacher, STUDENT, recipe=miniature(), device="cpu").__enter__() for _ in range(2))
     planned.plan()
-    assert_same_state(planned.game.players.state_dict(), plain.game.players.state_dict())
+    assert_same_state(planned.run.state.state_dict(), plain.run.state.state_dict())
 
 
 def test_a_student_that_is_not_smaller_is_noted(teacher: Teacher) -> None:
@@ -380,17 +392,15 @@ def test_the_students_dense_logits_are_brought_to_the_teachers_size(tmp_path: Pa
     assert not any("resized" in note for note in alike.notes)
     smaller = prepare(dense, "compact_unet_8", recipe=miniature(), device="cpu")
     assert any("logits are 4x4, the teacher's 8x8" in note for note in smaller.notes)
-    assert smaller.game.players.student.module(torch.zeros(2, 1, 8, 8)).shape == (2, 5, 8, 8)
-    with pytest.raises(DfadcError, match="the teacher answers for every pixel"):
+    assert smaller.run.state.student.module(torch.zeros(2, 1, 8, 8)).shape == (2, 5, 8, 8)
+    with pytest.raises(DfadcError, match="the teacher predicts every pixel"):
         prepare(dense, "compact_resnet_8", recipe=miniature(), device="cpu")
 
 
 def test_the_seed_decides_the_start(teacher: Teacher) -> None:
     def start(seed: int) -> dict[str, Any]:
         torch.rand(3)
-        return prepare(
-            teacher, STUDENT, recipe=miniature("auto", {"seed": seed}), device="cpu"
-        ).game.players.state_dict()
+        return prepare(teacher, STUDENT, recipe=miniature("auto", {"seed": seed}), device="cpu").run.state.state_dict()
 
     assert_same_state(start(1), start(1))
     with pytest.raises(AssertionError):
@@ -416,8 +426,8 @@ def test_a_run_leaves_teacher_and_signal_handlers_as_it_found_them(teacher: Teac
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     weights = copy.deepcopy(teacher.module.state_dict())
     training, folder = begin(teacher, tmp_path / "run", miniature())
-    with training:
-        training.play(folder, lambda _: None)
+    training.train(folder, lambda _: None)
+    training.__exit__()
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert_same_state(teacher.module.state_dict(), weights)
     assert not any(module._forward_pre_hooks for module in teacher.module.modules())  # noqa: SLF001 -- torch's place
@@ -426,7 +436,7 @@ def test_a_run_leaves_teacher_and_signal_handlers_as_it_found_them(teacher: Teac
 def test_readings_are_the_lines_of_the_metrics(teacher: Teacher, tmp_path: Path) -> None:
     training, folder = begin(teacher, tmp_path / "run", miniature("auto", {"log.interval": 4}))
     readings: list[Reading] = []
-    training.play(folder, readings.append)
+    training.train(folder, readings.append)
     # At every interval, and at the end whatever the interval is.
     assert [reading.step for reading in readings] == [4, 6]
     assert [json.loads(line)["step"] for line in folder.metrics.read_text().splitlines()] == [4, 6]
@@ -440,7 +450,7 @@ def test_readings_are_the_lines_of_the_metrics(teacher: Teacher, tmp_path: Path)
     assert last.note == ""
 
 
-def test_a_player_that_is_taken_back_is_noted(teacher: Teacher, tmp_path: Path) -> None:
+def test_a_network_that_is_taken_back_is_noted(teacher: Teacher, tmp_path: Path) -> None:
     training, folder = begin(teacher, tmp_path / "run", miniature())
     readings: list[Reading] = []
 
@@ -448,54 +458,51 @@ def test_a_player_that_is_taken_back_is_noted(teacher: Teacher, tmp_path: Path) 
         readings.append(reading)
         if reading.step == 2:
             with torch.no_grad():
-                training.game.players.student.parameters[0].fill_(float("nan"))
+                training.run.state.student.parameters[0].fill_(float("nan"))
 
-    training.play(folder, spoil)
+    training.train(folder, spoil)
     assert ["taken back" in reading.note for reading in readings] == [False, False, True, False, False, False]
     rates = [reading.student_rate for reading in readings]
     assert rates[3] < 0.6 * rates[1]
-    assert all(value.isfinite().all() for value in training.game.players.student.average.state_dict().values())
+    assert all(value.isfinite().all() for value in training.run.state.student.average.state_dict().values())
 
 
 # ---------------------------------------------------------------------------------------------------- the samples
 
 
 @settings(deadline=None, max_examples=60)
-@given(steps=st.integers(1, 5000), moments=st.integers(0, 64), samples=st.integers(1, 5000))
-def test_samples_are_set_aside_evenly_over_the_run(steps: int, moments: int, samples: int) -> None:
-    recipe = change_recipe(
-        load_recipe("auto"), {"steps": steps, "verify.snapshots": moments, "verify.num_samples": samples}
-    )
-    chosen = sorted(snapshot_steps(recipe))
-    assert len(chosen) <= moments
+@given(steps=st.integers(1, 5000), samples=st.integers(1, 5000))
+def test_snapshot_samples_are_drawn_evenly_over_the_run(steps: int, samples: int) -> None:
+    recipe = load_recipe("auto", [f"verify.num_samples={samples}"])
+    chosen = sorted(snapshot_steps(steps))
+    assert len(chosen) <= NUM_SNAPSHOTS
     assert all(1 <= step <= steps for step in chosen)
-    if steps > 2 * (moments + 1) and moments:
-        assert len(chosen) == moments
+    if steps > 2 * (NUM_SNAPSHOTS + 1):
+        assert len(chosen) == NUM_SNAPSHOTS
         assert chosen[-1] < steps
         gaps = [after - before for before, after in zip([0, *chosen], [*chosen, steps], strict=True)]
         assert max(gaps) - min(gaps) <= 1
-    if moments:
-        wanted = max(1, samples // 6)
-        assert wanted <= moments * snapshot_size(recipe, CONTRACT) < wanted + moments
+    count = max(1, samples // 6)
+    assert count <= NUM_SNAPSHOTS * snapshot_size(recipe, CONTRACT) < count + NUM_SNAPSHOTS
 
 
 def test_setting_samples_aside_changes_nothing_that_is_trained(teacher: Teacher) -> None:
     """They come from a stream of latents that training never draws from."""
-    disturbed, plain = (prepare(teacher, STUDENT, recipe=miniature(), device="cpu").game for _ in range(2))
-    for game in (disturbed, plain):
+    disturbed, plain = (prepare(teacher, STUDENT, recipe=miniature(), device="cpu").__enter__().run for _ in range(2))
+    for run in (disturbed, plain):
         torch.manual_seed(0)
-        distill(game, 1, lambda _: None)
-        if game is disturbed:
-            set_samples_aside(game, 5)
-        distill(game, 3, lambda _: None)
-    one, other = disturbed.players.state_dict(), plain.players.state_dict()
-    assert one.pop("set_aside").shape == (5, 1, 8, 8)
-    assert len(other.pop("set_aside")) == 0
+        distill(run, 1, lambda _: None)
+        if run is disturbed:
+            draw_snapshot_samples(run, 5)
+        distill(run, 3, lambda _: None)
+    one, other = disturbed.state.state_dict(), plain.state.state_dict()
+    assert one.pop("snapshots").shape == (5, 1, 8, 8)
+    assert len(other.pop("snapshots")) == 0
     assert not torch.equal(one.pop("sample_rng"), other.pop("sample_rng"))
     assert_same_state(one, other)
 
 
 def test_a_run_sets_aside_what_the_snapshots_have_of_its_samples(teacher: Teacher, tmp_path: Path) -> None:
     training, folder = begin(teacher, tmp_path / "run", miniature())
-    training.play(folder, lambda _: None)
-    assert len(training.game.players.set_aside) == 6
+    training.train(folder, lambda _: None)
+    assert len(training.run.state.snapshots) == 5  # of 32 samples a sixth, one at a time

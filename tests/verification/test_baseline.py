@@ -13,7 +13,7 @@ from dfadc.contract import ImageContract
 from dfadc.errors import DfadcError, GateFailed, RequirementMissing, StorageFailed
 from dfadc.verification.agreement import predict
 from dfadc.verification.baseline import Baseline, LabelledResults
-from dfadc.verification.gate import Verdict
+from dfadc.verification.checks import Verdict
 from dfadc.verification.regression import (
     GATED,
     baseline_checks,
@@ -163,9 +163,9 @@ def test_nothing_to_compare_with_is_a_failed_gate(baseline: Baseline) -> None:
     assert caught.value.exit_code == 3
     broken = samples.teacher_logits.copy()
     broken[3] = np.nan
-    with pytest.raises(GateFailed, match="the teacher answers 1 of 1000 samples with NaN"):
+    with pytest.raises(GateFailed, match="the teacher has NaN or infinite logits for 1 of 1000 samples"):
         replace(baseline, samples=replace(samples, teacher_logits=broken))
-    with pytest.raises(GateFailed, match=r"x\.onnx answers 1 of 1000"):
+    with pytest.raises(GateFailed, match=r"x\.onnx has NaN or infinite logits for 1 of 1000"):
         replace(baseline, predictions={"x.onnx": predict(broken)}, labelled=None)
 
 
@@ -178,7 +178,7 @@ def test_a_baseline_that_cannot_be_written(baseline: Baseline, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("contract", "teacher", "says"),
     [
-        (replace(CONTRACT, num_classes=6, class_names=None), TEACHER, "has 5 classes, here are 6"),
+        (replace(CONTRACT, num_classes=6, class_names=None), TEACHER, "another image contract: num_classes 5, here 6"),
         (CONTRACT, "ef" * 32, "another teacher: sha256 abababababab…, here efefefefefef…"),
         (replace(CONTRACT, mean=(0.4,)), TEACHER, "another image contract: mean"),
         (replace(CONTRACT, input_size=(1, 8, 8)), None, "another image contract: input_size"),
@@ -255,7 +255,7 @@ def test_few_labels_can_fail_and_the_fewest_cannot_tell(baseline: Baseline) -> N
         (few, ~right, Verdict.FAIL, "5 lost and 0 gained of 5, one-sided exact McNemar p = 0.031"),
         (few, right, Verdict.PASS, "(5 pairs cannot show a drop of less than 100 points)"),
         (fewer, ~right[:4], Verdict.FAIL, "too few to tell"),
-        (fewer, right[:4], Verdict.FAIL, "too few to tell, for even the loss of all 4 answered rightly before"),
+        (fewer, right[:4], Verdict.FAIL, "too few to tell, for even the loss of all 4 that were correct before"),
     ):
         found = compare_with_baseline(held, "student", classes=classes, correct=correct)
         _, accuracy = baseline_checks(found, 0.01)

@@ -8,19 +8,12 @@ from typing import Any
 
 import pytest
 
-from dfadc.verification.agreement import Agreement, Coverage
-from dfadc.verification.gate import (
-    ExportLimits,
-    Failure,
-    Judgement,
-    Thresholds,
-    Verdict,
-    conclude,
-    judge_artifact,
-    judge_student,
-    not_run,
-)
+from dfadc.verification.agreement import Agreement
+from dfadc.verification.checks import Verdict, absolute_checks
+from dfadc.verification.coverage import Coverage
+from dfadc.verification.gate import Failure, Judgement, conclude, judge_artifact, judgement_of, not_run
 from dfadc.verification.mcnemar import Pairs
+from dfadc.verification.thresholds import ExportLimits, Thresholds
 
 PASS, FAIL, NOT_RUN, NOT_GATED = Verdict.PASS, Verdict.FAIL, Verdict.NOT_RUN, Verdict.NOT_GATED
 EXACT = Agreement(2048, 2048, 0, 1.0, 0.0, math.inf, 0.0, (), 0)
@@ -67,9 +60,9 @@ def test_an_exact_copy_of_a_good_student_passes(precision: str) -> None:
 @pytest.mark.parametrize(
     ("precision", "changes", "verdict", "reason"),
     [
-        ("fp32", {"k": 2047}, FAIL, "1 of 2048 samples are answered otherwise"),
+        ("fp32", {"k": 2047}, FAIL, "the predictions of 1 of 2048 samples differ"),
         ("fp32", {"k": 2047, "num_ties": 1, "num_tied_disagreements": 1}, PASS, ""),
-        ("fp32", {"k": 2047, "num_ties": 1}, FAIL, "1 of 2047 samples outside 1 ties are answered otherwise"),
+        ("fp32", {"k": 2047, "num_ties": 1}, FAIL, "the predictions of 1 of 2047 samples outside 1 ties differ"),
         ("fp32", {"max_logit_error": 0.9e-4}, PASS, ""),
         ("fp32", {"max_logit_error": 1.1e-4}, FAIL, "largest logit error"),
         ("fp32", {"max_logit_error": math.nan}, FAIL, "largest logit error"),
@@ -132,7 +125,7 @@ def test_comparison_b_allows_one_point_under_the_student(k: int, verdict: Verdic
     assert judgement.verdict is verdict
     if verdict is FAIL:
         assert "+1.05 points under it; 21 lost and 0 gained of 2000" in judgement.reasons[0]
-        assert "fails where more than 1 points are lost and p < 0.05" in judgement.reasons[0]
+        assert "fails if more than 1 points are lost and p < 0.05" in judgement.reasons[0]
 
 
 @pytest.mark.parametrize(
@@ -174,13 +167,13 @@ def test_an_exact_copy_of_a_student_that_fell_short_fails() -> None:
 
 @pytest.mark.parametrize(("k", "verdict"), [(1900, PASS), (1830, PASS), (1820, FAIL)])
 def test_the_student_is_judged_by_its_lower_bound(k: int, verdict: Verdict) -> None:
-    judgement = judge_student(against_teacher=replace(STUDENT, k=k), coverage=EVEN, thresholds=THRESHOLDS)
+    judgement = judgement_of(absolute_checks(replace(STUDENT, k=k), EVEN, THRESHOLDS))
     assert judgement.verdict is verdict
 
 
 def test_a_student_that_answers_nan_fails() -> None:
     broken = replace(STUDENT, num_nonfinite=3)
-    judgement = judge_student(against_teacher=broken, coverage=EVEN, thresholds=THRESHOLDS)
+    judgement = judgement_of(absolute_checks(broken, EVEN, THRESHOLDS))
     assert judgement.verdict is FAIL
     assert "3 of 2000 samples have NaN or infinite logits" in judgement.reasons[0]
 
@@ -199,9 +192,9 @@ def test_a_student_that_answers_one_class_alone_fails_however_low_the_bar() -> N
     low = replace(THRESHOLDS, min_agreement=0.5, min_coverage=0.3)
     coverage = Coverage((1200, *(100,) * 8, 0), 0)
     for k, verdict in ((1200, FAIL), (1243, PASS)):
-        judgement = judge_student(against_teacher=replace(STUDENT, k=k), coverage=coverage, thresholds=low)
+        judgement = judgement_of(absolute_checks(replace(STUDENT, k=k), coverage, low))
         assert judgement.verdict is verdict, judgement.reasons
-        assert all("at least 60.00%, what one class for all of them would reach" in why for why in judgement.reasons)
+        assert all("at least 60.00%, which one class for all of them would reach" in why for why in judgement.reasons)
 
 
 def test_no_samples_of_the_gates_source_fails() -> None:
@@ -210,7 +203,7 @@ def test_no_samples_of_the_gates_source_fails() -> None:
     assert judgement.verdict is FAIL
     assert all("no samples of source 'generator' to judge" in why for why in judgement.reasons)
     off = Thresholds(min_agreement=None, min_coverage=None, max_student_drop=None)
-    student = judge_student(against_teacher=nothing, coverage=Coverage((0,) * 10, 0), thresholds=off)
+    student = judgement_of(absolute_checks(nothing, Coverage((0,) * 10, 0), off))
     assert student.verdict is FAIL
 
 
@@ -223,7 +216,7 @@ def test_a_gate_switched_off_reads_not_gated_and_hides_no_failure(gate: str) -> 
     assert "switched off" in judgement.reasons[0]
     failing = judge(replace(EXACT, k=2047), thresholds=off)
     assert failing.verdict is FAIL
-    assert "answered otherwise" in failing.reasons[0]
+    assert "differ from the fp32 student" in failing.reasons[0]
     assert "switched off" in failing.reasons[1]
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from dfadc.verification.mcnemar import SIGNIFICANCE, Pairs, blind_below, mcnemar_p, pair
+from dfadc.verification.mcnemar import SIGNIFICANCE, Pairs, mcnemar_p, pair, undetectable_drops
 
 counts = st.integers(0, 400)
 
@@ -53,6 +53,12 @@ def test_a_million_changes_neither_overflow_nor_take_long(lost: int, gained: int
     assert mcnemar_p(lost, gained) == pytest.approx(expected, rel=1e-8)
 
 
+def test_up_to_a_hundred_thousand_changes_the_binomial_coefficient_is_exact() -> None:
+    """P(at least k + 1 of 2k + 1 heads) is one half; by logarithms of the gamma function only 12 digits of it are."""
+    assert mcnemar_p(400, 399) == pytest.approx(0.5, rel=1e-14)
+    assert mcnemar_p(50_000, 49_999) == pytest.approx(0.5, rel=1e-13)
+
+
 def test_few_changes_prove_nothing() -> None:
     assert mcnemar_p(4, 0) > SIGNIFICANCE > mcnemar_p(5, 0)
 
@@ -65,7 +71,7 @@ def test_where_losing_all_would_be_no_drop_nothing_holds() -> None:
     for few in (Pairs(4, 0, 4, 0), Pairs(4, 4, 0, 0), Pairs(100, 2, 2, 90)):
         assert not few.can_tell
         assert not few.holds(1.0)
-        assert "too few to tell, for even the loss of all 4 answered rightly before" in few.describe(0.01)
+        assert "too few to tell, for even the loss of all 4 that were correct before" in few.describe(0.01)
     nothing = Pairs(0, 0, 0, 0)
     assert (nothing.can_tell, nothing.holds(1.0)) == (False, False)
 
@@ -84,10 +90,10 @@ def test_what_holds_is_no_significant_drop_beyond_the_limit(n: int, data: st.Dat
 
 
 def test_drops_that_so_few_samples_cannot_show_are_named() -> None:
-    assert blind_below(42, 0.01) == " (42 pairs cannot show a drop of less than 11.9 points)"
-    assert blind_below(42, 0.01) in Pairs(42, 40, 1, 0).describe(0.01)
-    assert blind_below(499, 0.01) == " (499 pairs cannot show a drop of less than 1.002 points)"
-    assert blind_below(500, 0.01) == blind_below(0, 0.01) == ""
+    assert undetectable_drops(42, 0.01) == " (42 pairs cannot show a drop of less than 11.9 points)"
+    assert undetectable_drops(42, 0.01) in Pairs(42, 40, 1, 0).describe(0.01)
+    assert undetectable_drops(499, 0.01) == " (499 pairs cannot show a drop of less than 1.002 points)"
+    assert undetectable_drops(500, 0.01) == undetectable_drops(0, 0.01) == ""
 
 
 @pytest.mark.parametrize(("lost", "gained"), [(-1, 2), (2, -1)])

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dfadc.verification.pixel_agreement import DenseAnswers, choose_positions, compare_dense, cover_dense, pair_dense
+from dfadc.verification.coverage import measure_coverage
+from dfadc.verification.pixel_agreement import compare_dense, pair_dense
+from dfadc.verification.pixel_outputs import DenseOutputs, choose_positions
 from dfadc.verification.pixel_scores import MIN_IMAGES, PairedPixels, PixelScores, boundary_band, count_pixels
 
 if TYPE_CHECKING:
@@ -22,14 +24,12 @@ def answers(rng: np.random.Generator, n: int = 12, classes: int = 4, size: tuple
     return logits
 
 
-def digest(logits: np.ndarray) -> DenseAnswers:
-    return DenseAnswers.of(logits, choose_positions(*logits.shape[2:]))
+def digest(logits: np.ndarray) -> DenseOutputs:
+    return DenseOutputs.of(logits, choose_positions(*logits.shape[2:]))
 
 
 def compare_all(candidate: np.ndarray, reference: np.ndarray, boundary_width: int = 0) -> DenseAgreement:
-    source = np.zeros(len(reference), np.int8)
-    both = digest(candidate), digest(reference)
-    return compare_dense(*both, source=source, sources=("a",), boundary_width=boundary_width)["all"]
+    return compare_dense(digest(candidate), digest(reference), boundary_width=boundary_width)
 
 
 def test_counts_and_iou_by_hand() -> None:
@@ -148,21 +148,19 @@ def test_pixels_near_a_border_of_the_reference_can_be_left_out() -> None:
 def test_coverage_is_of_pixels() -> None:
     logits = np.zeros((2, 3, 4, 4), np.float32)
     logits[0, 1], logits[1, 2] = 1, 1
-    found = cover_dense(digest(logits), source=np.array([0, 1], np.int8), sources=("a", "b"))
-    assert found["all"].counts == (0, 16, 16)
-    assert found["a"].entropy == 0.0
-    assert found["all"].entropy == pytest.approx(math.log(2) / math.log(3))
+    logits[1, 0, 0, 0] = np.nan
+    classes = digest(logits).classes
+    found = measure_coverage(classes, 3)
+    assert (found.counts, found.num_nonfinite) == ((0, 16, 15), 1)
+    assert measure_coverage(classes[:1], 3).entropy == 0.0
+    assert found.entropy == pytest.approx(math.log(2) / math.log(3), abs=1e-3)
 
 
 def test_pixels_lost_are_paired_image_by_image_and_away_from_borders() -> None:
     rng = np.random.default_rng(0)
     before, after, reference = (digest(answers(rng)) for _ in range(3))
     for width in (0, 1):
-        source = np.zeros(len(reference), np.int8)
-        rates = [
-            compare_dense(given, reference, source=source, sources=("a",), boundary_width=width)["all"].agreement
-            for given in (before, after)
-        ]
+        rates = [compare_dense(outputs, reference, boundary_width=width).agreement for outputs in (before, after)]
         assert pair_dense(before, after, reference, boundary_width=width).drop == pytest.approx(rates[0] - rates[1])
     assert pair_dense(before, before, reference, boundary_width=0) == PairedPixels(12, 0.0, 0.0)
 
@@ -207,5 +205,5 @@ def test_of_few_images_every_drop_beyond_the_limit_counts() -> None:
 
 def test_answers_to_other_images_are_refused() -> None:
     logits = answers(np.random.default_rng(0))
-    with pytest.raises(ValueError, match="answers are"):
+    with pytest.raises(ValueError, match="outputs are"):
         compare_all(logits[:, :3], logits)

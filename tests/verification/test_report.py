@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 
 from dfadc.contract import ImageContract
-from dfadc.verification.agreement import Accuracy, predict
-from dfadc.verification.gate import Thresholds, Verdict
+from dfadc.reporting.markdown import render_markdown
+from dfadc.verification.agreement import predict
+from dfadc.verification.checks import Verdict
 from dfadc.verification.judge import ArtifactFile, ArtifactResult, artifact_not_run, verify_artifact, verify_student
+from dfadc.verification.rates import Accuracy
 from dfadc.verification.report import LabelledAccuracy, build_report
 from dfadc.verification.samples import SampleSet
-from dfadc.verification.summary import COLUMNS, reason_lines, render_markdown, source_rows, summary_rows
+from dfadc.verification.summary import COLUMNS, reason_lines, source_rows, summary_rows
+from dfadc.verification.thresholds import Thresholds
 
 CONTRACT = ImageContract((1, 4, 4), 6, mean=(0.5,), std=(0.5,), class_names=("a", "b", "c|d", "e", "f", "g"))
 THRESHOLDS = Thresholds(source="generator", min_agreement=0.8, min_coverage=0.7)

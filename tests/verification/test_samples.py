@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from dfadc.contract import ImageContract
 from dfadc.errors import DfadcError, StorageFailed
-from dfadc.verification import samples as samples_module
-from dfadc.verification.samples import SampleSet, sample_bytes
+from dfadc.verification import archive
+from dfadc.verification.samples import SCHEMA, SampleSet, sample_bytes
 from dfadc.verification.stored_images import dequantise, quantise
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def test_pickled_arrays_are_not_run(tmp_path: Path) -> None:
     [
         ({"schema": "dfadc.samples/99"}, "schema 'dfadc.samples/99'"),
         ([1], "schema None"),
-        ({"schema": samples_module.SCHEMA}, "metadata is incomplete"),
+        ({"schema": SCHEMA}, "metadata is incomplete"),
     ],
 )
 def test_other_metadata_are_refused(metadata: object, message: str, tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_other_metadata_are_refused(metadata: object, message: str, tmp_path: Pa
 def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "samples.npz"
     make_samples().save(path)
-    monkeypatch.setattr(samples_module, "MAX_UNPACKED_BYTES", 100)
+    monkeypatch.setattr(archive, "MAX_UNPACKED_BYTES", 100)
     with pytest.raises(DfadcError, match="more than 100"):
         SampleSet.load(path)
 
@@ -241,7 +241,7 @@ def test_without_mean_and_std_images_are_float16() -> None:
 
 
 def test_broken_images_are_refused() -> None:
-    with pytest.raises(DfadcError, match="the contract says"):
+    with pytest.raises(DfadcError, match="the contract needs"):
         quantise(np.zeros((2, 1, 8, 6), np.float32), CONTRACT)
     with pytest.raises(DfadcError, match="NaN or infinity"):
         quantise(np.full((1, *CONTRACT.input_size), np.nan, np.float32), CONTRACT)

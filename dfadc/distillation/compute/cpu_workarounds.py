@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import MethodType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Fp32Layers:
-    """Computes the depthwise convolutions of networks in fp32 where bf16 is slower, until :meth:`close`.
+    """Computes the depthwise convolutions of networks in fp32 where bf16 is slower, within its context.
 
     ``conv2d`` and both gradients of ``aten::convolution_backward``, timed alone, the best of four each, in ms: 64
     images of 96 channels at 28x28, NHWC, on two cores with AVX512-BF16 (torch 2.14.1).
@@ -31,11 +31,11 @@ class Fp32Layers:
     7x7                  24.3   27.8
     ==================  =====  =====
 
-    What such a layer is given and what it answers keep their type, and so do weights and state. Nothing is done on
+    Inputs and outputs of such a layer keep their type, and so do weights and state. Nothing is done on
     other devices, or where nothing is cast.
 
     Args:
-        networks: their layers' ``forward`` is set; copies made meanwhile keep it.
+        networks: their layers' ``forward`` is set meanwhile; copies made then keep it.
         policy: how tensors are computed.
     """
 
@@ -43,9 +43,8 @@ class Fp32Layers:
         self._layers: list[nn.Module] = []
         if policy.device.type == "cpu" and policy.autocast_dtype == torch.bfloat16:
             slow = (layer for network in networks for layer in slow_in_bf16(network))
-            self._layers = [layer for layer in slow if "forward" not in vars(layer)]  # else a game around this one did
-        for layer in self._layers:
-            layer.forward = MethodType(_forward_in_fp32, layer)  # a bound method: a copy's is bound to the copy
+            self._layers = list(slow)
+        self._changed: list[nn.Module] = []
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -53,11 +52,17 @@ class Fp32Layers:
         count = len(self._layers)
         return (f"{count} depthwise convolutions are in fp32: CPUs are slow at their bf16 gradient",) if count else ()
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        self._changed = [layer for layer in self._layers if "forward" not in vars(layer)]  # else one around this did it
+        for layer in self._changed:
+            layer.forward = MethodType(_forward_in_fp32, layer)  # a bound method: a copy's is bound to the copy
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Leaves the networks as they were."""
-        for layer in self._layers:
+        for layer in self._changed:
             vars(layer).pop("forward", None)
-        self._layers = []
+        self._changed = []
 
 
 def slow_in_bf16(network: nn.Module) -> Iterator[nn.Conv2d]:

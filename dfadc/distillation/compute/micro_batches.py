@@ -1,11 +1,11 @@
-"""Micro-batches: an update whose graph never holds more than a part of its batch.
+"""Gradient accumulation over micro-batches.
 
-Gradients add up, so an update is the whole batch's wherever its loss is a mean over images: L1, KL, cross-entropy,
-total variation. What is a property of a batch becomes one of each micro-batch, and the loss the mean over them: the
-statistics that batch norm normalises by (and moves its running ones by, once a micro-batch), the statistics and the
-mean prediction of the priors, the scale of ``scaled_l1``, the logarithm of ``log_l1``. A prior then asks more: every
-micro-batch is to match and to be balanced (negative entropy is convex, so the mean over parts is never less than that
-of the batch). ``prior.batch_norm_momentum`` and ``prior.balance_momentum`` are for parts too small for that.
+Gradients add up, so an update is the whole batch's wherever its loss is a mean over images: L1, KL, cross-entropy.
+A property of a batch becomes one of each micro-batch, and the loss the mean over them: the statistics that batch norm
+normalises by (and moves its running ones by, once a micro-batch), the statistics and the mean prediction of the priors,
+the scale of ``scaled_l1``, the logarithm of ``log_l1``. A prior then asks more: every micro-batch is to match and to be
+balanced (negative entropy is convex, so the mean over parts is never less than that of the batch).
+``prior.batch_norm_momentum`` is for parts too small to match.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def split_student_batch(batch: StudentBatch, micro_batch: int) -> Iterator[tuple[float, StudentBatch]]:
     """Micro-batches that hold images of each source in the batch's proportion, and their shares of it."""
-    sources = ("latents", "average_latents", "procedural", "replayed")
+    sources = ("latents", "procedural", "replayed")
     begins = [0, *itertools.accumulate(len(getattr(batch, source)) for source in sources)]
     total = begins[-1]
     parts = num_micro_batches(total, micro_batch)
@@ -36,7 +36,7 @@ def split_student_batch(batch: StudentBatch, micro_batch: int) -> Iterator[tuple
             for source, begin in zip(sources, begins[:-1], strict=True)
         }
         split = {source: getattr(batch, source)[rows[source]] for source in sources}
-        yield _share(part, parts, total), batch._replace(**split, answers=batch.answers[rows["replayed"]])
+        yield _share(part, parts, total), batch._replace(**split, stored_logits=batch.stored_logits[rows["replayed"]])
 
 
 def split_generator_batch(

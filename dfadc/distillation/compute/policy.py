@@ -1,4 +1,4 @@
-"""The compute policy of a device: autocast dtype, gradient scaling and memory format, chosen once and said aloud."""
+"""The compute policy of a device: autocast dtype, gradient scaling and memory format, chosen once."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ import torch
 from torch import nn
 
 from dfadc.errors import DfadcError
+from dfadc.teacher.load import Placement
 
 if TYPE_CHECKING:
-    from dfadc.recipe.schema import ComputeSettings
+    from dfadc.contract import ImageContract
+    from dfadc.recipe.schema import ComputeSettings, Recipe
 
+#: Values of images that may be in a network together outside updates, whatever an update holds.
+_FREE_VALUES = 2**20
 #: Operations of one image, forward, from which bf16 pays on a CPU. Below that it rounds and saves nothing: casts take
 #: what products spare. On one core with AVX512-BF16 (torch 2.14.1, `--dry-run --precision bf16` beside `fp32` for the
 #: benchmark's tasks) a step took 0.98 to 1.07 of its time in fp32 where the largest network had 0.4 to 1.8 MFLOPs, and
@@ -24,19 +28,19 @@ _WORTH_BF16_FLOPS = 5e6
 
 @dataclass(frozen=True)
 class ComputePolicy:
-    """How tensors are computed.
+    """Device and number formats of a run.
 
     Args:
-        device: where the players live.
-        autocast_dtype: what matrix work is cast to; None for plain fp32.
-        channels_last: whether modules and images are NHWC.
+        device: where networks are trained.
+        autocast_dtype: matrix work is cast to it; None for plain fp32.
         reason: why this precision, for the run's plan.
+        channels_last: whether modules and images are NHWC.
     """
 
     device: torch.device
     autocast_dtype: torch.dtype | None
-    channels_last: bool
     reason: str
+    channels_last: bool = True
 
     @property
     def scales_gradients(self) -> bool:
@@ -53,6 +57,10 @@ class ComputePolicy:
     def memory_format(self) -> torch.memory_format:
         """The memory format of images and convolution weights."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def placement(self, images_at_once: int) -> Placement:
+        """Placement of a teacher under this policy."""
+        return Placement(self.device, self.memory_format, self.autocast_dtype, images_at_once)
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context of every forward pass; losses cast to fp32 themselves."""
@@ -86,15 +94,15 @@ def choose_policy(settings: ComputeSettings, device: torch.device, flops: float 
     """The policy for a device; ``precision = auto`` takes bf16 where the hardware computes it and that saves time.
 
     Args:
-        settings: what is asked for.
-        device: where the players live.
+        settings: of the recipe.
+        device: where networks are trained.
         flops: operations that the largest network needs for one image, forward.
 
     Raises:
         DfadcError: the precision cannot be had on this device.
     """
     dtype, reason = _choose_dtype(settings.precision, device, flops)
-    return ComputePolicy(device=device, autocast_dtype=dtype, channels_last=settings.channels_last, reason=reason)
+    return ComputePolicy(device=device, autocast_dtype=dtype, reason=reason)
 
 
 def fit_policy(policy: ComputePolicy, student: nn.Module) -> tuple[ComputePolicy, tuple[str, ...]]:
@@ -108,6 +116,12 @@ def fit_policy(policy: ComputePolicy, student: nn.Module) -> tuple[ComputePolicy
         return policy, ()
     note = "the student has strided 1x1 convolutions of fewer than 8 channels, which NHWC breaks on CPUs: it is NCHW"
     return replace(policy, channels_last=False), (note,)
+
+
+def images_at_once(recipe: Recipe, contract: ImageContract) -> int:
+    """Images in a network together outside updates: as many as in an update, which is known to fit, or more."""
+    batch_size, part = recipe.batch_size, recipe.compute.micro_batch
+    return max(min(batch_size, part or batch_size), _FREE_VALUES // math.prod(contract.input_size))
 
 
 def _is_fragile(layer: nn.Module) -> bool:

@@ -1,7 +1,6 @@
-"""Where the generator's latents come from: fresh ones, or ones that last for a turn and may move with the generator.
+"""Sources of the generator's latents: fresh ones, or noisy embeddings of classes that are trained for a step.
 
-A *turn* of the generator is its updates within one step of the game. Every source has the same verbs: ``renew_`` at
-the beginning of a turn, ``draw`` for each update.
+Every source has the same verbs: ``renew_`` before the generator's updates of a step, ``draw`` for each update.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ class FreshLatents(nn.Module):
         rng: of the training's latents, on the device where they are drawn.
     """
 
-    #: Whether the latents are parameters, which move down the generator's loss.
-    move = False
+    #: Whether the latents have parameters, which are trained with the generator.
+    are_trained = False
 
     def __init__(self, latent_dim: int, rng: torch.Generator) -> None:
         super().__init__()
@@ -28,82 +27,19 @@ class FreshLatents(nn.Module):
 
     @property
     def targets(self) -> Tensor | None:
-        """Classes (N,) that the latents of this turn are to be taken for; None where they are for any."""
+        """Classes (N,) that the teacher is to see in the images of this step's latents; None: any."""
         return None
 
     def renew_(self) -> None:
-        """Begins a turn of the generator."""
+        """Before the generator's updates of a step."""
 
     def draw(self, count: int) -> Tensor:
         """Latents (count, Z)."""
         return torch.randn(count, self.latent_dim, generator=self.rng, device=self.rng.device)
 
 
-class SharedLatents(FreshLatents):
-    """One batch of latents for the generator's turn and the student's that follows it (ZSKT 1905.09768, algorithm 1).
-
-    The paper draws before each turn of the generator; so does this, and one more batch for the student's first turn,
-    which the paper has not.
-
-    Args:
-        latent_dim: Z.
-        rng: of the training's latents.
-        batch_size: N.
-    """
-
-    values: Tensor
-
-    def __init__(self, latent_dim: int, rng: torch.Generator, *, batch_size: int) -> None:
-        super().__init__(latent_dim, rng)
-        self.register_buffer("values", super().draw(batch_size))
-
-    def renew_(self) -> None:
-        """Draws the batch anew."""
-        with torch.no_grad():
-            self.values.normal_(generator=self.rng)
-
-    def draw(self, count: int) -> Tensor:
-        """The first ``count`` of the batch, a view of it."""
-        return self.values[:count]
-
-
-class OptimisedLatents(SharedLatents):
-    """A batch of latents that is optimised with the generator, and classes that it is to be taken for.
-
-    Source: CMI (2105.08584), FastDFKD (2112.06253); with an identity for a generator these are the free pixels of
-    DeepInversion (1912.08795). The papers draw classes at random; here each comes as often as any other.
-
-    Args:
-        latent_dim: Z.
-        rng: of the training's latents.
-        batch_size: N.
-        num_classes: K.
-    """
-
-    move = True
-    classes: Tensor
-
-    def __init__(self, latent_dim: int, rng: torch.Generator, *, batch_size: int, num_classes: int) -> None:
-        super().__init__(latent_dim, rng, batch_size=batch_size)
-        values = self.values
-        del self.values
-        self.values = nn.Parameter(values)
-        self.num_classes = num_classes
-        self.register_buffer("classes", balanced_targets(batch_size, num_classes, rng))
-
-    @property
-    def targets(self) -> Tensor:
-        """Classes (N,), one for each latent."""
-        return self.classes
-
-    def renew_(self) -> None:
-        """Draws latents and classes anew."""
-        super().renew_()
-        self.classes.copy_(balanced_targets(len(self.classes), self.num_classes, self.rng))
-
-
 class NoisyLayers(FreshLatents):
-    """Latents that know their class: its fixed embedding through a linear layer, which each turn re-draws and trains.
+    """Latents that know their class: its fixed embedding through a linear layer, which each step re-draws and trains.
 
     Images of one class differ by the layer: a batch of N images has ⌈N / K⌉, each for at most one image a class.
     Source: NAYER (2310.00258). Deviations: the embedding is a fixed standard-normal vector instead of one of a text
@@ -117,7 +53,7 @@ class NoisyLayers(FreshLatents):
         num_classes: K.
     """
 
-    move = True
+    are_trained = True
     classes: Tensor
     embeddings: Tensor
 
@@ -145,7 +81,7 @@ class NoisyLayers(FreshLatents):
         self.classes.copy_(balanced_targets(len(self.classes), len(self.embeddings), self.rng))
 
     def draw(self, count: int) -> Tensor:
-        """The first ``count`` latents of the turn's classes; their graph leads to the layers."""
+        """The first ``count`` latents of the step's classes; their graph leads to the layers."""
         num_classes = len(self.embeddings)
         embedded = self.embeddings[self.classes[:count]]
         # Image i belongs to layer i // K; the last layer is padded to K images.
@@ -173,7 +109,4 @@ def build_latents(
     """The source of latents that a recipe names."""
     if source == "fresh":
         return FreshLatents(latent_dim, rng)
-    if source == "shared":
-        return SharedLatents(latent_dim, rng, batch_size=batch_size)
-    kind = {"optimised": OptimisedLatents, "noisy": NoisyLayers}[source]
-    return kind(latent_dim, rng, batch_size=batch_size, num_classes=num_classes)
+    return NoisyLayers(latent_dim, rng, batch_size=batch_size, num_classes=num_classes)

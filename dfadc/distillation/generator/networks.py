@@ -70,42 +70,13 @@ class Generator(nn.Module):
         self.head = head
         self.size = size
 
-    def forward(self, latents: Tensor, scale: float = 1.0) -> Tensor:
-        """Latents (N, Z), standard normal, in; images (N, C, H, W) in the contract's normalised range out, fp32.
-
-        With a ``scale`` below 1 images have that many times the sides, for a share of scale² of the arithmetic: the
-        body's first grid is averaged over fewer cells, and all layers after it take any size.
-        """
-        raw = self.body(latents) if scale == 1 else self._draw_small(latents, scale)
-        size = scaled_size(self.size, scale)
-        if tuple(raw.shape[2:]) != size:
-            raw = functional.interpolate(raw, size=size, mode="bilinear", align_corners=False)
+    def forward(self, latents: Tensor) -> Tensor:
+        """Latents (N, Z), standard normal, in; images (N, C, H, W) in the contract's normalised range out, fp32."""
+        raw = self.body(latents)
+        if tuple(raw.shape[2:]) != self.size:
+            raw = functional.interpolate(raw, size=self.size, mode="bilinear", align_corners=False)
         images: Tensor = self.head(raw)
         return images
-
-    def _draw_small(self, latents: Tensor, scale: float) -> Tensor:
-        assert isinstance(self.body, nn.Sequential), "only bodies that begin with a grid are asked"  # noqa: S101
-        features = self.body[0](latents)
-        height, width = (math.ceil(side * scale) for side in features.shape[2:])
-        raw: Tensor = self.body[1:](functional.adaptive_avg_pool2d(features, (height, width)))
-        return raw
-
-
-def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
-    """(H, W) of images with ``scale`` times the sides, at least 1."""
-    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
-
-
-class FreePixels(nn.Module):
-    """No network at all: a latent is the raw image (DeepInversion, 1912.08795, optimises images themselves)."""
-
-    def __init__(self, input_size: tuple[int, int, int]) -> None:
-        super().__init__()
-        self.input_size = input_size
-
-    def forward(self, latents: Tensor) -> Tensor:
-        """Latents (N, C·H·W) in, raw (N, C, H, W) out."""
-        return latents.view(-1, *self.input_size)
 
 
 class UpsamplingConv2d(nn.Conv2d):
@@ -139,22 +110,26 @@ class Grid(nn.Module):
         return features.view(-1, *self.shape)
 
 
-def build_generator(settings: GeneratorSettings, contract: ImageContract) -> nn.Module:
+def draws_pixels(settings: GeneratorSettings, contract: ImageContract) -> bool:
+    """Whether a generator's images are bounded to pixels: those of scalable ones, where mean and std are known."""
+    return settings.architecture == "scalable" and contract.has_pixels
+
+
+def build_generator(settings: GeneratorSettings, contract: ImageContract, *, bounded: bool | None = None) -> nn.Module:
     """The generator that a recipe names, for the contract's channels and size.
 
+    Args:
+        settings: of the recipe.
+        contract: of the images.
+        bounded: whether images are bounded to pixels; None: as :func:`draws_pixels` says.
+
     Raises:
-        DfadcError: the settings do not fit the contract (``pixels`` without mean and std, A at a large size).
+        DfadcError: generator A is asked for at a large size.
     """
     channels, height, width = contract.input_size
-    if settings.output == "pixels" and not contract.has_pixels:
-        raise DfadcError(
-            "generator.output = pixels needs the mean and std of the images",
-            "pass --mean and --std, or --set generator.output=standardised",
-        )
-    head = Pixels(contract) if settings.output == "pixels" else Standardised(channels)
+    bounded = draws_pixels(settings, contract) if bounded is None else bounded
+    head = Pixels(contract) if bounded else Standardised(channels)
     name = settings.architecture
-    if name == "free_pixels":
-        return Generator(FreePixels(contract.input_size), head, (height, width))
     if name == "paper":
         name = "paper_a" if max(height, width) <= LARGEST_PAPER_A else "paper_b"
     if name == "paper_a" and max(height, width) > LARGEST_PAPER_A:
@@ -169,11 +144,6 @@ def build_generator(settings: GeneratorSettings, contract: ImageContract) -> nn.
     }
     body = bodies[name](settings.latent_dim, channels, (height, width))
     return Generator(body, head, (height, width))
-
-
-def latent_length(settings: GeneratorSettings, contract: ImageContract) -> int:
-    """Z, the length of what a generator draws an image from: free pixels take one value for each of the image's."""
-    return settings.latent_dim or math.prod(contract.input_size)
 
 
 def paper_a(latent_dim: int, channels: int, size: tuple[int, int]) -> nn.Module:

@@ -1,32 +1,29 @@
-"""The generator as a player: its latents, and what begins and ends a turn of it."""
+"""The generator with its latents: a step's latents are renewed, and it begins anew after a collapse."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from dfadc.distillation.generator.meta import MetaGenerator
 from dfadc.distillation.generator.networks import build_generator
-from dfadc.distillation.trainable import Player, forget_
+from dfadc.distillation.trainable import TrainableNetwork, forget_
+from dfadc.recipe.schema import ScheduleSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from dfadc.contract import ImageContract
     from dfadc.distillation.compute.policy import ComputePolicy
-    from dfadc.distillation.forward_state import ForwardState
     from dfadc.distillation.generator.latents import FreshLatents
-    from dfadc.recipe.schema import GeneratorSettings
+    from dfadc.recipe.schema import Recipe
 
 
-class GeneratorPlayer(Player):
-    """The generator, the latents that may move with it, and the recipe's policies of what a turn begins from.
+class TrainableGenerator(TrainableNetwork):
+    """The generator, and the latents that may be trained with it.
 
     Args:
         module: latents (N, Z) -> images (N, C, H, W).
-        settings: its side of the recipe.
+        recipe: of the run.
         policy: how tensors are computed.
         latents: where its latents come from.
         contract: what an image is, for a generator that begins anew.
@@ -35,53 +32,32 @@ class GeneratorPlayer(Player):
     def __init__(
         self,
         module: nn.Module,
-        settings: GeneratorSettings,
+        recipe: Recipe,
         policy: ComputePolicy,
         *,
         latents: FreshLatents,
         contract: ImageContract,
     ) -> None:
-        super().__init__(module, settings, policy, extra=list(latents.parameters()), extra_rate=settings.latent_rate)
-        self.rules = settings
+        self.rules = recipe.generator
+        super().__init__(
+            module,
+            self.rules.optimizer,
+            policy,
+            schedule=_schedule(recipe),
+            ema_decay=self.rules.ema_decay,
+            extra=list(latents.parameters()),
+        )
         self.latents = latents
         self.contract = contract
-        self.meta: MetaGenerator | None = None
-        if settings.meta != "off":
-            betas = (settings.optimizer.momentum, settings.optimizer.second_beta)
-            network = [parameter for parameter in module.parameters() if parameter.requires_grad]
-            self.meta = MetaGenerator(network, settings.meta, betas=betas, updates=settings.steps)
 
-    def begin_turn(self, step: int, rng: torch.Generator) -> None:
-        """Renews what lasts for a turn, and the generator itself where its time has come.
-
-        Args:
-            step: steps of the game that are done.
-            rng: seeds a generator that begins anew.
-        """
-        if self.rules.reset_every and step and step % self.rules.reset_every == 0:
-            self.reset(rng)
+    def renew_latents_(self) -> None:
+        """Before the updates of a step: draws anew the latents that last for a step, and forgets their momentum."""
         self.latents.renew_()
-        if self.meta is not None:
-            self.meta.begin_turn()
-        if self.latents.move or self.meta is not None:
+        if self.latents.are_trained:
             forget_(self.optimizer)
 
-    def move(self, losses: Tensor | Iterable[Tensor], forward_state: ForwardState | None = None) -> None:
-        """One update, which a meta-generator learns from."""
-        super().move(losses, forward_state)
-        if self.meta is not None:
-            self.meta.gather(self.skipped)
-
-    def end_turn(self) -> None:
-        """Moves the meta-generator, where there is one."""
-        if self.meta is not None:
-            self.meta.end_turn(self.optimizer.param_groups[0]["lr"])
-
     def reset(self, rng: torch.Generator) -> None:
-        """Begins anew: other initial weights, no momentum, no average.
-
-        Source: CMI (2105.08584) for every turn, NAYER (2310.00258) for every tenth.
-        """
+        """Begins anew: other initial weights, no momentum, no average."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**62, (), generator=rng)))
             fresh = build_generator(self.rules, self.contract)
@@ -91,17 +67,19 @@ class GeneratorPlayer(Player):
         if self.ema is not None:
             self.ema.module.load_state_dict(fresh.state_dict())
             self.ema.n_averaged.zero_()
-        if self.meta is not None:
-            self.meta.restart()
 
     def state_dict(self) -> dict[str, Any]:
-        """The player's, its latents' and its meta-generator's."""
-        meta = None if self.meta is None else self.meta.state_dict()
-        return {**super().state_dict(), "latents": self.latents.state_dict(), "meta": meta}
+        """The network's and its latents'."""
+        return {**super().state_dict(), "latents": self.latents.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of :meth:`state_dict`."""
         super().load_state_dict(state)
         self.latents.load_state_dict(state["latents"])
-        if self.meta is not None:
-            self.meta.load_state_dict(state["meta"])
+
+
+def _schedule(recipe: Recipe) -> ScheduleSettings:
+    """The generator's learning-rate schedule: the student's without its warm-up, or a constant rate."""
+    if recipe.generator.schedule == "constant":
+        return ScheduleSettings()
+    return recipe.student.schedule.model_copy(update={"warmup": 0.0})

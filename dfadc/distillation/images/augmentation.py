@@ -1,10 +1,23 @@
-"""What happens to the student's images: small shifts and flips of replayed ones, mixup of whole batches."""
+"""Augmentation of the student's images: small shifts of replayed ones, mixup of whole batches."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+if TYPE_CHECKING:
+    from dfadc.contract import ImageContract
+
+#: Pixels that a replayed image moves by at most. No shipped recipe ever had another number.
+_SHIFT = 2
+
+
+def most_pixels(contract: ImageContract) -> int:
+    """Largest shift of a replayed image: less than a side."""
+    return min(_SHIFT, *(side - 1 for side in contract.input_size[1:]))
 
 
 def shift(images: Tensor, pixels: int, rng: torch.Generator) -> Tensor:
@@ -25,12 +38,6 @@ def shift(images: Tensor, pixels: int, rng: torch.Generator) -> Tensor:
     samples = torch.arange(count, device=images.device)
     # Advanced indices around the sliced channel axis put that axis last: (N, H, W, C).
     return padded[samples[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-
-
-def flip(images: Tensor, rng: torch.Generator) -> Tensor:
-    """Mirrors each image left-right with probability 1/2."""
-    mirrored = torch.rand(len(images), generator=rng).to(images.device) < 0.5
-    return torch.where(mirrored[:, None, None, None], images.flip(3), images)
 
 
 def draw_mixup(share: float, rng: torch.Generator) -> float:

@@ -1,4 +1,4 @@
-"""What a student update is drawn from, all of it random and none of it traced by a compiler."""
+"""Inputs of a student update: all of them random, none of them traced by a compiler."""
 
 from __future__ import annotations
 
@@ -12,90 +12,76 @@ from dfadc.distillation.images.procedural import draw_procedural
 
 if TYPE_CHECKING:
     from dfadc.contract import ImageContract
-    from dfadc.distillation.state import Players
+    from dfadc.distillation.state import TrainingState
     from dfadc.recipe.schema import Recipe
 
 
 class StudentBatch(NamedTuple):
-    """N = F + A + P + R images, or what a generator draws them from; there may be none of a source.
+    """N = F + P + R images, or the latents that a generator draws them from; there may be none of a source.
 
     Args:
         latents: (F, Z), for F images of the generator.
-        average_latents: (A, Z), for A images of the averaged generator.
-        procedural: (P, C, H, W), images that are drawn by rule.
+        procedural: (P, C, H, W), images drawn by rule.
         replayed: (R, C, H, W), images of earlier steps, already augmented.
-        answers: (R, K, ...), the teacher's logits to the replayed images where they are known, else (0, ...).
-        mixup: scalar, the weight of each image itself in the mixture; 1: not mixed.
+        stored_logits: (R, K, ...), the teacher's logits to the replayed images where they still hold, else (0, ...).
+        mixup: scalar, weight of each image itself in the mixture; 1: not mixed.
     """
 
     latents: Tensor
-    average_latents: Tensor
     procedural: Tensor
     replayed: Tensor
-    answers: Tensor
+    stored_logits: Tensor
     mixup: Tensor
 
 
-def draw_student_batch(players: Players, recipe: Recipe, contract: ImageContract, *, full_size: bool) -> StudentBatch:
-    """A batch as the recipe composes it; the ring gives its part once it holds any image.
+def draw_student_batch(state: TrainingState, recipe: Recipe, contract: ImageContract) -> StudentBatch:
+    """A batch as the recipe composes it; the replay buffer gives its part once it holds any image.
 
     Args:
-        players: with their dice and memory.
+        state: with its random streams and replay buffer.
         recipe: the shares.
         contract: what an image is.
-        full_size: whether the run is played with images of the contract's size, as procedural ones are.
     """
     size, replay = recipe.batch_size, recipe.replay
-    num_replayed = num_procedural = num_averaged = 0
+    num_replayed = 0
     if replay.share == 1:
         num_replayed = size
-    elif len(players.ring):
+    elif len(state.replay):
         num_replayed = min(round(size * replay.share), size - 1)
     most = size - num_replayed - 1  # one is the generator's
-    if full_size:
-        num_procedural = max(0, min(round(size * replay.procedural_share), most))
-    if replay.average_share > 0:
-        num_averaged = min(round(size * replay.average_share), most - num_procedural)
-        players.generator.average.eval()
-    replayed, answers = _draw_replayed(num_replayed, players, recipe, contract)
-    weight = augmentation.draw_mixup(recipe.augmentation.mixup, players.rng)
+    num_procedural = max(0, min(round(size * replay.procedural_share), most))
+    replayed, stored_logits = _draw_replayed(num_replayed, state, contract)
+    weight = augmentation.draw_mixup(recipe.augmentation.mixup, state.rng)
     return StudentBatch(
-        latents=_draw_latents(size - num_replayed - num_procedural - num_averaged, players),
-        average_latents=_draw_latents(num_averaged, players),
-        procedural=_draw_procedural(num_procedural, players, contract),
+        latents=_draw_latents(size - num_replayed - num_procedural, state),
+        procedural=_draw_procedural(num_procedural, state, contract),
         replayed=replayed,
-        answers=answers,
-        mixup=torch.tensor(weight, device=players.device),
+        stored_logits=stored_logits,
+        mixup=torch.tensor(weight, device=state.device),
     )
 
 
-def draw_echo_batch(players: Players, batch_size: int) -> StudentBatch:
-    """Images that the student was shown before, as it was shown them, and what the teacher answered then."""
-    images, answers = players.echo.draw(batch_size, players.rng)
-    latents = _draw_latents(0, players)
-    return StudentBatch(latents, latents, images[:0], images, answers, mixup=torch.tensor(1.0, device=players.device))
+def draw_repeated_batch(state: TrainingState, batch_size: int) -> StudentBatch:
+    """Images that the student was trained on before, as it saw them, and the teacher's logits to them."""
+    images, logits = state.repeats.draw(batch_size, state.rng)
+    latents = _draw_latents(0, state)
+    return StudentBatch(latents, images[:0], images, logits, mixup=torch.tensor(1.0, device=state.device))
 
 
-def _draw_latents(count: int, players: Players) -> Tensor:
-    return players.draw_latents(count) if count else torch.empty((0, players.latent_dim), device=players.device)
+def _draw_latents(count: int, state: TrainingState) -> Tensor:
+    return state.draw_latents(count) if count else torch.empty((0, state.latent_dim), device=state.device)
 
 
-def _draw_procedural(count: int, players: Players, contract: ImageContract) -> Tensor:
+def _draw_procedural(count: int, state: TrainingState, contract: ImageContract) -> Tensor:
     if not count:
-        return torch.empty((0, *contract.input_size), device=players.device)
-    return draw_procedural(count, contract, players.rng).to(players.device)
+        return torch.empty((0, *contract.input_size), device=state.device)
+    return draw_procedural(count, contract, state.rng).to(state.device)
 
 
-def _draw_replayed(count: int, players: Players, recipe: Recipe, contract: ImageContract) -> tuple[Tensor, Tensor]:
-    """Images of the ring, augmented, and the teacher's answers to them unless something will change them."""
-    rules = recipe.augmentation
+def _draw_replayed(count: int, state: TrainingState, contract: ImageContract) -> tuple[Tensor, Tensor]:
+    """Images of the replay buffer, shifted; the stored logits hold no more."""
     if not count:
-        empty = torch.empty((0, *contract.input_size), device=players.device)
-        return empty, torch.empty((0, 0), device=players.device)
-    images, answers = players.ring.draw(count, players.rng)
-    images = augmentation.shift(images, rules.shift, players.rng)
-    if rules.flip:
-        images = augmentation.flip(images, players.rng)
-    if rules.shift or rules.flip or rules.mixup > 0:
-        answers = answers[:0]
-    return images, answers
+        empty = torch.empty((0, *contract.input_size), device=state.device)
+        return empty, torch.empty((0, 0), device=state.device)
+    images, logits = state.replay.draw(count, state.rng)
+    return augmentation.shift(images, augmentation.most_pixels(contract), state.rng), logits[:0]

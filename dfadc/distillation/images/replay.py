@@ -1,4 +1,4 @@
-"""Images of earlier steps: a ring of recent ones for the student, a reservoir over the whole run for calibration."""
+"""Images of earlier steps: a replay buffer of recent ones, a reservoir over the whole run for calibration."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ if TYPE_CHECKING:
 
 #: Normalised images lie within a few units of 0, where half precision is finer than 8-bit pixels.
 STORED_DTYPE = torch.float16
-#: Steps of the game that an echo may come from.
-ECHO_STEPS = 10
+#: Steps that a repeated batch may come from.
+REPEAT_STEPS = 10
+#: Bound on the memory of a store; its capacity is cut to it.
+MOST_BYTES = 512 * 2**20
+#: Images kept over the whole run, for calibration.
+RESERVOIR_SIZE = 1024
 
 
 class ImageStore:
-    """A bounded number of images in half precision, and how many it was shown.
+    """A bounded number of images in half precision, and the number of those offered.
 
     Args:
         capacity: images at most.
@@ -37,12 +41,12 @@ class ImageStore:
         return min(self.seen, len(self.images))
 
     def mark(self) -> None:
-        """Remembers the content as it is; what is stored from now on costs the memory of what it overwrites."""
+        """Marks the content as it is; from now on the content that is overwritten is kept as well."""
         self._marked = self.seen
         self._overwritten = []
 
     def go_back(self) -> None:
-        """Has the content that was marked again."""
+        """Restores the content that was marked."""
         for slots, *rows in reversed(self._overwritten):
             for tensor, row in zip(self._tensors, rows, strict=True):
                 tensor[slots] = row
@@ -79,16 +83,16 @@ class ImageStore:
         self.images[: len(self)] = state["images"]
 
 
-class ReplayRing(ImageStore):
-    """The most recent images, and the teacher's answers to them where anyone needs those.
+class ReplayBuffer(ImageStore):
+    """The most recent images, and the teacher's logits to them where those are needed.
 
     Args:
         capacity: images at most.
         input_size: (C, H, W) of an image.
         device: where the images stay.
-        answer_shape: of the teacher's logits to one image, (K,) or (K, h, w), where they are kept with it; (0,): they
+        logit_shape: of the teacher's logits to one image, (K,) or (K, h, w), where they are stored with it; (0,): they
             are not.
-        balanced: whether drawing gives every class that the teacher saw the same chance, however many images it has.
+        balanced: drawing gives every class that the teacher saw the same chance, however many images it has.
     """
 
     def __init__(
@@ -97,32 +101,32 @@ class ReplayRing(ImageStore):
         input_size: tuple[int, int, int],
         device: torch.device,
         *,
-        answer_shape: tuple[int, ...] = (0,),
+        logit_shape: tuple[int, ...] = (0,),
         balanced: bool = False,
     ) -> None:
         super().__init__(capacity, input_size, device)
-        self.answers = torch.zeros((capacity, *answer_shape), device=device)
+        self.logits = torch.zeros((capacity, *logit_shape), device=device)
         self.balanced = balanced
 
     @property
     def _tensors(self) -> tuple[Tensor, ...]:
-        return self.images, self.answers
+        return self.images, self.logits
 
     @property
-    def keeps_answers(self) -> bool:
-        """Whether images must come with the teacher's logits."""
-        return bool(self.answers.shape[1])
+    def keeps_logits(self) -> bool:
+        """Whether images are stored with the teacher's logits."""
+        return bool(self.logits.shape[1])
 
-    def push(self, images: Tensor, answers: Tensor | None = None) -> None:
+    def push(self, images: Tensor, logits: Tensor | None = None) -> None:
         """Stores images (N, C, H, W), and logits (N, ...) where it keeps them; the oldest give way."""
         if not len(self.images) or not len(images):
             return
         # Of more images than fit only the last ones stay; the same slot twice in one assignment would be undefined.
         kept = images.detach()[-len(self.images) :]
         rows = [kept.to(STORED_DTYPE)]
-        if self.keeps_answers:
-            assert answers is not None, "the ring keeps the teacher's answers"  # noqa: S101
-            rows.append(answers.detach()[-len(kept) :].float())
+        if self.keeps_logits:
+            assert logits is not None, "the buffer stores the teacher's logits"  # noqa: S101
+            rows.append(logits.detach()[-len(kept) :].float())
         newest = (self.seen - 1) % len(self.images)
         before = [tensor[newest] if self.seen else torch.zeros_like(tensor[0]) for tensor in self._tensors]
         first = self.seen + len(images) - len(kept)
@@ -142,7 +146,7 @@ class ReplayRing(ImageStore):
             slots = self._draw_balanced(count, rng)
         else:
             slots = torch.randint(len(self), (count,), generator=rng).to(self.images.device)
-        return self.images[slots].float(), self.answers[slots]
+        return self.images[slots].float(), self.logits[slots]
 
     def newest(self, count: int) -> Tensor:
         """The last images pushed, in fp32, as many as there are up to ``count``."""
@@ -151,8 +155,8 @@ class ReplayRing(ImageStore):
 
     def _draw_balanced(self, count: int, rng: torch.Generator) -> Tensor:
         """Slots drawn with a chance of 1 / images of the class; nothing here waits for the device."""
-        classes = self.answers[: len(self)].argmax(dim=1)
-        counts = torch.zeros(self.answers.shape[1], device=self.answers.device)
+        classes = self.logits[: len(self)].argmax(dim=1)
+        counts = torch.zeros(self.logits.shape[1], device=self.logits.device)
         counts.index_add_(0, classes, torch.ones_like(classes, dtype=counts.dtype))
         reached = counts[classes].reciprocal().cumsum(0)
         drawn = torch.rand(count, generator=rng).to(reached.device) * reached[-1]
@@ -160,22 +164,22 @@ class ReplayRing(ImageStore):
 
     def state_dict(self) -> dict[str, Any]:
         """What is stored, without the empty part."""
-        return {**super().state_dict(), "answers": self.answers[: len(self)].clone()}
+        return {**super().state_dict(), "logits": self.logits[: len(self)].clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of :meth:`state_dict`."""
         super().load_state_dict(state)
-        self.answers[: len(self)] = state["answers"]
+        self.logits[: len(self)] = state["logits"]
 
 
-def build_echo(
+def build_repeats(
     recipe: Recipe, contract: ImageContract, device: torch.device, logit_size: tuple[int, ...] = ()
-) -> ReplayRing:
-    """What the student's last new batches were, and the teacher's answers to them; of no capacity without echoes."""
-    answer_shape = (contract.num_classes, *logit_size)
-    capacity = ECHO_STEPS * recipe.student.steps * recipe.batch_size if recipe.replay.echoes else 0
-    bounded = ring_capacity(capacity, contract.input_size, recipe.replay.max_mebibytes, answer_shape=answer_shape)
-    return ReplayRing(min(capacity, bounded), contract.input_size, device, answer_shape=answer_shape)
+) -> ReplayBuffer:
+    """The student's last new batches with the teacher's logits, for repeated updates; of no capacity without any."""
+    logit_shape = (contract.num_classes, *logit_size)
+    capacity = REPEAT_STEPS * recipe.student.steps * recipe.batch_size if recipe.replay.repeats else 0
+    bounded = bounded_capacity(capacity, contract.input_size, logit_shape=logit_shape)
+    return ReplayBuffer(min(capacity, bounded), contract.input_size, device, logit_shape=logit_shape)
 
 
 class Reservoir(ImageStore):
@@ -199,30 +203,25 @@ def finite(values: Tensor) -> Tensor:
     return values.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def build_ring(recipe: Recipe, contract: ImageContract, device: torch.device) -> ReplayRing:
-    """The ring that a recipe asks for; of no capacity where nothing is replayed.
+def build_replay(recipe: Recipe, contract: ImageContract, device: torch.device) -> ReplayBuffer:
+    """The replay buffer of a recipe; of no capacity where nothing is replayed.
 
-    The teacher's answers are kept where drawing needs their classes, or where they stay true: a replayed image that is
-    neither augmented nor mixed is the one that the teacher saw.
+    The teacher's logits are stored where drawing needs their classes; they are not those to the shifted images.
     """
-    changed = recipe.augmentation.shift or recipe.augmentation.flip or recipe.augmentation.mixup
-    keeps_answers = contract.task == "classification" and (recipe.replay.balanced or not changed)
-    answer_shape = (contract.num_classes if keeps_answers else 0,)
-    capacity = ring_capacity(
-        recipe.replay.capacity, contract.input_size, recipe.replay.max_mebibytes, answer_shape=answer_shape
-    )
-    return ReplayRing(
+    logit_shape = (contract.num_classes if recipe.replay.balanced else 0,)
+    capacity = bounded_capacity(recipe.replay.capacity, contract.input_size, logit_shape=logit_shape)
+    return ReplayBuffer(
         capacity if recipe.replay.share > 0 else 0,
         contract.input_size,
         device,
-        answer_shape=answer_shape,
+        logit_shape=logit_shape,
         balanced=recipe.replay.balanced,
     )
 
 
-def ring_capacity(
-    wanted: int, input_size: tuple[int, int, int], max_mebibytes: int, *, answer_shape: tuple[int, ...] = (0,)
+def bounded_capacity(
+    wanted: int, input_size: tuple[int, int, int], *, logit_shape: tuple[int, ...] = (0,), most_bytes: int = MOST_BYTES
 ) -> int:
-    """How many images of this size the ring holds: ``wanted``, or as many as fit the memory bound (at least one)."""
-    image_bytes = math.prod(input_size) * STORED_DTYPE.itemsize + math.prod(answer_shape) * torch.float32.itemsize
-    return max(1, min(wanted, max_mebibytes * 2**20 // image_bytes))
+    """Images of this size that a buffer holds: ``wanted``, or as many as fit the memory bound (at least one)."""
+    image_bytes = math.prod(input_size) * STORED_DTYPE.itemsize + math.prod(logit_shape) * torch.float32.itemsize
+    return max(1, min(wanted, most_bytes // image_bytes))

@@ -1,12 +1,16 @@
-"""Matching the statistics that the teacher's batch norms keep of its training images; a scalar in fp32."""
+"""Matching of the batch-norm statistics that the teacher keeps of its training images."""
 
 from __future__ import annotations
 
+from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class BatchStatistics(torch.autograd.Function):
@@ -47,11 +51,11 @@ class BatchNormMatching:
     """Distance of a batch's activation statistics to those a batch-norm layer stored in training.
 
     Σ over layers of ‖μ - running mean‖₂ + ‖σ² - running variance‖₂, with μ and σ² taken over the layer's input
-    (DeepInversion, 1912.08795, eq. 4). With a momentum m they are m · average over earlier turns + (1 - m) · that of
+    (DeepInversion, 1912.08795, eq. 4). With a momentum m they are m · average over earlier steps + (1 - m) · that of
     the batch, so that many small batches match together what one batch cannot (FastDFKD, 2112.06253).
 
-    The hooks stay on the teacher until :meth:`close`; they compute nothing unless ``watching``. Each kind of layer is
-    as good as any other that keeps the two statistics and is called.
+    Within its context hooks are on the teacher; they compute nothing but within :meth:`recording`. Any kind of layer
+    that keeps the two statistics and is called will do.
 
     Args:
         layers: the teacher's batch-norm layers with running statistics.
@@ -60,38 +64,44 @@ class BatchNormMatching:
 
     def __init__(self, layers: list[nn.Module], momentum: float = 0.0) -> None:
         self.momentum = momentum
-        self.watching = False
-        self.distances: list[Tensor] = []
-        #: Of each layer, mean and variance: those of the last watched batch, and their average over the turns.
+        self._layers = layers
+        self._recording = False
+        self._distances: list[Tensor] = []
+        self._handles = ExitStack()
+        #: Of each layer, mean and variance: those of the last recorded batch, and their average over the steps.
         remembered = layers if momentum > 0 else []
         self.latest = [_statistics_of(layer) for layer in remembered]
         self._averages = [_statistics_of(layer) for layer in remembered]
         device = layers[0].get_buffer("running_mean").device
-        #: What the averages weigh: nothing before there are any.
+        #: The weight of the averages: 0 before there are any.
         self._weight = torch.zeros((), device=device)
-        #: 1 once a batch of this turn was watched.
-        self.is_watched = torch.zeros((), device=device)
-        self._handles = [
-            layer.register_forward_pre_hook(partial(self._observe, index)) for index, layer in enumerate(layers)
-        ]
+        #: 1 once a batch of this step was recorded.
+        self.is_recorded = torch.zeros((), device=device)
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        for index, layer in enumerate(self._layers):
+            self._handles.callback(layer.register_forward_pre_hook(partial(self._observe, index)).remove)
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Takes the hooks off the teacher."""
-        for handle in self._handles:
-            handle.remove()
+        self._handles.close()
 
-    def take(self) -> Tensor:
-        """Sum over the layers that the last watched forward pass went through; forgets them."""
-        total = torch.stack(self.distances).sum()
-        self.distances.clear()
-        return total
+    @contextmanager
+    def recording(self) -> Iterator[list[Tensor]]:
+        """Gives the distances, scalars, of the layers that a forward pass within goes through."""
+        self._recording = True
+        try:
+            yield self._distances
+        finally:
+            self._recording, self._distances = False, []
 
-    def end_turn(self) -> None:
-        """Takes the statistics of the last watched batch into the averages; none, where its update was skipped."""
+    def end_updates(self) -> None:
+        """Takes the statistics of the last recorded batch into the averages; none, where its update was skipped."""
         for latest, average in zip(self.latest, self._averages, strict=True):
-            average.lerp_(latest, (1 - self._weight) * self.is_watched)
-        self._weight.copy_(torch.where(self.is_watched > 0, self.momentum, self._weight))
-        self.is_watched.zero_()
+            average.lerp_(latest, (1 - self._weight) * self.is_recorded)
+        self._weight.copy_(torch.where(self.is_recorded > 0, self.momentum, self._weight))
+        self.is_recorded.zero_()
 
     def state_dict(self) -> dict[str, Any]:
         """The averages."""
@@ -102,18 +112,18 @@ class BatchNormMatching:
         for average, saved in zip(self._averages, state["averages"], strict=True):
             average.copy_(saved)
         self._weight.copy_(state["weight"])
-        self.is_watched.zero_()
+        self.is_recorded.zero_()
 
     def _observe(self, index: int, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if not self.watching:
+        if not self._recording:
             return
         mean, variance = BatchStatistics.apply(inputs[0])
         if self.momentum > 0:
             self.latest[index].copy_(torch.stack([mean, variance]).detach())
-            self.is_watched.fill_(1)
+            self.is_recorded.fill_(1)
             mean, variance = torch.stack([mean, variance]).lerp(self._averages[index], self._weight)
         mean_distance = (mean - layer.get_buffer("running_mean")).norm()
-        self.distances.append(mean_distance + (variance - layer.get_buffer("running_var")).norm())
+        self._distances.append(mean_distance + (variance - layer.get_buffer("running_var")).norm())
 
 
 def _statistics_of(layer: nn.Module) -> Tensor:

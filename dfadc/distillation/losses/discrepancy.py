@@ -1,20 +1,18 @@
-"""How far the student is from the teacher: pure functions of two logit tensors, larger where they differ more.
+"""Discrepancies of student and teacher: pure functions of two logit tensors, larger where they differ more.
 
 Shapes: logits are (N, K), or (N, K, H, W) for dense outputs; the result is a scalar, computed in fp32.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 Discrepancy = Callable[[Tensor, Tensor], Tensor]
-#: A teacher whose logits lie closer together than this is constant, and refused before the game.
+#: A teacher whose logits lie closer together than this is constant, and refused before training.
 SMALLEST_SCALE = 1e-6
 
 
@@ -24,15 +22,15 @@ def l1(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
 
 def log_l1(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """log(1 + L1), whose gradient fades as the players drift apart (Fang et al. 2019, for dense outputs)."""
+    """log(1 + L1), whose gradient fades as student and generator drift apart (Fang et al. 2019, for dense outputs)."""
     return torch.log1p(l1(student_logits, teacher_logits))
 
 
 def scaled_l1(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """L1 in units of the teacher's logit scale: 1 is what a student that answers the mean of the classes gets.
+    """L1 in units of the teacher's logit scale: 1 is the value of a student that answers the mean of the classes.
 
     Our own, for teachers whose logits have no usual scale. The scale is :func:`logit_scale` of the same images and
-    without gradient: else a generator would be paid for images that the teacher answers faintly.
+    without gradient: else a generator would gain from images that the teacher answers faintly.
     """
     return l1(student_logits, teacher_logits) / logit_scale(teacher_logits.detach()).clamp_min(SMALLEST_SCALE)
 
@@ -51,25 +49,13 @@ def kl(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float = 1
     return _kl_of_each(student_logits, teacher_logits, temperature).mean() * temperature**2
 
 
-def js(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float = 1.0) -> Tensor:
-    """T² · Jensen-Shannon divergence in nats, at most T² log 2: half of KL(p ‖ m) for each of the two, m their mean.
-
-    Source: the competition term of adaptive DeepInversion (1912.08795), which has no T².
-    """
-    student = functional.log_softmax(student_logits.float() / temperature, dim=1)
-    teacher = functional.log_softmax(teacher_logits.float() / temperature, dim=1)
-    middle = torch.logaddexp(student, teacher) - math.log(2)
-    to_middle = [functional.kl_div(middle, each, reduction="none", log_target=True) for each in (student, teacher)]
-    return 0.5 * (to_middle[0] + to_middle[1]).sum(dim=1).mean() * temperature**2
-
-
-def agree_kl(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float = 1.0) -> Tensor:
+def agree_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """KL where both predict the same class, 0 elsewhere, averaged over all: an adversary that stops at the border.
 
     Source: CMI (2105.08584) and FastDFKD (2112.06253). The mask carries no gradient.
     """
     agrees = student_logits.argmax(dim=1) == teacher_logits.argmax(dim=1)
-    return (_kl_of_each(student_logits, teacher_logits, temperature) * agrees).mean() * temperature**2
+    return (_kl_of_each(student_logits, teacher_logits, 1.0) * agrees).mean()
 
 
 def _kl_of_each(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -79,12 +65,5 @@ def _kl_of_each(student_logits: Tensor, teacher_logits: Tensor, temperature: flo
     return functional.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=1)
 
 
-#: Those that a temperature softens.
-TEMPERED: dict[str, Callable[..., Tensor]] = {"kl": kl, "js": js, "agree_kl": agree_kl}
 #: Names that `generator.discrepancy` of a recipe can take.
-DISCREPANCIES: dict[str, Discrepancy] = {"l1": l1, "log_l1": log_l1, "scaled_l1": scaled_l1, **TEMPERED}
-
-
-def choose_discrepancy(name: str, temperature: float) -> Discrepancy:
-    """The discrepancy of a name, at a temperature where it knows one."""
-    return partial(TEMPERED[name], temperature=temperature) if name in TEMPERED else DISCREPANCIES[name]
+DISCREPANCIES: dict[str, Discrepancy] = {"l1": l1, "log_l1": log_l1, "scaled_l1": scaled_l1, "agree_kl": agree_kl}

@@ -1,29 +1,29 @@
-"""What the teacher's layers answer, for a student whose layers are the teacher's made narrower; a scalar in fp32."""
+"""Hints: distance of the student's layers to the teacher's, where the student is the teacher made narrower."""
 
 from __future__ import annotations
 
+from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
-
-import torch
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor, nn
 
     from dfadc.student.inherit import Correspondence
 
-#: Least variance of a teacher's layer: one that answers the same to everything gives no unit.
+#: Least variance of a teacher's layer: one whose output never changes gives no unit.
 _LEAST_VARIANCE = 1e-6
 
 
 class LayerHints:
     """Distance of the student's layers to the teacher's channels that they correspond to.
 
-    Mean over the layers of E[(student - teacher)²] / Var[teacher]. Logits alone leave a student free to answer
-    generated images in a way of its own, which real images then show.
+    E[(student - teacher)²] / Var[teacher] of each layer. Logits alone leave a student free to answer generated images
+    in a way of its own, which real images then show.
 
-    The hooks stay on both networks until :meth:`close`; they compute nothing but of images that the teacher was watched
-    on, and that the student is asked about next.
+    Within its context hooks are on both networks; they compute nothing but within :meth:`comparing`.
 
     Args:
         layers: the pairs.
@@ -34,44 +34,47 @@ class LayerHints:
     """
 
     def __init__(self, layers: list[Correspondence]) -> None:
-        self._watching = False
-        self._axes = [layer.axis for layer in layers]
-        self._channels = [layer.channels for layer in layers]
+        self._layers = layers
+        self._attached = self._comparing = False
         self._expected: list[Tensor | None] = [None] * len(layers)
         self._distances: list[Tensor] = []
-        self._handles = [
-            module.register_forward_hook(partial(observe, index))
-            for index, layer in enumerate(layers)
-            for module, observe in ((layer.teacher, self._expect), (layer.student, self._compare))
-        ]
+        self._handles = ExitStack()
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        for index, layer in enumerate(self._layers):
+            for module, observe in ((layer.teacher, self._expect), (layer.student, self._compare)):
+                self._handles.callback(module.register_forward_hook(partial(observe, index)).remove)
+        self._attached = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Takes the hooks off both networks."""
-        for handle in self._handles:
-            handle.remove()
+        self._handles.close()
+        self._attached = False
 
-    def watch(self, teacher: nn.Module, images: Tensor) -> Tensor:
-        """The teacher's logits to images (N, C, H, W), its layers' answers being kept for the student."""
-        self._watching = True
-        logits: Tensor = teacher(images)
-        self._watching = False
-        return logits
+    @contextmanager
+    def comparing(self) -> Iterator[list[Tensor]]:
+        """Gives the distances, scalars in fp32, of the layers that first the teacher and then the student ran within.
 
-    def take(self) -> Tensor | None:
-        """The distance on what the teacher was watched on; None where it was not. Forgets it."""
-        distance = torch.stack(self._distances).mean() if self._distances else None
-        self._distances.clear()
-        return distance
+        There are none where the teacher did not run.
+        """
+        assert self._attached, "hints are compared within their context"  # noqa: S101
+        self._comparing = True
+        try:
+            yield self._distances
+        finally:
+            self._comparing, self._distances = False, []
+            self._expected = [None] * len(self._layers)
 
-    def _expect(self, index: int, _: nn.Module, __: tuple[Tensor, ...], answers: Tensor) -> None:
-        if self._watching:
-            self._expected[index] = answers.index_select(self._axes[index], self._channels[index]).float()
+    def _expect(self, index: int, _: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
+        if self._comparing and self._expected[index] is None:  # the first images that the teacher sees
+            layer = self._layers[index]
+            self._expected[index] = output.index_select(layer.axis, layer.channels).float()
 
-    def _compare(self, index: int, _: nn.Module, __: tuple[Tensor, ...], answers: Tensor) -> None:
-        """The teacher may have been asked about the first images alone."""
+    def _compare(self, index: int, _: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
+        """The teacher may have seen the first images alone."""
         expected = self._expected[index]
-        if expected is None:
+        if not self._comparing or expected is None:
             return
-        self._expected[index] = None
-        error = (answers[: len(expected)].float() - expected).square().mean()
+        error = (output[: len(expected)].float() - expected).square().mean()
         self._distances.append(error / expected.var(correction=0).clamp_min(_LEAST_VARIANCE))

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from miniature import SMALL_CONTRACT, build_game
+from miniature import SMALL_CONTRACT, build_run
 from torch import nn
 
 from dfadc.distillation.compute.cpu_workarounds import Fp32Layers, slow_in_bf16
@@ -50,7 +50,7 @@ def test_such_a_layer_computes_in_fp32_and_answers_as_it_is_asked() -> None:
     network = nn.Sequential(copy.deepcopy(STRIDED))
     images = torch.randn(2, 8, 6, 6).bfloat16()
     exact = network(images.float())
-    layers = Fp32Layers(network, policy=BF16)
+    layers = Fp32Layers(network, policy=BF16).__enter__()
     duplicate = copy.deepcopy(network)
     with BF16.autocast():
         answers, of_duplicate = network(images), duplicate(images)
@@ -62,10 +62,10 @@ def test_such_a_layer_computes_in_fp32_and_answers_as_it_is_asked() -> None:
     assert not torch.equal(of_changed, answers), "a copy has weights of its own"
     assert list(network.state_dict()) == ["0.weight", "0.bias"]
     assert len(layers.notes) == 1
-    within = Fp32Layers(network, policy=BF16)
-    within.close()
-    assert "forward" in vars(network[0]), "of a game within a game"
-    layers.close()
+    with Fp32Layers(network, policy=BF16):
+        pass
+    assert "forward" in vars(network[0]), "of a run within a run"
+    layers.__exit__()
     assert "forward" not in vars(network[0])
     with BF16.autocast():
         assert network(images.float()).dtype == torch.bfloat16
@@ -74,28 +74,26 @@ def test_such_a_layer_computes_in_fp32_and_answers_as_it_is_asked() -> None:
 @pytest.mark.parametrize("policy", [replace(BF16, autocast_dtype=None), replace(BF16, device=torch.device("cuda"))])
 def test_nothing_is_done_where_bf16_is_not_slow(policy: object) -> None:
     network = nn.Sequential(copy.deepcopy(STRIDED))
-    assert Fp32Layers(network, policy=policy).notes == ()  # type: ignore[arg-type]
-    assert "forward" not in vars(network[0])
+    with Fp32Layers(network, policy=policy) as layers:  # type: ignore[arg-type]
+        assert layers.notes == ()
+        assert "forward" not in vars(network[0])
 
 
-@pytest.mark.parametrize("quantises", [False, True])
-def test_a_game_computes_both_networks_so_and_leaves_them_as_they_were(quantises: bool) -> None:
+def test_a_run_computes_both_networks_so_and_leaves_them_as_they_were() -> None:
     teacher, student = depthwise_network(), depthwise_network()
     teacher.eval().requires_grad_(requires_grad=False)
-    rules = ["batch_size=4", "compute.precision=bf16", *(["student.quantise_from=0"] * quantises)]
-    game = build_game("auto", *rules, teacher=teacher, student=student)
+    run = build_run("auto", "batch_size=4", "compute.precision=bf16", teacher=teacher, student=student)
     changed = [layer for network in (teacher, student) for layer in network.modules() if "forward" in vars(layer)]
     assert changed == [teacher[1], student[1]]
-    game.begin_step()
-    game.compile(backend="eager")
-    assert update_student(game, game.draw_student_batch()).isfinite()
-    assert update_generator(game)[0].isfinite()
-    game.close()
+    run.compile(backend="eager")
+    assert update_student(run, run.student.draw_batch()).isfinite()
+    assert update_generator(run)[0].isfinite()
+    run.__exit__()
     assert not any("forward" in vars(layer) for network in (teacher, student) for layer in network.modules())
 
 
 @pytest.mark.skipif(
-    not torch.cpu.get_capabilities().get("avx512_bf16"), reason="the CPU has no bf16 units: games are in fp32"
+    not torch.cpu.get_capabilities().get("avx512_bf16"), reason="the CPU has no bf16 units: runs are in fp32"
 )
 def test_that_is_faster() -> None:
     network = nn.Sequential(nn.Conv2d(96, 96, 3, stride=2, padding=1, groups=96)).to(memory_format=BF16.memory_format)
@@ -113,6 +111,5 @@ def test_that_is_faster() -> None:
 
     seconds()
     slow = seconds()
-    layers = Fp32Layers(network, policy=BF16)
-    assert 2 * seconds() < slow, "oneDNN has become faster: this module can go"
-    layers.close()
+    with Fp32Layers(network, policy=BF16):
+        assert 2 * seconds() < slow, "oneDNN has become faster: this module can go"

@@ -81,9 +81,8 @@ def test_fp16_scales_gradients() -> None:
     assert policy.scales_gradients
 
 
-@pytest.mark.parametrize(("channels_last", "layout"), [(True, torch.channels_last), (False, torch.contiguous_format)])
-def test_the_memory_format_is_the_recipes(channels_last: bool, layout: torch.memory_format) -> None:
-    assert choose_policy(ComputeSettings(channels_last=channels_last), CPU).memory_format == layout
+def test_images_and_weights_are_nhwc() -> None:
+    assert choose_policy(ComputeSettings(), CPU).memory_format == torch.channels_last
 
 
 def test_an_unknown_accelerator_computes_in_fp32() -> None:

@@ -10,7 +10,15 @@ from torch import nn
 from torch.nn import functional
 
 from dfadc.contract import ImageContract
-from dfadc.distillation.generator.networks import LARGEST_PAPER_A, Generator, Grid, UpsamplingConv2d, build_generator
+from dfadc.distillation.generator.networks import (
+    LARGEST_PAPER_A,
+    Generator,
+    Grid,
+    Pixels,
+    Standardised,
+    UpsamplingConv2d,
+    build_generator,
+)
 from dfadc.errors import DfadcError
 from dfadc.recipe.schema import GeneratorSettings
 
@@ -24,8 +32,10 @@ def contract_of(height: int, width: int, *, channels: int = 3, has_pixels: bool 
     return ImageContract((channels, height, width), num_classes=10, mean=mean, std=std)
 
 
-def build(architecture: Architecture, contract: ImageContract, **changes: Any) -> Generator:
-    generator = build_generator(GeneratorSettings(architecture=architecture, **changes), contract)
+def build(
+    architecture: Architecture, contract: ImageContract, *, bounded: bool | None = None, **changes: Any
+) -> Generator:
+    generator = build_generator(GeneratorSettings(architecture=architecture, **changes), contract, bounded=bounded)
     assert isinstance(generator, Generator)
     return generator
 
@@ -45,13 +55,11 @@ def test_every_size_comes_out_as_asked(architecture: Architecture, size: tuple[i
 
 
 @pytest.mark.parametrize("architecture", ["scalable", "paper", "paper_b"])
-@pytest.mark.parametrize("output", ["standardised", "pixels"])
+@pytest.mark.parametrize("bounded", [False, True])
 @pytest.mark.parametrize("size", [(8, 8), (9, 13), (33, 20), (2, 7)], ids=str)
-def test_odd_sizes_really_run_and_teach(
-    architecture: Architecture, output: Literal["standardised", "pixels"], size: tuple[int, int]
-) -> None:
+def test_odd_sizes_really_run_and_teach(architecture: Architecture, bounded: bool, size: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    generator = build(architecture, contract_of(*size), output=output, latent_dim=8)
+    generator = build(architecture, contract_of(*size), bounded=bounded, latent_dim=8)
     latents = torch.randn(4, 8)
     images = generator(latents)
     assert images.shape == (4, 3, *size)
@@ -84,7 +92,7 @@ def test_a_generator_of_half_the_width_has_half_the_channels_in_every_layer(side
 @pytest.mark.parametrize("architecture", ["scalable", "paper_a", "paper_b"])
 def test_standardised_images_have_zero_mean_and_unit_variance_in_every_batch(architecture: Architecture) -> None:
     torch.manual_seed(0)
-    images = build(architecture, contract_of(16, 16), latent_dim=8)(torch.randn(16, 8))
+    images = build(architecture, contract_of(16, 16), bounded=False, latent_dim=8)(torch.randn(16, 8))
     torch.testing.assert_close(images.mean(dim=(0, 2, 3)), torch.zeros(3), rtol=0, atol=1e-4)
     # Batch norm divides by √(σ² + 1e-5): a shade less than 1 for the small outputs of a new generator B.
     torch.testing.assert_close(images.var(dim=(0, 2, 3)), torch.ones(3), rtol=0, atol=2e-2)
@@ -100,7 +108,7 @@ def test_a_standardised_image_alone_does_not_depend_on_its_batch_in_eval_mode() 
 
 def test_pixels_fill_the_contracts_range_and_never_leave_it() -> None:
     contract = contract_of(8, 8)
-    generator = build("scalable", contract, output="pixels", latent_dim=8)
+    generator = build("scalable", contract, latent_dim=8)
     low, high = contract.value_range()
     raw = torch.tensor([-1e4, 0.0, 1e4]).view(3, 1, 1, 1).expand(3, 3, 8, 8)
     darkest, middle, brightest = generator.head(raw)
@@ -206,11 +214,14 @@ def test_generator_a_is_refused_for_large_images() -> None:
     assert "generator.architecture=" in caught.value.hint
 
 
-@pytest.mark.parametrize("architecture", ["scalable", "paper"])
-def test_pixels_without_mean_and_std_are_refused(architecture: Architecture) -> None:
-    with pytest.raises(DfadcError, match="needs the mean and std") as caught:
-        build(architecture, contract_of(8, 8, has_pixels=False), output="pixels")
-    assert "--mean" in caught.value.hint
+@pytest.mark.parametrize(
+    ("architecture", "has_pixels", "head"),
+    [("scalable", True, Pixels), ("scalable", False, Standardised), ("paper", True, Standardised)],
+)
+def test_images_are_bounded_to_pixels_by_scalable_generators_that_know_mean_and_std(
+    architecture: Architecture, has_pixels: bool, head: type[nn.Module]
+) -> None:
+    assert isinstance(build(architecture, contract_of(8, 8, has_pixels=has_pixels)).head, head)
 
 
 def test_the_same_seed_builds_the_same_generator() -> None:

@@ -1,4 +1,4 @@
-"""Where latents come from: how long they last, what moves with the generator, and the classes they stand for."""
+"""Sources of latents: how long they last, what is trained with the generator, and the classes they stand for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dfadc.distillation.generator.latents import FreshLatents, NoisyLayers, balanced_targets, build_latents
 
-SOURCES = ("fresh", "shared", "optimised", "noisy")
+SOURCES = ("fresh", "noisy")
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -47,10 +47,10 @@ def test_a_part_of_a_batch_is_its_beginning(source: str) -> None:
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_only_latents_that_move_are_parameters_with_a_gradient(source: str) -> None:
+def test_only_noisy_layers_are_parameters_with_a_gradient(source: str) -> None:
     latents = make(source)
-    moves = source in ("optimised", "noisy")
-    assert latents.move is moves
+    moves = source == "noisy"
+    assert latents.are_trained is moves
     assert bool(list(latents.parameters())) is moves
     if moves:
         gradients = torch.autograd.grad(latents.draw(8).square().sum(), list(latents.parameters()))
@@ -72,13 +72,12 @@ def test_latents_go_on_from_their_state(source: str) -> None:
             each.renew_()
 
 
-def test_what_moves_keeps_its_place_when_renewed() -> None:
+def test_parameters_keep_their_place_when_renewed() -> None:
     """An optimizer and a compiled function know parameters by their identity."""
-    for source in ("optimised", "noisy"):
-        latents = make(source)
-        before = [parameter.data_ptr() for parameter in latents.parameters()]
-        latents.renew_()
-        assert [parameter.data_ptr() for parameter in latents.parameters()] == before
+    latents = make("noisy")
+    before = [parameter.data_ptr() for parameter in latents.parameters()]
+    latents.renew_()
+    assert [parameter.data_ptr() for parameter in latents.parameters()] == before
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -101,16 +100,14 @@ def test_targets_are_balanced(count: int, num_classes: int, seed: int) -> None:
         assert sorted(targets[start : start + num_classes]) == list(range(num_classes))
 
 
-def test_targets_are_those_of_the_turn() -> None:
+def test_targets_are_those_of_the_step() -> None:
     assert make("fresh").targets is None
-    assert make("shared").targets is None
-    for source in ("optimised", "noisy"):
-        latents = make(source, batch_size=30)
-        assert latents.targets is not None
-        before = latents.targets.clone()
-        assert torch.equal(latents.targets, before)
-        latents.renew_()
-        assert not torch.equal(latents.targets, before)
+    latents = make("noisy", batch_size=30)
+    assert latents.targets is not None
+    before = latents.targets.clone()
+    assert torch.equal(latents.targets, before)
+    latents.renew_()
+    assert not torch.equal(latents.targets, before)
 
 
 @pytest.mark.parametrize(("batch_size", "num_classes"), [(8, 3), (9, 3), (2, 5)])

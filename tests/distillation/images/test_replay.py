@@ -1,4 +1,4 @@
-"""The replay ring and the reservoir: what they keep, how evenly they draw, and their state."""
+"""The replay buffer and the reservoir: what they keep, how evenly they draw, and their state."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from states import assert_same_state
 
-from dfadc.contract import ImageContract, Task
-from dfadc.distillation.images.replay import ReplayRing, Reservoir, build_ring, ring_capacity
+from dfadc.contract import ImageContract
+from dfadc.distillation.images.replay import ReplayBuffer, Reservoir, bounded_capacity, build_replay
 from dfadc.recipe.load import load_recipe
 
 CPU = torch.device("cpu")
@@ -23,7 +23,7 @@ def numbered(*numbers: int) -> torch.Tensor:
     return torch.tensor(numbers, dtype=torch.float32).view(-1, 1, 1, 1)
 
 
-def contents(memory: ReplayRing | Reservoir) -> list[int]:
+def contents(memory: ReplayBuffer | Reservoir) -> list[int]:
     return sorted(int(value) for value in memory.images[: len(memory)].flatten())
 
 
@@ -34,19 +34,19 @@ def rng(seed: int = 0) -> torch.Generator:
 @settings(deadline=None, max_examples=50)
 @given(capacity=st.integers(1, 7), batches=st.lists(st.integers(1, 20), max_size=8))
 def test_the_ring_holds_the_last_images(capacity: int, batches: list[int]) -> None:
-    ring, seen = ReplayRing(capacity, SIZE, CPU), 0
+    buffer, seen = ReplayBuffer(capacity, SIZE, CPU), 0
     for batch in batches:
-        ring.push(numbered(*range(seen, seen + batch)))
+        buffer.push(numbered(*range(seen, seen + batch)))
         seen += batch
-    assert len(ring) == min(seen, capacity)
-    assert contents(ring) == list(range(max(0, seen - capacity), seen))
+    assert len(buffer) == min(seen, capacity)
+    assert contents(buffer) == list(range(max(0, seen - capacity), seen))
 
 
 def test_the_ring_draws_evenly_and_only_what_it_holds() -> None:
-    ring = ReplayRing(10, SIZE, CPU)
-    ring.push(numbered(1, 2, 3, 4))
-    drawn, answers = ring.draw(4000, rng())
-    assert answers.shape == (4000, 0)
+    buffer = ReplayBuffer(10, SIZE, CPU)
+    buffer.push(numbered(1, 2, 3, 4))
+    drawn, stored = buffer.draw(4000, rng())
+    assert stored.shape == (4000, 0)
     assert drawn.shape == (4000, *SIZE)
     assert drawn.dtype == torch.float32
     counts = [int((drawn == number).sum()) for number in (1, 2, 3, 4)]
@@ -57,33 +57,33 @@ def test_the_ring_draws_evenly_and_only_what_it_holds() -> None:
 @settings(deadline=None, max_examples=50)
 @given(capacity=st.integers(1, 7), batches=st.lists(st.integers(1, 9), max_size=6), count=st.integers(1, 9))
 def test_the_newest_are_the_last_that_were_pushed(capacity: int, batches: list[int], count: int) -> None:
-    ring, seen = ReplayRing(capacity, SIZE, CPU), 0
+    buffer, seen = ReplayBuffer(capacity, SIZE, CPU), 0
     for batch in batches:
-        ring.push(numbered(*range(seen, seen + batch)))
+        buffer.push(numbered(*range(seen, seen + batch)))
         seen += batch
     expected = list(range(max(0, seen - min(count, capacity)), seen))
-    assert ring.newest(count).flatten().tolist() == expected
+    assert buffer.newest(count).flatten().tolist() == expected
 
 
 def test_what_the_ring_keeps_is_no_part_of_a_graph() -> None:
-    ring = ReplayRing(4, SIZE, CPU)
-    ring.push(numbered(1, 2).requires_grad_() * 2)
-    assert not ring.draw(2, rng())[0].requires_grad
+    buffer = ReplayBuffer(4, SIZE, CPU)
+    buffer.push(numbered(1, 2).requires_grad_() * 2)
+    assert not buffer.draw(2, rng())[0].requires_grad
 
 
 def test_images_are_kept_more_finely_than_pixels() -> None:
     """A step of an 8-bit pixel is 1/255 of the range; the largest normalised values are a few units."""
-    ring = ReplayRing(256, SIZE, CPU)
+    buffer = ReplayBuffer(256, SIZE, CPU)
     pixels = (torch.arange(256.0) / 255 - 0.485) / 0.229
-    ring.push(pixels.view(-1, 1, 1, 1))
-    error = (ring.images.float().flatten() - pixels).abs().max().item()
+    buffer.push(pixels.view(-1, 1, 1, 1))
+    error = (buffer.images.float().flatten() - pixels).abs().max().item()
     assert error < 0.5 / 255 / 0.229
 
 
-# ------------------------------------------------------------------------------------------- answers and classes
+# ------------------------------------------------------------------------------------------- stored and classes
 
 
-def answers_to(*classes: int, num_classes: int = 3) -> torch.Tensor:
+def logits_to(*classes: int, num_classes: int = 3) -> torch.Tensor:
     """Logits that tell the class."""
     return 9.0 * torch.eye(num_classes)[list(classes)]
 
@@ -91,24 +91,24 @@ def answers_to(*classes: int, num_classes: int = 3) -> torch.Tensor:
 @settings(deadline=None, max_examples=50)
 @given(capacity=st.integers(1, 7), batches=st.lists(st.integers(1, 20), max_size=6), seed=st.integers(0, 99))
 def test_answers_stay_with_their_images(capacity: int, batches: list[int], seed: int) -> None:
-    ring, seen = ReplayRing(capacity, SIZE, CPU, answer_shape=(2,)), 0
+    buffer, seen = ReplayBuffer(capacity, SIZE, CPU, logit_shape=(2,)), 0
     for batch in batches:
         numbers = torch.arange(seen, seen + batch, dtype=torch.float32)
-        ring.push(numbered(*numbers.int().tolist()), torch.stack([numbers, -numbers], dim=1))
+        buffer.push(numbered(*numbers.int().tolist()), torch.stack([numbers, -numbers], dim=1))
         seen += batch
     if seen:
-        images, answers = ring.draw(20, rng(seed))
-        torch.testing.assert_close(answers[:, 0], images.flatten())
-        torch.testing.assert_close(answers[:, 1], -images.flatten())
+        images, stored = buffer.draw(20, rng(seed))
+        torch.testing.assert_close(stored[:, 0], images.flatten())
+        torch.testing.assert_close(stored[:, 1], -images.flatten())
 
 
 def test_a_balanced_draw_gives_every_class_that_is_there_the_same_chance() -> None:
-    ring = ReplayRing(20, SIZE, CPU, answer_shape=(4,), balanced=True)
+    buffer = ReplayBuffer(20, SIZE, CPU, logit_shape=(4,), balanced=True)
     # One image of class 2, three of class 0, eight of class 1, none of class 3.
     classes = [2, 0, 0, 0, *[1] * 8]
-    ring.push(numbered(*range(12)), answers_to(*classes, num_classes=4))
-    images, answers = ring.draw(6000, rng())
-    drawn = np.bincount(answers.argmax(dim=1).numpy(), minlength=4)
+    buffer.push(numbered(*range(12)), logits_to(*classes, num_classes=4))
+    images, stored = buffer.draw(6000, rng())
+    drawn = np.bincount(stored.argmax(dim=1).numpy(), minlength=4)
     assert drawn[3] == 0
     assert stats.chisquare(drawn[:3]).pvalue > 1e-3
     # Within a class every image has the same chance too.
@@ -117,51 +117,39 @@ def test_a_balanced_draw_gives_every_class_that_is_there_the_same_chance() -> No
 
 
 def test_a_balanced_draw_forgets_what_gave_way() -> None:
-    ring = ReplayRing(3, SIZE, CPU, answer_shape=(3,), balanced=True)
-    ring.push(numbered(0, 1, 2), answers_to(0, 0, 0))
-    ring.push(numbered(3, 4, 5), answers_to(1, 1, 2))
-    images, answers = ring.draw(400, rng())
+    buffer = ReplayBuffer(3, SIZE, CPU, logit_shape=(3,), balanced=True)
+    buffer.push(numbered(0, 1, 2), logits_to(0, 0, 0))
+    buffer.push(numbered(3, 4, 5), logits_to(1, 1, 2))
+    images, stored = buffer.draw(400, rng())
     assert set(images.flatten().tolist()) == {3.0, 4.0, 5.0}
-    assert set(answers.argmax(dim=1).tolist()) == {1, 2}
+    assert set(stored.argmax(dim=1).tolist()) == {1, 2}
 
 
-def test_a_ring_goes_on_with_its_answers() -> None:
-    before, after = (ReplayRing(5, SIZE, CPU, answer_shape=(3,), balanced=True) for _ in range(2))
-    before.push(numbered(*range(7)), answers_to(0, 1, 2, 0, 1, 2, 0))
+def test_a_buffer_goes_on_with_its_answers() -> None:
+    before, after = (ReplayBuffer(5, SIZE, CPU, logit_shape=(3,), balanced=True) for _ in range(2))
+    before.push(numbered(*range(7)), logits_to(0, 1, 2, 0, 1, 2, 0))
     after.load_state_dict(before.state_dict())
     for each in (before, after):
-        each.push(numbered(8, 9), answers_to(1, 1))
+        each.push(numbered(8, 9), logits_to(1, 1))
     for one, other in zip(before.draw(9, rng(1)), after.draw(9, rng(1)), strict=True):
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize(
-    ("overrides", "task", "keeps"),
-    [
-        (["augmentation.shift=0", "augmentation.mixup=0"], "classification", True),
-        (["augmentation.shift=0", "augmentation.mixup=0"], "segmentation", False),
-        (["augmentation.shift=1", "augmentation.mixup=0"], "classification", False),
-        (["augmentation.shift=0", "augmentation.flip=true", "augmentation.mixup=0"], "classification", False),
-        (["augmentation.shift=0", "augmentation.mixup=0.5"], "classification", False),
-        (["replay.balanced=true"], "classification", True),
-    ],
-)
-def test_answers_are_kept_where_they_stay_true_or_classes_are_needed(
-    overrides: list[str], task: Task, keeps: bool
-) -> None:
-    contract = ImageContract((1, 8, 8), 10, task=task)
-    ring = build_ring(load_recipe("auto", overrides), contract, CPU)
-    assert ring.keeps_answers is keeps
-    assert ring.balanced is ("replay.balanced=true" in overrides)
+@pytest.mark.parametrize("balanced", [False, True])
+def test_logits_are_stored_where_classes_are_needed(balanced: bool) -> None:
+    recipe = load_recipe("auto", [f"replay.balanced={str(balanced).lower()}"])
+    buffer = build_replay(recipe, ImageContract((1, 8, 8), 10), CPU)
+    assert buffer.keeps_logits is buffer.balanced is balanced
 
 
-def test_answers_count_for_the_memory_bound() -> None:
-    assert ring_capacity(10**6, (1, 8, 8), 1, answer_shape=(1000,)) == 2**20 // (64 * 2 + 1000 * 4)
+def test_logits_count_for_the_memory_bound() -> None:
+    bounded = bounded_capacity(10**6, (1, 8, 8), logit_shape=(1000,), most_bytes=2**20)
+    assert bounded == 2**20 // (64 * 2 + 1000 * 4)
 
 
 @pytest.mark.parametrize("pushed", [0, 3, 5, 12])
-def test_a_ring_goes_on_from_its_state(pushed: int) -> None:
-    before, after = ReplayRing(5, SIZE, CPU), ReplayRing(5, SIZE, CPU)
+def test_a_buffer_goes_on_from_its_state(pushed: int) -> None:
+    before, after = ReplayBuffer(5, SIZE, CPU), ReplayBuffer(5, SIZE, CPU)
     before.push(numbered(*range(pushed)))
     state = before.state_dict()
     assert len(state["images"]) == min(pushed, 5)
@@ -173,10 +161,10 @@ def test_a_ring_goes_on_from_its_state(pushed: int) -> None:
 
 
 def test_a_rings_state_is_a_copy() -> None:
-    ring = ReplayRing(2, SIZE, CPU)
-    ring.push(numbered(1, 2))
-    state = ring.state_dict()
-    ring.push(numbered(3, 4))
+    buffer = ReplayBuffer(2, SIZE, CPU)
+    buffer.push(numbered(1, 2))
+    state = buffer.state_dict()
+    buffer.push(numbered(3, 4))
     assert state["images"].flatten().tolist() == [1, 2]
 
 
@@ -240,10 +228,10 @@ def test_a_reservoir_goes_on_from_its_state(offered: int) -> None:
         (100, (3, 4096, 4096), 1, 1),
     ],
 )
-def test_the_rings_capacity_fits_the_memory_bound(
+def test_the_capacity_fits_the_memory_bound(
     wanted: int, input_size: tuple[int, int, int], mebibytes: int, expected: int
 ) -> None:
-    assert ring_capacity(wanted, input_size, mebibytes) == expected
+    assert bounded_capacity(wanted, input_size, most_bytes=mebibytes * 2**20) == expected
 
 
 @settings(deadline=None, max_examples=60)
@@ -254,13 +242,13 @@ def test_the_rings_capacity_fits_the_memory_bound(
 )
 def test_a_store_goes_back_to_its_mark(capacity: int, before: list[int], after: list[int]) -> None:
     dice = rng()
-    for store in (ReplayRing(capacity, SIZE, CPU), Reservoir(capacity, SIZE, CPU)):
+    for store in (ReplayBuffer(capacity, SIZE, CPU), Reservoir(capacity, SIZE, CPU)):
         number = 0
         for counts in (before, after, after):
             for count in counts:
                 images = numbered(*range(number, number + count))
                 number += count
-                store.push(images) if isinstance(store, ReplayRing) else store.offer(images, dice)
+                store.push(images) if isinstance(store, ReplayBuffer) else store.offer(images, dice)
             if counts is before:
                 store.mark()
                 marked = store.state_dict()
@@ -270,7 +258,7 @@ def test_a_store_goes_back_to_its_mark(capacity: int, before: list[int], after: 
 
 
 def test_an_image_that_is_not_finite_is_stored_as_the_one_before() -> None:
-    ring = ReplayRing(4, SIZE, CPU)
-    ring.push(numbered(7))
-    ring.push(torch.stack([numbered(1)[0], numbered(2)[0] * float("nan"), numbered(3)[0] * 1e30]))
-    assert ring.images.flatten().tolist() == [7, 1, 7, 7]
+    buffer = ReplayBuffer(4, SIZE, CPU)
+    buffer.push(numbered(7))
+    buffer.push(torch.stack([numbered(1)[0], numbered(2)[0] * float("nan"), numbered(3)[0] * 1e30]))
+    assert buffer.images.flatten().tolist() == [7, 1, 7, 7]

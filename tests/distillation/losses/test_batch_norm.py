@@ -60,17 +60,16 @@ def numpy_distance(network: TwoNorms, images: Array) -> float:
     return float(total)
 
 
-def watched(matching: BatchNormMatching, network: nn.Module, images: Tensor) -> Tensor:
-    matching.watching = True
-    network(images)
-    matching.watching = False
-    return matching.take()
+def distance(matching: BatchNormMatching, network: nn.Module, images: Tensor) -> Tensor:
+    with matching, matching.recording() as distances:
+        network(images)
+    return torch.stack(distances).sum()
 
 
 def test_batch_norm_matching_is_numpys() -> None:
     network, images = TwoNorms(), draw((5, 2, 4, 3), 4, scale=1.0)
     matching = BatchNormMatching(list(network.norms))
-    measured = watched(matching, network, torch.from_numpy(images).float())
+    measured = distance(matching, network, torch.from_numpy(images).float())
     assert measured.dtype == torch.float32
     assert measured.item() == pytest.approx(numpy_distance(network, images), rel=1e-5)
 
@@ -79,7 +78,7 @@ def test_batch_norm_matching_of_flat_features() -> None:
     norm = nn.BatchNorm1d(3).eval()
     features = draw((6, 3), 5)
     expected = np.linalg.norm(features.mean(axis=0)) + np.linalg.norm(features.var(axis=0) - 1)
-    measured = watched(BatchNormMatching([norm]), norm, torch.from_numpy(features).float())
+    measured = distance(BatchNormMatching([norm]), norm, torch.from_numpy(features).float())
     assert measured.item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -88,26 +87,32 @@ def test_batch_norm_matching_is_zero_where_the_statistics_are_those_of_training(
     images = torch.from_numpy(draw((64, 2, 16, 16), 6)).float()
     norm(images)
     # The stored variance is the unbiased one: N / (N - 1) of the batch's.
-    assert watched(BatchNormMatching([norm.eval()]), norm, images).item() == pytest.approx(0.0, abs=1e-2)
+    assert distance(BatchNormMatching([norm.eval()]), norm, images).item() == pytest.approx(0.0, abs=1e-2)
 
 
-def test_batch_norm_matching_computes_nothing_unless_watching() -> None:
-    network = TwoNorms()
-    matching = BatchNormMatching(list(network.norms))
-    network(torch.zeros(2, 2, 3, 3))
-    assert matching.distances == []
+def test_batch_norm_matching_computes_nothing_but_while_recording() -> None:
+    network, images = TwoNorms(), torch.zeros(2, 2, 3, 3)
+    with BatchNormMatching(list(network.norms)) as matching:
+        network(images)
+        with pytest.raises(RuntimeError), matching.recording():
+            network(images[:, :1])
+        network(images)
+        with matching.recording() as distances:
+            assert distances == []
+            network(images)
+        assert len(distances) == 2
 
 
 def test_batch_norm_matching_forgets_what_it_gave() -> None:
     network, images = TwoNorms(), torch.from_numpy(draw((5, 2, 4, 3), 7)).float()
     matching = BatchNormMatching(list(network.norms))
-    assert watched(matching, network, images).item() == watched(matching, network, images).item()
+    assert distance(matching, network, images).item() == distance(matching, network, images).item()
 
 
 def test_batch_norm_matching_gives_a_gradient_to_the_images_alone() -> None:
     network = TwoNorms().requires_grad_(requires_grad=False)
     images = torch.from_numpy(draw((5, 2, 4, 3), 8)).float().requires_grad_()
-    (gradient,) = torch.autograd.grad(watched(BatchNormMatching(list(network.norms)), network, images), images)
+    (gradient,) = torch.autograd.grad(distance(BatchNormMatching(list(network.norms)), network, images), images)
     assert gradient.abs().sum() > 0
     assert all(parameter.grad is None for parameter in network.parameters())
 
@@ -115,7 +120,7 @@ def test_batch_norm_matching_gives_a_gradient_to_the_images_alone() -> None:
 def test_batch_norm_matching_sums_half_precision_activations_in_fp32() -> None:
     norm = nn.BatchNorm2d(2).eval()
     images = (100 + torch.from_numpy(draw((64, 2, 8, 8), 9))).bfloat16()
-    measured = watched(BatchNormMatching([norm]), norm, images)
+    measured = distance(BatchNormMatching([norm]), norm, images)
     exact = images.double().numpy()
     expected = np.linalg.norm(exact.mean(axis=(0, 2, 3))) + np.linalg.norm(exact.var(axis=(0, 2, 3)) - 1)
     assert measured.item() == pytest.approx(expected, rel=1e-4)
@@ -158,9 +163,9 @@ def test_a_channel_that_never_changes_has_no_variance_and_a_finite_gradient() ->
     images = torch.from_numpy(draw((4, 2, 3, 3), 12)).float()
     images[:, 0] = 0.5
     images.requires_grad_()
-    distance = watched(BatchNormMatching([norm]), norm, images)
-    (gradient,) = torch.autograd.grad(distance, images)
-    assert distance.isfinite()
+    value = distance(BatchNormMatching([norm]), norm, images)
+    (gradient,) = torch.autograd.grad(value, images)
+    assert value.isfinite()
     assert gradient.isfinite().all()
 
 
@@ -187,7 +192,7 @@ def test_every_kind_of_layer_is_matched(kind: str) -> None:
     state = {name: norm.get_buffer(name).double().numpy() for name in ("running_mean", "running_var")}
     expected = np.linalg.norm(images.mean(axis=(0, 2, 3)) - state["running_mean"])
     expected += np.linalg.norm(images.var(axis=(0, 2, 3)) - state["running_var"])
-    measured = watched(BatchNormMatching([norm]), norm, torch.from_numpy(images).float())
+    measured = distance(BatchNormMatching([norm]), norm, torch.from_numpy(images).float())
     assert measured.item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -198,8 +203,8 @@ def test_batch_norms_of_an_exported_program_are_matched() -> None:
     module = program.module()
     restore_batch_norms_(module)
     layers = [layer for layer in module.modules() if is_batch_norm_with_statistics(layer)]
-    exported = watched(BatchNormMatching(layers), module, images)
-    torch.testing.assert_close(exported, watched(BatchNormMatching(list(network.norms)), network, images))
+    exported = distance(BatchNormMatching(layers), module, images)
+    torch.testing.assert_close(exported, distance(BatchNormMatching(list(network.norms)), network, images))
 
 
 # ------------------------------------------------------------------------------------------------- momentum
@@ -211,16 +216,16 @@ def test_a_momentum_matches_the_average_over_turns() -> None:
     matching = BatchNormMatching([norm], momentum)
     targets = np.stack([norm.get_buffer(name).double().numpy() for name in ("running_mean", "running_var")])
     average: Array | None = None
-    for turn in range(3):
+    for step in range(3):
         for update in range(2):
-            images = draw((5, 3, 4, 4), 30 + 2 * turn + update)
+            images = draw((5, 3, 4, 4), 30 + 2 * step + update)
             statistics = np.stack([images.mean(axis=(0, 2, 3)), images.var(axis=(0, 2, 3))])
             matched = statistics if average is None else momentum * average + (1 - momentum) * statistics
             expected = np.linalg.norm(matched - targets, axis=1).sum()
-            measured = watched(matching, norm, torch.from_numpy(images).float())
+            measured = distance(matching, norm, torch.from_numpy(images).float())
             assert measured.item() == pytest.approx(expected, rel=1e-4)
         average = statistics if average is None else momentum * average + (1 - momentum) * statistics
-        matching.end_turn()
+        matching.end_updates()
 
 
 def test_a_momentum_shortens_the_gradient_and_keeps_it() -> None:
@@ -228,26 +233,26 @@ def test_a_momentum_shortens_the_gradient_and_keeps_it() -> None:
     matching = BatchNormMatching([norm], 0.9)
     images = torch.from_numpy(draw((5, 3, 4, 4), 40)).float().requires_grad_()
     for _ in range(2):
-        (gradient,) = torch.autograd.grad(watched(matching, norm, images), images)
+        (gradient,) = torch.autograd.grad(distance(matching, norm, images), images)
         assert gradient.abs().sum() > 0
-        matching.end_turn()
+        matching.end_updates()
 
 
 def test_averages_go_on_from_their_state() -> None:
     norm, images = make_norm("plain"), torch.from_numpy(draw((5, 3, 4, 4), 41)).float()
     one, other = (BatchNormMatching([norm], 0.9) for _ in range(2))
-    watched(one, norm, images)
-    one.end_turn()
+    distance(one, norm, images)
+    one.end_updates()
     other.load_state_dict(copy.deepcopy(one.state_dict()))
     later = torch.from_numpy(draw((5, 3, 4, 4), 42)).float()
-    assert torch.equal(watched(one, norm, later), watched(other, norm, later))
+    assert torch.equal(distance(one, norm, later), distance(other, norm, later))
 
 
-def test_close_takes_every_hook_off() -> None:
+def test_hooks_are_on_the_layers_within_the_context_alone() -> None:
     network = TwoNorms()
-    matching = BatchNormMatching(list(network.norms))
-    matching.close()
-    matching.watching = True
-    network(torch.zeros(2, 2, 3, 3))
-    assert matching.distances == []
-    assert all(not norm._forward_pre_hooks for norm in network.norms)  # noqa: SLF001 -- where torch keeps hooks
+    with BatchNormMatching(list(network.norms)):
+        assert all(norm._forward_pre_hooks for norm in network.norms)  # noqa: SLF001 -- where torch keeps hooks
+    assert all(not norm._forward_pre_hooks for norm in network.norms)  # noqa: SLF001
+    with pytest.raises(RuntimeError), BatchNormMatching(list(network.norms)):
+        network(torch.zeros(2, 1, 3, 3))
+    assert all(not norm._forward_pre_hooks for norm in network.norms)  # noqa: SLF001

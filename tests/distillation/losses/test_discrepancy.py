@@ -11,15 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special
-from scipy.spatial import distance
 
 from dfadc.distillation.losses.discrepancy import (
     DISCREPANCIES,
-    TEMPERED,
     Discrepancy,
     agree_kl,
-    choose_discrepancy,
-    js,
     kl,
     l1,
     log_l1,
@@ -72,26 +68,6 @@ def test_kl_is_numpys(shape: tuple[int, ...], temperature: float) -> None:
     assert measured == pytest.approx(numpy_kl(student, teacher, temperature), rel=1e-5)
 
 
-@pytest.mark.parametrize("temperature", TEMPERATURES)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_js_is_numpys(shape: tuple[int, ...], temperature: float) -> None:
-    student, teacher = draw(shape, 12), draw(shape, 13)
-    flat = (np.moveaxis(x, 1, -1).reshape(-1, x.shape[1]) for x in (student, teacher))
-    # SciPy gives the square root of the divergence of each row.
-    rows = [
-        distance.jensenshannon(special.softmax(s / temperature), special.softmax(t / temperature)) ** 2
-        for s, t in zip(*flat, strict=True)
-    ]
-    measured = js(torch.from_numpy(student), torch.from_numpy(teacher), temperature=temperature).item()
-    assert measured == pytest.approx(np.mean(rows) * temperature**2, rel=1e-4)
-
-
-def test_js_is_symmetric_and_bounded() -> None:
-    student, teacher = torch.tensor([[1e4, 0.0, 0.0]]), torch.tensor([[0.0, 1e4, 0.0]])
-    assert js(student, teacher).item() == pytest.approx(np.log(2), rel=1e-6)
-    assert js(teacher, student).item() == pytest.approx(np.log(2), rel=1e-6)
-
-
 @pytest.mark.parametrize("shape", SHAPES)
 def test_agree_kl_counts_only_where_both_predict_the_same(shape: tuple[int, ...]) -> None:
     student, teacher = draw(shape, 14), draw(shape, 15)
@@ -122,23 +98,13 @@ def test_scaled_l1_does_not_know_the_unit_of_the_logits(shape: tuple[int, ...], 
     assert scaled_l1(factor * student, factor * teacher).item() == pytest.approx(plain, rel=1e-4)
 
 
-def test_scaled_l1_does_not_pay_for_faint_answers() -> None:
+def test_scaled_l1_does_not_gain_from_faint_logits() -> None:
     """The scale carries no gradient: with the student at 0, shrinking the teacher's logits would raise a ratio."""
     teacher = torch.from_numpy(draw((4, 5), 18)).float().requires_grad_()
     student = torch.zeros(4, 5)
     (gradient,) = torch.autograd.grad(scaled_l1(student, teacher), teacher)
     (plain,) = torch.autograd.grad(l1(student, teacher), teacher)
     torch.testing.assert_close(gradient, plain / logit_scale(teacher.detach()))
-
-
-@pytest.mark.parametrize("name", DISCREPANCIES)
-def test_a_temperature_reaches_those_that_know_one(name: str) -> None:
-    student, teacher = (torch.from_numpy(draw((6, 5), seed)).float() for seed in (19, 20))
-    student[:, 0] = teacher[:, 0] = 20
-    changed = choose_discrepancy(name, 4.0)(student, teacher).item() != pytest.approx(
-        choose_discrepancy(name, 1.0)(student, teacher).item(), rel=1e-3
-    )
-    assert changed is (name in TEMPERED)
 
 
 def test_kl_looks_from_the_teacher() -> None:
@@ -169,7 +135,7 @@ def test_discrepancies_are_zero_for_equals_and_never_negative(
     student, teacher = (torch.from_numpy(draw(shape, seed, scale)).float() for seed in seeds)
     discrepancies: list[Discrepancy] = [
         *DISCREPANCIES.values(),
-        *(partial(each, temperature=20.0) for each in (kl, js, agree_kl)),
+        partial(kl, temperature=20.0),
     ]
     for discrepancy in discrepancies:
         value = discrepancy(student, teacher).item()

@@ -1,4 +1,4 @@
-"""Hints: which layers are compared, what their distance is, whom it moves, and who has none."""
+"""Hints: the layers that are compared, their distance, and its gradient."""
 
 from __future__ import annotations
 
@@ -7,22 +7,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
-from miniature import SMALL_CONTRACT, SmallNetwork, build_game
+from miniature import SMALL_CONTRACT, SmallNetwork, build_run
 from torch import nn
 
 from dfadc.contract import ImageContract
-from dfadc.distillation.loop import distill, update_student
 from dfadc.distillation.losses.hints import LayerHints
-from dfadc.errors import DfadcError
-from dfadc.recipe.load import load_recipe
-from dfadc.recipe.resolve import fit_hints
 from dfadc.student.build import build_student
 from dfadc.student.inherit import Correspondence, corresponding_layers, inherit_weights_
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dfadc.distillation.objectives import Game
+    from dfadc.distillation.distillation import Distillation
 
 
 LENET_KINDS = [nn.Conv2d, nn.Conv2d, nn.Conv2d, nn.Linear]
@@ -89,85 +85,66 @@ def test_the_distance_is_the_error_in_units_of_the_teachers_variance(asked: int)
     torch.manual_seed(0)
     teacher, student = nn.Conv2d(1, 6, 3), nn.Conv2d(1, 2, 3)
     channels = torch.tensor([1, 4])
-    hints = LayerHints([Correspondence(student, teacher, channels, axis=1)])
-    expected = hints.watch(teacher, images(asked)).detach().numpy()[:, [1, 4]]
-    found = student(images(8)).detach().numpy()[:asked]
-    distance = hints.take()
-    assert distance is not None
-    assert distance.item() == pytest.approx(np.square(found - expected).mean() / expected.var(), rel=1e-5)
-    assert hints.take() is None
+    with LayerHints([Correspondence(student, teacher, channels, axis=1)]) as hints:
+        for _ in range(2):  # the second time nothing is left of the first
+            with hints.comparing() as distances:
+                expected = teacher(images(asked)).detach().numpy()[:, [1, 4]]
+                found = student(images(8)).detach().numpy()[:asked]
+            (distance,) = distances
+            assert distance.item() == pytest.approx(np.square(found - expected).mean() / expected.var(), rel=1e-5)
 
 
-def test_nothing_is_seen_unless_it_watches() -> None:
+def test_nothing_is_computed_but_while_comparing() -> None:
     teacher, student = nn.Linear(4, 4), nn.Linear(4, 2)
-    hints = LayerHints([Correspondence(student, teacher, torch.tensor([0, 3]), axis=-1)])
-    teacher(torch.randn(3, 4))
-    student(torch.randn(3, 4))
-    assert hints.take() is None
-    hints.close()
+    with LayerHints([Correspondence(student, teacher, torch.tensor([0, 3]), axis=-1)]) as hints:
+        teacher(torch.randn(3, 4))
+        student(torch.randn(3, 4))
+        with hints.comparing() as distances:
+            student(torch.randn(3, 4))
+        assert distances == []
+        with pytest.raises(RuntimeError), hints.comparing():
+            student(teacher(torch.randn(3, 4))[:, :2])
+        with hints.comparing() as distances:
+            student(torch.randn(3, 4))
+        assert distances == [], "nothing is left of the teacher's layers"
     assert hooks_of(teacher) == hooks_of(student) == 0
 
 
-# ------------------------------------------------------------------------------------------------- within the game
+# ------------------------------------------------------------------------------------------------- within the run
 
 
-def game_of(*rules: str) -> Game:
-    game = build_game("auto", "student.l1=0", "augmentation.mixup=0", *rules)
-    game.players.student.module.eval()
-    return game
+def run_of(*rules: str) -> Distillation:
+    run = build_run("auto", "student.l1=0", "augmentation.mixup=0", *rules)
+    run.state.student.module.eval()
+    return run
 
 
 def test_they_are_added_with_their_weight_and_move_the_student() -> None:
-    game, plain = game_of("student.hints=3"), game_of("student.hints=0")
-    assert plain.hints is None
-    batch = game.draw_student_batch()
-    lesson, without = game.student_loss(batch), plain.student_loss(batch)
-    student, teacher = game.players.student.module, game.teacher
+    run, plain = run_of("student.hints=3"), run_of("student.hints=0")
+    assert plain.student.hints is None
+    batch = run.student.draw_batch()
+    step, without = run.student.loss(batch), plain.student.loss(batch)
+    student, teacher = run.state.student.module, run.teacher.module
     seen: list[Tensor] = []
     expected = []
     for layer in corresponding_layers(student, teacher):
         handles = [each.register_forward_hook(lambda *args: seen.append(args[2])) for each in layer[:2]]
-        student(lesson.images)
-        teacher(lesson.images)
+        student(step.images)
+        teacher(step.images)
         for handle in handles:
             handle.remove()
         own, given = seen[-2].detach(), seen[-1][:, layer.channels]
         expected.append(float((own - given).square().mean() / given.var(correction=0)))
-    assert lesson.loss.item() == pytest.approx(without.loss.item() + 3 * np.mean(expected), rel=1e-4)
-    weights = [each.players.student.module.get_parameter("features.0.weight") for each in (game, plain)]
-    losses = (lesson.loss, without.loss)
+    assert step.loss.item() == pytest.approx(without.loss.item() + 3 * np.mean(expected), rel=1e-4)
+    weights = [each.state.student.module.get_parameter("features.0.weight") for each in (run, plain)]
+    losses = (step.loss, without.loss)
     gradients = [torch.autograd.grad(loss, weight)[0] for loss, weight in zip(losses, weights, strict=True)]
     assert not torch.allclose(gradients[0], gradients[1])
 
 
-def test_the_generator_and_other_looks_are_not_paid_for_them() -> None:
-    game = build_game("auto", "student.hints=1")
-    distill(game, 2, lambda _: None)
-    assert game.hints is not None
-    game.generator_loss(game.draw_generator_batch())
-    assert game.hints.take() is None
-    update_student(game, game.draw_student_batch())
-    assert game.hints.take() is None, "the loss has taken it"
-
-
-def test_a_game_that_is_over_leaves_both_networks_without_hooks() -> None:
-    game = build_game("auto", "prior.batch_norm=0")
-    assert hooks_of(game.teacher) == hooks_of(game.players.student.module) == 2
-    assert hooks_of(game.players.student.average) == 0
-    game.close()
-    assert hooks_of(game.teacher) == hooks_of(game.players.student.module) == 0
-
-
-# ---------------------------------------------------------------------------------------------------- who has none
-
-
-def test_a_recipe_that_adapts_drops_them_and_who_asks_for_them_is_told() -> None:
-    recipe = load_recipe("auto")
-    assert recipe.student.hints > 0
-    assert fit_hints(recipe, "lenet5", num_layers=5) is recipe
-    assert fit_hints(recipe, "lenet5", num_layers=0).student.hints == 0
-    for asked in (load_recipe("auto", ["student.hints=2"]), load_recipe("dfad", ["student.hints=2"])):
-        with pytest.raises(DfadcError, match=r"student\.hints = 2 compares .* and lenet5 is not the teacher") as caught:
-            fit_hints(asked, "lenet5", num_layers=0)
-        assert caught.value.exit_code == 2
-        assert "--set student.hints=0" in caught.value.hint
+def test_a_run_that_is_over_leaves_both_networks_without_hooks() -> None:
+    run = build_run("auto", "prior.batch_norm=0")
+    assert hooks_of(run.teacher.module) == hooks_of(run.state.student.module) == 2
+    assert hooks_of(run.state.student.average) == 0
+    run.__exit__()
+    assert hooks_of(run.teacher.module) == hooks_of(run.state.student.module) == 0

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special
 
-from dfadc.distillation.losses.priors import RunningBalance, class_balance, l2, one_hot, total_variation
+from dfadc.distillation.losses.priors import class_balance, one_hot
 
 Array = npt.NDArray[np.float64]
 SHAPES = ((9, 6), (2, 3), (3, 4, 5, 2))
@@ -75,61 +75,6 @@ def test_class_balance_of_a_collapsed_batch_is_zero_and_pushes_back() -> None:
     assert gradient.isfinite().all()
     hard = torch.tensor([[1e4, -1e4]] * 2, requires_grad=True)
     assert torch.autograd.grad(class_balance(hard), hard)[0].isfinite().all()
-
-
-def numpy_mean_prediction(logits: Array) -> Array:
-    mean: Array = np.mean([special.softmax(row) for row in rows(logits)], axis=0)
-    return mean
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_running_balance_remembers_earlier_turns(shape: tuple[int, ...]) -> None:
-    running = RunningBalance(shape[1], 0.7, torch.device("cpu"))
-    mean = np.full(shape[1], 1 / shape[1])
-    for seed in range(4):
-        logits = draw(shape, 30 + seed)
-        mean = 0.7 * mean + 0.3 * numpy_mean_prediction(logits)
-        assert running(torch.from_numpy(logits)).item() == pytest.approx(np.sum(mean * np.log(mean)), rel=1e-5)
-        running.end_turn()
-
-
-def test_running_balance_balances_over_time_what_no_batch_can() -> None:
-    """Two images cannot show four classes; in turn they can, and the missing ones are asked for."""
-    running = RunningBalance(4, 0.9, torch.device("cpu"))
-    logits = 10 * torch.eye(4)[:2]
-    for _ in range(40):
-        running(logits)
-        running.end_turn()
-    wanted = (10 * torch.eye(4)[2:]).requires_grad_()
-    (gradient,) = torch.autograd.grad(running(wanted), wanted)
-    # Minimised, so a negative gradient asks for more: of its own class, which memory lacks, and less of those it has.
-    assert gradient[0, 2] < 0 < gradient[0, 0]
-
-
-def test_running_balance_goes_on_from_its_state() -> None:
-    one, other = (RunningBalance(5, 0.5, torch.device("cpu")) for _ in range(2))
-    one(torch.from_numpy(draw((6, 5), 40)))
-    one.end_turn()
-    other.load_state_dict({name: value.clone() for name, value in one.state_dict().items()})
-    logits = torch.from_numpy(draw((6, 5), 41))
-    assert torch.equal(one(logits), other(logits))
-    assert torch.equal(one.log_mean, other.log_mean)
-
-
-def test_l2_is_numpys() -> None:
-    images = draw((3, 2, 4, 5), 42)
-    assert l2(torch.from_numpy(images)).item() == pytest.approx(np.mean(images**2), rel=1e-5)
-
-
-@pytest.mark.parametrize("shape", [(2, 1, 4, 5), (3, 2, 2, 7)])
-def test_total_variation_is_numpys(shape: tuple[int, ...]) -> None:
-    images = draw(shape, 2)
-    expected = np.abs(np.diff(images, axis=2)).mean() + np.abs(np.diff(images, axis=3)).mean()
-    assert total_variation(torch.from_numpy(images)).item() == pytest.approx(expected, rel=1e-5)
-
-
-def test_total_variation_of_a_flat_image_is_zero() -> None:
-    assert total_variation(torch.full((2, 3, 5, 5), 0.7)).item() == 0.0
 
 
 @pytest.mark.parametrize("prior", [one_hot, class_balance])

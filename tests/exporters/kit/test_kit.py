@@ -115,7 +115,7 @@ def test_a_damaged_model_fails_as_verify_says(kit: Path) -> None:
     done = check(kit, "student.onnx")
     assert done.returncode == 3
     assert "verdict: FAIL" in done.stdout
-    assert "are answered otherwise than by the fp32 student" in done.stdout
+    assert "differ from the fp32 student's" in done.stdout
     assert "warning: student.onnx is not the file that was exported" in done.stderr
     verified = run_command("verify", kit / "student.onnx", "--samples", kit / "samples.npz")
     assert verified.code == 3
@@ -155,7 +155,7 @@ def test_a_damaged_kit_is_named(file: str, kit: Path) -> None:
 def test_an_unknown_model_is_wrong_usage(kit: Path) -> None:
     done = check(kit, "student.int8.onnx")
     assert done.returncode == 2
-    assert "student.int8.onnx is no model of this kit" in done.stderr
+    assert "student.int8.onnx is not a model of this kit" in done.stderr
 
 
 @pytest.mark.parametrize("arguments", [(), ("student.onnx", "student.fp16.onnx")])
@@ -177,7 +177,7 @@ def test_a_named_runtime_checks_what_it_runs(arguments: tuple[str, ...], kit: Pa
 
 
 def build_with(kit: Path, help_text: str) -> subprocess.CompletedProcess[str]:
-    """Runs build.sh with a shell program that prints a trtexec's help and writes down what it was told."""
+    """Runs build.sh with a shell program that prints a trtexec's help and writes down its arguments."""
     (kit / "help").write_text(help_text)
     trtexec = kit / "trtexec"
     trtexec.write_text('#!/bin/sh\n[ "$1" = --help ] && cat help && exit\necho "$@" >> said\n')
@@ -191,9 +191,9 @@ def build_with(kit: Path, help_text: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("banner", "found"),
     [
-        ("&&&& RUNNING TensorRT.trtexec [TensorRT v8602] # trtexec --help\n", "is of TensorRT 8,"),
-        ("&&&& RUNNING TensorRT.trtexec [TensorRT v9200] # trtexec --help\n", "is of TensorRT 9,"),
-        ("", "does not say which TensorRT it is of,"),
+        ("&&&& RUNNING TensorRT.trtexec [TensorRT v8602] # trtexec --help\n", "belongs to TensorRT 8,"),
+        ("&&&& RUNNING TensorRT.trtexec [TensorRT v9200] # trtexec --help\n", "belongs to TensorRT 9,"),
+        ("", "does not name its TensorRT release,"),
     ],
 )
 def test_a_trtexec_that_chooses_the_precision_itself_is_refused(banner: str, found: str, kit: Path) -> None:
@@ -211,7 +211,7 @@ def test_a_trtexec_that_chooses_the_precision_itself_is_refused(banner: str, fou
         ("v11.1.0.106] [b48", ("--skipInference",)),
     ],
 )
-def test_the_build_script_asks_trtexec_for_what_it_knows(version: str, flags: tuple[str, ...], kit: Path) -> None:
+def test_the_build_script_passes_the_flags_that_trtexec_has(version: str, flags: tuple[str, ...], kit: Path) -> None:
     """10 has --stronglyTyped, 11 may have it no more."""
     banner = f"&&&& RUNNING TensorRT.trtexec [TensorRT {version}] # trtexec --help"
     done = build_with(kit, "\n".join((banner, "=== Model Options ===", *flags, "")))

@@ -13,12 +13,12 @@ import pytest
 
 from dfadc.errors import DfadcError, ExportFailed, RequirementMissing, RuntimeCrashed
 from exporters.exporter import PoolUnusable
-from exporters.sessions.engines import open_session
 from exporters.sessions.isolated import IsolatedSession
-from exporters.sessions.onnx_runtime import ChunkedSession
+from exporters.sessions.open import open_session
+from exporters.sessions.session import BatchedSession
 
 
-class Double(ChunkedSession):
+class Double(BatchedSession):
     """Answers each image's sum and its double, and does on demand what native code can do."""
 
     def __init__(self, path: Path, *, batch_size: int = 4, does: str = "") -> None:

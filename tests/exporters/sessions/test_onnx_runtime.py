@@ -12,8 +12,9 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from dfadc.errors import DfadcError, RequirementMissing
-from exporters.exporter import Session
-from exporters.sessions.onnx_runtime import OnnxRuntimeSession, TorchSession, check_release
+from exporters.sessions.onnx_runtime import OnnxRuntimeSession, check_release
+from exporters.sessions.session import Session
+from exporters.sessions.torch_session import TorchSession
 from exporters.to_onnx.int8.quantise import quantise
 
 if TYPE_CHECKING:

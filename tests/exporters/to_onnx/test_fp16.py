@@ -13,12 +13,13 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from dfadc.errors import DfadcError
-from exporters.describe import describe_onnx
 from exporters.exporter import BuildSettings, ExportRequest, ExportResult
 from exporters.sessions.onnx_runtime import OnnxRuntimeSession
+from exporters.to_onnx.describe import describe_onnx
 from exporters.to_onnx.exporter import DerivedOnnxExporter
 from exporters.to_onnx.file import load_onnx
-from exporters.to_onnx.fp16 import activation_peaks, convert_to_fp16
+from exporters.to_onnx.fp16 import convert_to_fp16
+from exporters.to_onnx.ranges import measure_activations
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -186,13 +187,17 @@ def test_a_cast_of_what_is_no_float_stays(dtype: int) -> None:
     np.testing.assert_allclose(logits[:, 2] / logits[:, 1], third, rtol=1e-5)
 
 
-def test_activation_peaks_are_the_real_ones(noise: np.ndarray) -> None:
+def test_activation_ranges_are_the_real_ones(noise: np.ndarray) -> None:
     source = two_convolutions(gain=100.0)
     kernel = numpy_helper.to_array(source.graph.initializer[0])[:, :, 0, 0]
     loud = np.einsum("kc,nchw->nkhw", kernel, noise)
-    peaks = activation_peaks(source, noise)
-    assert peaks["loud"] == pytest.approx(np.abs(loud).max(), rel=1e-5)
-    assert peaks["rectified"] == pytest.approx(loud.max(), rel=1e-5)
+    assert np.abs(loud).max() > 1.01 * loud.max()  # or the two nodes could not be told apart
+    quiet = np.maximum(loud, 0).transpose(0, 2, 3, 1) @ numpy_helper.to_array(source.graph.initializer[1])[:, :, 0, 0].T
+    found = measure_activations(source, [noise[:2], noise[2:]])
+    assert found.num_images == len(noise)
+    assert found.peaks["up"] == found.peaks["relu"] == pytest.approx(np.abs(loud).max(), rel=1e-5)  # it reads it
+    assert found.peaks["down"] == pytest.approx(max(loud.max(), np.abs(quiet).max()), rel=1e-5)
+    assert found.peaks["pool"] == pytest.approx(np.abs(quiet).max(), rel=1e-5)
 
 
 def test_wrong_sources_are_refused(half: ExportResult, student_onnx: Path, tmp_path: Path) -> None:

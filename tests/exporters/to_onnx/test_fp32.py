@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from dfadc.contract import ImageContract
 from dfadc.errors import DfadcError, ExportFailed, StorageFailed
-from exporters.describe import describe_onnx
 from exporters.sessions.onnx_runtime import OnnxRuntimeSession
+from exporters.to_onnx.describe import describe_onnx
 from exporters.to_onnx.fp32 import export_onnx
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def test_the_same_student_gives_the_same_bytes(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path\n"
         f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from test_onnx_exporter import export_small, small_network\n"
+        "from test_fp32 import export_small, small_network\n"
         f"print(export_small(small_network(), Path({str(tmp_path / 'third.onnx')!r})).sha256)"
     )
     done = subprocess.run(  # noqa: S603

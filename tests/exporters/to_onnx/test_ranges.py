@@ -1,10 +1,11 @@
-"""What fp16 cannot hold is found, named and refused, although no runtime here overflows."""
+"""fp16 overflow is found, named and refused, although no runtime here overflows."""
 
 from __future__ import annotations
 
-import copy
 import json
 import shutil
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,17 +15,19 @@ from command_line import files_of, run_command
 from judged_runs import record_student
 from torch import Tensor, nn
 
+from dfadc.contract import ImageContract
 from dfadc.errors import DfadcError
 from dfadc.networks.network_file import load_network, save_network
 from dfadc.run_folder import RunFolder
 from dfadc.verification.samples import SampleSet
-from exporters.describe import describe_onnx
 from exporters.manifest import Manifest, check_unchanged
-from exporters.to_onnx.fp16 import FP16_MAX
-from exporters.to_onnx.ranges import Headroom, measure_headroom
+from exporters.to_onnx.describe import describe_onnx
+from exporters.to_onnx.file import load_onnx
+from exporters.to_onnx.fp32 import export_onnx
+from exporters.to_onnx.ranges import FP16_MAX, ActivationRanges, measure_activations
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    import onnx
 
 #: In a compact_resnet: what makes the stem's output, and who reads it.
 LOUD_NORM = "stem.1"
@@ -38,8 +41,12 @@ def run_copy(finished_run: RunFolder, tmp_path: Path) -> RunFolder:
     return RunFolder(tmp_path / "run")
 
 
-def headroom_of(run: RunFolder) -> Headroom:
-    return measure_headroom(load_network(run.student)[0], SampleSet.load(run.samples).batches(64))
+def ranges_of(run: RunFolder) -> ActivationRanges:
+    """Of the student as it is now, of which the artifacts may not be."""
+    with tempfile.TemporaryDirectory() as folder:
+        student, metadata = load_network(run.student)
+        path = export_onnx(student, Path(folder) / "student.onnx", contract=metadata.contract, metadata={}).path
+        return measure_activations(load_onnx(path), SampleSet.load(run.samples).batches(64))
 
 
 def make_loud(run: RunFolder, peak: float) -> float:
@@ -52,7 +59,7 @@ def make_loud(run: RunFolder, peak: float) -> float:
     images = torch.from_numpy(SampleSet.load(run.samples).normalised())
     with torch.no_grad():
         before = student(images)
-        gain = peak / headroom_of(run).peaks["stem.0"]
+        gain = peak / ranges_of(run).peaks["stem.0/Conv"]
         norm = student.get_submodule(LOUD_NORM)
         assert isinstance(norm, nn.BatchNorm2d)
         norm.weight.mul_(gain)
@@ -66,7 +73,7 @@ def make_loud(run: RunFolder, peak: float) -> float:
         run.student, student, architecture=metadata.architecture, stem=metadata.stem, contract=metadata.contract
     )
     record_student(run)
-    return headroom_of(run).factor
+    return ranges_of(run).headroom
 
 
 def notes_of(run: RunFolder, name: str) -> tuple[str, ...]:
@@ -75,70 +82,49 @@ def notes_of(run: RunFolder, name: str) -> tuple[str, ...]:
     return record.notes
 
 
-def test_every_layer_is_measured_as_it_is_exported() -> None:
-    """A convolution counts with the batch norm that is folded into it; what passes between them is in no artifact."""
+def export(network: nn.Module, contract: ImageContract, folder: Path) -> onnx.ModelProto:
+    path = export_onnx(network.eval(), folder / "student.onnx", contract=contract, metadata={}).path
+    return load_onnx(path)
+
+
+def test_a_folded_batch_norm_is_part_of_its_convolution(tmp_path: Path) -> None:
+    """The output of the convolution alone, 500 times as large, is in no artifact."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(inplace=True), nn.Conv2d(3, 4, 1))
+        network = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(inplace=True), nn.Conv2d(3, 4, 4))
+        network.append(nn.Flatten())
+        assert isinstance(network[0].bias, Tensor)
+        nn.init.constant_(network[0].bias, 500.0)
     norm = network[1]
     assert isinstance(norm, nn.BatchNorm2d)
-    norm.running_mean = torch.tensor([500.0, 0.0, 0.0])
-    norm.running_var = torch.full((3,), 1e-8)
-    network.eval().requires_grad_(False)
+    norm.running_mean = torch.full((3,), 500.0)
+    norm.running_var = torch.full((3,), 1e-4)
+    network.eval().requires_grad_(requires_grad=False)
     images = torch.rand(70, 2, 6, 6, generator=torch.Generator().manual_seed(1)) - 0.5
-    normed = network[1](network[0](images))
-    rectified = normed.relu()
-    found = measure_headroom(network, [images.numpy()])
-    expected = {
-        "0": float(max(images.abs().max(), normed.abs().max())),
-        "2": float(rectified.max()),  # it works in place: what went in is counted where it came from
-        "3": float(max(rectified.max(), network[3](rectified).abs().max())),
-    }
-    assert found.peaks == pytest.approx(expected, rel=1e-5)
-    assert float(normed.abs().max()) > 2 * float(rectified.max())  # or the test would not tell the two apart
-    assert (found.worst_layer, found.num_images) == ("0", 70)
-    assert found.factor == pytest.approx(FP16_MAX / expected["0"], rel=1e-5)
+    normed = norm(network[0](images))
+    found = measure_activations(export(network, ImageContract((2, 6, 6), 4), tmp_path), [images.numpy()])
+    expected = float(normed.abs().max())
+    assert float(network[0](images).abs().max()) > 2 * expected  # or the test would not tell the two apart
+    assert found.peaks["0/Conv"] == pytest.approx(expected, rel=1e-3)
+    assert (found.worst_node, found.num_images) == ("0/Conv", 70)
+    assert found.headroom == pytest.approx(FP16_MAX / expected, rel=1e-3)
 
 
-def test_a_convolution_without_a_batch_norm_counts_itself() -> None:
-    network = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.BatchNorm2d(1), nn.Conv2d(1, 1, 1)).eval()
-    with torch.no_grad():
-        for layer, weight in ((network[0], -300.0), (network[3], 7000.0)):
-            assert isinstance(layer, nn.Conv2d)
-            layer.weight.fill_(weight)
-            assert layer.bias is not None
-            layer.bias.zero_()
-    images = np.array([2.0, -1.0], np.float32).reshape(2, 1, 1, 1)
-    found = measure_headroom(network, [images])
-    assert found.peaks == pytest.approx({"0": 600, "1": 600, "2": 300, "3": 2.1e6}, rel=1e-3)
-    assert str(found).startswith("warning: fp16 headroom 0.0312x: activations reach 2,09")
-
-
-def test_hooks_leave_the_student_as_it_was(student: nn.Module, images: np.ndarray) -> None:
-    before = copy.deepcopy(student.state_dict())
-    found = measure_headroom(student, [images])
-    peaks = dict(found.peaks)
-    with torch.no_grad():
-        student(torch.from_numpy(1e6 * images))
-    assert found.peaks == peaks  # nobody listens any more
-    assert all(torch.equal(before[name], value) for name, value in student.state_dict().items())
-    assert "features.0.0" in found.peaks
-    assert not found.is_small
-
-
-def test_not_a_number_has_no_headroom() -> None:
+def test_not_a_number_has_no_headroom(tmp_path: Path) -> None:
+    model = export(nn.Sequential(nn.Conv2d(1, 2, 4), nn.Flatten()), ImageContract((1, 4, 4), 2), tmp_path)
     images = np.zeros((2, 1, 4, 4), np.float32)
+    assert not measure_activations(model, [images]).is_headroom_small
     images[1, 0, 0, 0] = np.nan
-    found = measure_headroom(nn.Sequential(nn.Conv2d(1, 1, 1)).eval(), [images])
-    assert found.factor == 0
-    assert found.is_small
-    with pytest.raises(DfadcError, match="no samples to measure"):
-        measure_headroom(nn.Sequential(nn.Conv2d(1, 1, 1)).eval(), [])
+    found = measure_activations(model, [images])
+    assert found.headroom == 0
+    assert found.is_headroom_small
+    with pytest.raises(DfadcError, match="no images to measure"):
+        measure_activations(model, [])
 
 
 def test_the_headroom_is_told_once_and_recorded_with_every_fp16_artifact(run_copy: RunFolder) -> None:
     pytest.importorskip("openvino", reason="pip install openvino")
-    expected = str(headroom_of(run_copy))
+    expected = str(ranges_of(run_copy))
     outcome = run_command("export", run_copy.path, "-e", "onnx:fp16", "-e", "openvino:fp16", "-e", "openvino")
     assert outcome.code == 0, outcome.err
     assert [line.strip() for line in outcome.err.splitlines() if "fp16 headroom" in line] == [expected]
@@ -160,7 +146,10 @@ def test_a_small_headroom_is_a_warning(run_copy: RunFolder) -> None:
         assert outcome.code == 0, outcome.err
         warnings = [line for line in outcome.err.splitlines() if "warning" in line]
         assert len(warnings) == 1
-        assert "fp16 headroom 1.4x: activations reach 46,789 (stem.0) on 192 verification samples" in warnings[0]
+        assert (
+            "fp16 headroom 1.4x: activations reach 46,789 (network.stem.0/Conv) on 192 verification samples"
+            in warnings[0]
+        )
     assert describe_onnx(run_copy.artifacts / "student.fp16.onnx")["metadata"]["dfadc.input"].startswith("pixels")
 
 

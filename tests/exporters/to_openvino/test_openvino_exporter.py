@@ -11,10 +11,11 @@ from command_line import files_of
 
 from dfadc.errors import DfadcError, ExportFailed, RequirementMissing, StorageFailed
 from dfadc.verification.agreement import compare
-from exporters.exporter import BuildSettings, ExportRequest, ExportResult, Session
-from exporters.kit.device_sessions import OpenVinoOnnxSession
+from exporters.exporter import BuildSettings, ExportRequest, ExportResult
 from exporters.sessions import openvino_core
-from exporters.sessions.engines import OpenVinoSession, open_session
+from exporters.sessions.open import open_session
+from exporters.sessions.openvino_session import OpenVinoSession
+from exporters.sessions.session import Session
 from exporters.to_onnx.exporter import DerivedOnnxExporter
 from exporters.to_openvino.exporter import OpenVinoExporter
 
@@ -83,7 +84,7 @@ def test_a_cpu_that_saturates_computes_int8_in_fp32(
         reference = onnx_runtime.run(images)
     for wrong in (False, True):
         monkeypatch.setattr(openvino_core, "saturates", lambda wrong=wrong: wrong)
-        for session in (OpenVinoSession(path, threads=1), OpenVinoOnnxSession(source, threads=1)):
+        for session in (OpenVinoSession(path, threads=1), OpenVinoSession(source, threads=1)):
             with session:
                 assert session.remark == (openvino_core.REMARK if wrong and "int8" in text else "")
                 facts = [n.get_rt_info() for n in session._compiled.get_runtime_model().get_ops()]  # noqa: SLF001
@@ -129,7 +130,7 @@ def test_openvino_needs_no_torch(student_onnx: Path, tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "import numpy as np; from pathlib import Path; from exporters.exporter import *\n"
-        "from exporters.registry import get_exporter; from exporters.sessions.engines import open_session\n"
+        "from exporters.registry import get_exporter; from exporters.sessions.open import open_session\n"
         f"source, target = Path({str(student_onnx)!r}), Path({str(tmp_path / 'student.openvino.xml')!r})\n"
         "get_exporter('openvino').export(source, target, ExportRequest('openvino'), BuildSettings())\n"
         "print(open_session(target, threads=1).run(np.zeros((2, 3, 32, 32), np.float32)).shape)"
@@ -163,9 +164,9 @@ def test_a_signal_after_sessions_that_ended_in_any_order_is_heard(student_onnx: 
     program = (
         "import faulthandler, os, signal, sys\n"
         "from pathlib import Path\n"
-        "from exporters.kit.device_sessions import OpenVinoOnnxSession\n"
+        "from exporters.sessions.openvino_session import OpenVinoSession\n"
         "faulthandler.enable()\n"
-        "first, second = (OpenVinoOnnxSession(Path(sys.argv[1]), threads=1) for _ in range(2))\n"
+        "first, second = (OpenVinoSession(Path(sys.argv[1]), threads=1) for _ in range(2))\n"
         "del first\n"
         "del second\n"
         "signal.signal(signal.SIGTERM, lambda *_: print('heard'))\n"

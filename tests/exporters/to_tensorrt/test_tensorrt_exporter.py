@@ -14,9 +14,10 @@ from onnx import TensorProto, helper
 
 from dfadc.errors import DfadcError, ExportFailed, RequirementMissing, StorageFailed
 from exporters.exporter import BatchProfile, BuildSettings, ExportRequest, ExportResult, Precision
+from exporters.sessions.tensorrt_session import TENSORRT, Backend, sidecar_path
 from exporters.to_onnx.exporter import DerivedOnnxExporter
-from exporters.to_tensorrt.api import TENSORRT, Backend, TensorRtApi
-from exporters.to_tensorrt.exporter import TensorRtExporter, effective_precision, sidecar_path, tensorrt_rtx
+from exporters.to_tensorrt.api import TensorRtApi
+from exporters.to_tensorrt.exporter import TensorRtExporter, effective_precision, tensorrt_rtx
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,7 +13,7 @@ from dfadc.pipeline.export import export_student
 from dfadc.run_folder import RunFolder
 from exporters.exporter import BatchProfile, BuildSettings, ExportRequest, ExportResult
 from exporters.manifest import Manifest, check_unchanged
-from exporters.sessions.engines import read_sidecar
+from exporters.sessions.tensorrt_session import read_sidecar
 from exporters.to_onnx.exporter import DerivedOnnxExporter
 from exporters.to_tensorrt.exporter import tensorrt_rtx
 

@@ -12,14 +12,15 @@ from torch import nn
 
 from dfadc.errors import DfadcError, ExportFailed
 from dfadc.verification.agreement import compare
-from exporters.describe import describe_onnx
 from exporters.exporter import BuildSettings, ExportRequest, ExportResult
 from exporters.registry import get_exporter
-from exporters.sessions.engines import open_session
+from exporters.sessions.open import open_session
+from exporters.to_onnx.describe import describe_onnx
 from exporters.to_onnx.exporter import DerivedOnnxExporter
 from exporters.to_onnx.file import load_onnx
 from exporters.to_onnx.fp32 import export_onnx
-from exporters.to_onnx.int8.quantise import check_census, quantise
+from exporters.to_onnx.int8.presets import check_preset
+from exporters.to_onnx.int8.quantise import quantise
 from exporters.to_onnx.int8.sensitivity import distance
 from exporters.to_onnx.int8.sensitivity import logits_of as logits_of_model
 
@@ -83,21 +84,21 @@ def test_the_same_images_give_the_same_bytes(shallow_onnx: Path, images: np.ndar
     assert first.sha256 == second.sha256
 
 
-def test_portable_is_portable_and_the_census_sees_what_is_not(shallow_onnx: Path, images: np.ndarray) -> None:
+def test_portable_is_portable_and_the_check_finds_what_is_not(shallow_onnx: Path, images: np.ndarray) -> None:
     source = load_onnx(shallow_onnx)
     portable = quantise(source, images, preset="portable", calibrator="minmax").model
-    check_census(portable, "portable")
+    check_preset(portable, "portable")
     faster = quantise(source, images, preset="ort-cpu", calibrator="minmax").model
     with pytest.raises(ExportFailed, match="TensorRT does not parse"):
-        check_census(faster, "portable")
+        check_preset(faster, "portable")
     shifted = onnx.ModelProto()
     shifted.CopyFrom(portable)
     zero_point = next(tensor for tensor in shifted.graph.initializer if tensor.name.endswith("_zero_point"))
     zero_point.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(zero_point) + np.int8(1), zero_point.name))
     with pytest.raises(ExportFailed, match="zero point other than 0"):
-        check_census(shifted, "portable")
+        check_preset(shifted, "portable")
     with pytest.raises(ExportFailed, match="nothing was quantised"):
-        check_census(source, "portable")
+        check_preset(source, "portable")
 
 
 def test_auto_takes_the_calibrator_nearest_to_fp32(shallow_onnx: Path, images: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""INT8 that loses agreement: the layer to blame is named, and kept in fp32 on demand."""
+"""INT8 that loses agreement: the responsible layer is named, and kept in fp32 on demand."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from torch import nn
 
 from dfadc.verification.agreement import compare
 from exporters.exporter import BuildSettings, ExportRequest, ExportResult
-from exporters.sessions.engines import open_session
+from exporters.sessions.open import open_session
 from exporters.to_onnx.exporter import DerivedOnnxExporter
 from exporters.to_onnx.file import load_onnx
 from exporters.to_onnx.fp32 import export_onnx
-from exporters.to_onnx.int8.fp32_fallback import in_fp32
-from exporters.to_onnx.int8.quantise import check_census, quantise
+from exporters.to_onnx.int8.calibration import CALIBRATORS, calibrate
+from exporters.to_onnx.int8.presets import PRESETS, check_preset
+from exporters.to_onnx.int8.quantise import quantise
+from exporters.to_onnx.int8.quantiser import Quantiser
 from exporters.to_onnx.int8.sensitivity import RANKING_PHASE, logits_of, rank_layers, recover
 
 if TYPE_CHECKING:
@@ -74,6 +76,10 @@ def harmless(contract: ImageContract, pool: np.ndarray, tmp_path_factory: pytest
     return load_onnx(export(tmp_path_factory.mktemp("harmless") / "student.onnx", contract, pool, outlier=1.0))
 
 
+def quantiser_of(source: onnx.ModelProto, pool: np.ndarray, preset: str = "portable") -> Quantiser:
+    return Quantiser(source, calibrate(source, pool[::2], CALIBRATORS["minmax"]), PRESETS[preset])
+
+
 def build(source: Path, target: Path, pool: np.ndarray, *keep_fp32: str) -> tuple[str, ...]:
     settings = BuildSettings(calibration=pool, calibrator="minmax", keep_fp32=keep_fp32)
     result = DerivedOnnxExporter().export(source, target, INT8, settings)
@@ -111,7 +117,7 @@ def test_auto_keeps_it_and_nothing_else(outlier_onnx: Path, pool: np.ndarray, tm
     assert f"kept in fp32: {VICTIM}" in notes
     assert any(note.startswith("agreement before layers were kept: ") for note in notes)
     model = load_onnx(target)
-    check_census(model, "portable")
+    check_preset(model, "portable")
     weights = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     assert weights["3.weight"] == TensorProto.FLOAT
     assert "3.weight_quantized" not in weights
@@ -130,23 +136,79 @@ def test_a_harmless_network_keeps_nothing(harmless: onnx.ModelProto, pool: np.nd
 @pytest.mark.parametrize("preset", ["portable", "ort-cpu"])
 def test_every_layer_in_fp32_is_the_fp32_graph(preset: str, harmless: onnx.ModelProto, pool: np.ndarray) -> None:
     """Its biases, too, and the ReLUs that ort-cpu had made the lower ends of ranges."""
-    int8 = quantise(harmless, pool, preset=preset, calibrator="minmax").model
-    whole = in_fp32(int8, harmless, [node.name for node in harmless.graph.node])
+    quantiser = quantiser_of(harmless, pool, preset)
+    whole = quantiser.quantise(quantiser.layers)
     onnx.checker.check_model(whole, full_check=True)
     assert {node.op_type for node in whole.graph.node} == {node.op_type for node in harmless.graph.node}
     reference = logits_of(harmless, pool)
     np.testing.assert_allclose(logits_of(whole, pool), reference, atol=1e-5)
-    assert compare(logits_of(int8, pool), reference).sqnr_db < 60
+    assert compare(logits_of(quantiser.quantise(), pool), reference).sqnr_db < 60
+
+
+@pytest.mark.parametrize("preset", ["portable", "ort-cpu"])
+def test_a_layer_in_fp32_reads_unrounded_activations(preset: str, harmless: onnx.ModelProto, pool: np.ndarray) -> None:
+    """ONNX Runtime gives an excluded node the rounded activation where the layer before it is quantised."""
+    model = quantiser_of(harmless, pool, preset).quantise([VICTIM])
+    producers = {name: node for node in model.graph.node for name in node.output}
+    (victim,) = [node for node in model.graph.node if node.name == VICTIM]
+    relu = producers[victim.input[0]]
+    assert relu.op_type == "Relu"
+    assert producers[relu.input[0]].op_type == "Conv"
+    assert not producers.keys() & set(victim.input[1:])
+    others = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm") and node is not victim]
+    assert len(others) == 3
+    assert all(producers[name].op_type == "DequantizeLinear" for node in others for name in node.input[:2])
+
+
+@pytest.mark.parametrize("preset", ["portable", "ort-cpu"])
+@pytest.mark.parametrize("layers", [(), (VICTIM,), ("0/Conv", "10/Gemm")])
+def test_a_preview_computes_the_same_graph(
+    layers: tuple[str, ...], preset: str, harmless: onnx.ModelProto, pool: np.ndarray
+) -> None:
+    quantiser = quantiser_of(harmless, pool, preset)
+    assert set(layers) <= set(quantiser.layers)
+    model = quantiser.quantise(layers)
+    np.testing.assert_array_equal(logits_of(quantiser.preview(layers), pool), logits_of(model, pool))
+    if layers:
+        assert not np.array_equal(logits_of(quantiser.preview(), pool), logits_of(model, pool))
+
+
+class Branches(nn.Module):
+    """Two convolutions that read one activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=4)
+        self.left, self.right = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = torch.relu(self.stem(images))
+        logits: torch.Tensor = self.head((self.left(features) + self.right(features)).mean((2, 3)))
+        return logits
+
+
+@pytest.mark.parametrize("preset", ["portable", "ort-cpu"])
+def test_only_the_layer_in_fp32_bypasses_rounding(
+    preset: str, contract: ImageContract, pool: np.ndarray, tmp_path: Path
+) -> None:
+    path = export_onnx(Branches().eval(), tmp_path / "student.onnx", contract=contract, metadata={}).path
+    model = quantiser_of(load_onnx(path), pool, preset).quantise(["left/Conv"])
+    onnx.checker.check_model(model, full_check=True)
+    producers = {name: node for node in model.graph.node for name in node.output}
+    readers = {node.name: producers[node.input[0]].op_type for node in model.graph.node if node.op_type == "Conv"}
+    assert readers["left/Conv"] == "Relu"
+    assert readers["right/Conv"] == readers["stem/Conv"] == "DequantizeLinear"
 
 
 @pytest.mark.parametrize("preset", ["portable", "ort-cpu"])
 def test_each_layer_back_in_fp32_brings_the_answers_nearer(
     preset: str, harmless: onnx.ModelProto, pool: np.ndarray
 ) -> None:
-    int8 = quantise(harmless, pool, preset=preset, calibrator="minmax").model
+    quantiser = quantiser_of(harmless, pool, preset)
     reference = logits_of(harmless, pool)
-    before = compare(logits_of(int8, pool), reference).sqnr_db
-    ranking = rank_layers(int8, harmless, pool, reference)
+    before = compare(logits_of(quantiser.quantise(), pool), reference).sqnr_db
+    ranking = rank_layers(quantiser, pool, reference)
     assert len(ranking) == 4
     assert all(layer.alone_in_fp32.sqnr_db > before - 1 for layer in ranking)
     assert [layer.alone_in_fp32.kl for layer in ranking] == sorted(layer.alone_in_fp32.kl for layer in ranking)
@@ -157,11 +219,11 @@ def test_no_more_than_a_few_layers_are_kept(
 ) -> None:
     """Where no number of layers is enough, INT8 must not turn into fp32 one by one."""
     monkeypatch.setattr("exporters.to_onnx.int8.sensitivity.LEAST_AGREEMENT", 1.1)
-    int8 = quantise(harmless, pool, calibrator="minmax").model
+    quantiser = quantiser_of(harmless, pool)
     reference = logits_of(harmless, pool)
-    ranking = rank_layers(int8, harmless, pool, reference)
+    ranking = rank_layers(quantiser, pool, reference)
     assert len(ranking) == 4
-    assert len(recover(int8, harmless, pool, reference, ranking=ranking).kept) == 2
+    assert len(recover(quantiser, pool, reference, ranking=ranking).kept) == 2
 
 
 def test_both_engines_take_a_graph_with_layers_in_fp32(outlier_onnx: Path, pool: np.ndarray, tmp_path: Path) -> None:

@@ -1,0 +1,133 @@
+"""Runs and judges the networks of a verification, each also against itself in a baseline. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from dfadc.errors import DfadcError, OutOfMemory, RequirementMissing, RuntimeCrashed, RuntimeRefused, memory_errors
+from dfadc.pipeline.inference import Correctness, NetworkOutputs, VerificationInputs, run_artifact
+from dfadc.verification.checks import remark_checks
+from dfadc.verification.gate import STUDENT
+from dfadc.verification.judge import (
+    ArtifactFile,
+    ArtifactResult,
+    StudentResult,
+    artifact_failed,
+    artifact_not_run,
+    verify_artifact,
+    verify_student,
+)
+from dfadc.verification.pixel_scores import PixelCounts, PixelScores
+from dfadc.verification.rates import Accuracy
+from dfadc.verification.regression import (
+    BaselineComparison,
+    baseline_checks,
+    compare_with_baseline,
+    describe_baseline,
+    unseen_drops,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from dfadc.verification.checks import Check
+    from dfadc.verification.pixel_agreement import MeasuredAccuracy
+    from dfadc.verification.thresholds import Thresholds
+
+LESS_MEMORY = "free some; a run with a lower verify.num_samples needs less here"
+
+
+@dataclass
+class NetworkJudge:
+    """Runs networks and judges their outputs.
+
+    Args:
+        inputs: images that the networks run on.
+        thresholds: the gates' limits.
+        expected: networks of the baseline that must run.
+        same_student: the samples hold the outputs of the artifacts' own fp32 student.
+        notes: remarks for the report.
+    """
+
+    inputs: VerificationInputs
+    thresholds: Thresholds
+    expected: tuple[str, ...] = ()
+    same_student: bool = True
+    notes: list[str] = field(default_factory=list)
+    _compared: dict[str, BaselineComparison | None] = field(default_factory=dict)
+
+    def student(self, outputs: NetworkOutputs) -> StudentResult:
+        """Judges the fp32 student."""
+        accuracy = None if outputs.correct is None else measured_accuracy(outputs.correct)
+        extras = self._baseline_checks(STUDENT, outputs)
+        return verify_student(self.inputs.samples, self.thresholds, accuracy=accuracy, extras=extras)
+
+    def artifact(self, file: ArtifactFile, path: Path, *, is_intact: bool = False) -> ArtifactResult:
+        """Runs and judges an artifact; one that cannot run here is NOT RUN, one that crashes its runtime fails.
+
+        Args:
+            file: name, precision and size for the report.
+            path: of the artifact.
+            is_intact: its bytes are those that were exported, so that any other error is its failure to run.
+        """
+        try:
+            with memory_errors(LESS_MEMORY):
+                outputs = run_artifact(path, self.inputs)
+        except OutOfMemory:
+            raise
+        except (RequirementMissing, RuntimeRefused) as exc:
+            return artifact_not_run(file, exc.message)
+        except DfadcError as exc:
+            if not (is_intact or isinstance(exc, RuntimeCrashed)):
+                raise
+            return artifact_failed(file, exc.message)
+        return verify_artifact(
+            file,
+            outputs.outputs,
+            samples=self.inputs.samples,
+            thresholds=self.thresholds,
+            accuracy=None if outputs.correct is None else measured_accuracy(outputs.correct),
+            extras=(*remark_checks(outputs.remark), *self._baseline_checks(file.name, outputs)),
+            same_student=self.same_student,
+        )
+
+    def missing(self) -> list[str]:
+        """Networks of the baseline that had to run and did not."""
+        return [name for name in self.expected if name not in self._compared]
+
+    def additions(self) -> dict[str, Any]:
+        """The report's ``baseline`` and ``notes``."""
+        baseline, max_drop = self.inputs.baseline, self.thresholds.max_baseline_drop
+        if baseline is None:
+            return {"baseline": None, "notes": self.notes}
+        described = describe_baseline(baseline, self._compared, max_drop=max_drop)
+        missing = [f"the baseline holds {name}, which did not run" for name in self.missing()]
+        unseen = unseen_drops(baseline, max_drop, with_labels=self.inputs.data is not None)
+        return {
+            "baseline": {**described, "missing": self.missing()},
+            "notes": [*self.notes, *missing, *unseen, *self._unpaired_labels()],
+        }
+
+    def _unpaired_labels(self) -> list[str]:
+        """Remark that accuracy was not compared with the baseline, if only one side has labels."""
+        baseline, data = self.inputs.baseline, self.inputs.data
+        if baseline is None or (baseline.labelled is None) == (data is None):
+            return []
+        if data is None:
+            return ["the baseline has labelled results: pass --data to compare the accuracy with them"]
+        return ["the baseline was made without --data: the accuracy is not compared with it"]
+
+    def _baseline_checks(self, name: str, outputs: NetworkOutputs) -> tuple[Check, ...]:
+        baseline = self.inputs.baseline
+        if baseline is None or outputs.baseline_classes is None:
+            return ()
+        assert not isinstance(outputs.correct, PixelCounts), "no dense baselines"  # noqa: S101
+        compared = compare_with_baseline(baseline, name, classes=outputs.baseline_classes, correct=outputs.correct)
+        self._compared[name] = compared
+        return baseline_checks(compared, self.thresholds.max_baseline_drop)
+
+
+def measured_accuracy(correct: Correctness) -> MeasuredAccuracy:
+    """Accuracy with its interval."""
+    return PixelScores.of(correct) if isinstance(correct, PixelCounts) else Accuracy.of(correct)
