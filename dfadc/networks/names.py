@@ -62,7 +62,7 @@ class Architecture:
 
 
 def training_only_prefixes(canonical: str) -> tuple[str, ...]:
-    """Where torchvision keeps classifiers that only training uses; they are not built, and their weights left out."""
+    """Prefixes of torchvision's auxiliary classifiers, which only training uses; they are not built."""
     known = {"torchvision:googlenet": ("aux1.", "aux2."), "torchvision:inception_v3": ("AuxLogits.",)}
     library, _, name = canonical.partition(":")
     if library == "torchvision" and name in torchvision_segmenters():
@@ -179,7 +179,7 @@ def _construct_on_meta(resolved: ArchitectureName, contract: ImageContract) -> n
 
 
 def documented_contract(name: str) -> ContractFields:
-    """What the architecture's library documents of its own pretrained weights; nothing is downloaded.
+    """Contract that the architecture's library documents for its own pretrained weights; nothing is downloaded.
 
     Empty for our networks, factories, and torchvision networks without weights.
     """

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dfadc.contract import ImageContract
 from dfadc.errors import DfadcError
 from dfadc.networks.adaptation import adapt, random_images
+from dfadc.networks.architecture_name import split_arguments
 from dfadc.networks.logits import unwrap
 from dfadc.networks.names import build_architecture, resolve_architecture
 from dfadc.networks.state_dict import load_strictly_
@@ -36,7 +37,7 @@ _RESERVED = (SCHEMA_KEY, ARCHITECTURE_KEY, STEM_KEY, CONTRACT_KEY)
 
 @dataclass(frozen=True, slots=True)
 class NetworkMetadata:
-    """What a network file says of itself.
+    """Metadata of a network file.
 
     Args:
         architecture: canonical name that builds the network.
@@ -151,14 +152,15 @@ def refuse_factory_from_file(
     Args:
         architecture: as the file names it.
         path: of the file.
-        allowed: factories that the user named.
+        allowed: factories that the user named, with their arguments or without.
         flag: of the command line that names one.
 
     Raises:
         DfadcError: the architecture is a ``module:factory`` that the user did not name.
     """
     library, colon, _ = architecture.partition(":")
-    if colon and library not in ("torchvision", "timm", "smp") and architecture not in allowed:
+    is_allowed = architecture in allowed or split_arguments(architecture)[0] in allowed
+    if colon and library not in ("torchvision", "timm", "smp") and not is_allowed:
         raise DfadcError(
             f"{path} names {architecture!r} as its architecture, which would import code",
             f"if you trust that code, name it yourself: {flag} {architecture}",

@@ -1,28 +1,20 @@
-"""State dicts: finding one in a checkpoint, and loading it strictly, saying what does not fit."""
+"""State dicts: wrapper prefixes, and strict loading that names each misfit."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
 from dfadc.errors import DfadcError
 
-#: Keys under which training scripts store the weights, the strongest first.
-CHECKPOINT_KEYS = ("model", "state_dict", "model_state_dict", "net", "teacher", "ema")
-#: What DataParallel and torch.compile put before every key.
-WRAPPER_PREFIXES = ("module.", "_orig_mod.")
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor, nn
+
+#: Prefixes that DataParallel, torch.compile and FSDP put before every key.
+WRAPPER_PREFIXES = ("module.", "_orig_mod.", "_fsdp_wrapped_module.")
 _SHOWN = 3
-
-
-def is_state_dict(value: object) -> bool:
-    """Whether this maps names to tensors, and nothing else."""
-    return (
-        isinstance(value, Mapping)
-        and bool(value)
-        and all(isinstance(key, str) and isinstance(entry, Tensor) for key, entry in value.items())
-    )
 
 
 def strip_wrapper_prefixes(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

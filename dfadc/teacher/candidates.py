@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-#: How far a network's parameters may lie from the documented number before its exact shapes are compared:
+#: Largest difference between a network's parameters and the documented number at which exact shapes are compared;
 #: another stem and other channels move them by less.
 _TOLERANCE = 0.03
 _TOLERANCE_PARAMETERS = 25_000

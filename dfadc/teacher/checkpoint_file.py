@@ -84,6 +84,7 @@ def _torch_load(path: Path, kind: FileKind, *, pickle_module: Any, trust: bool) 
     # ends in .safetensors for such a file, whatever it holds: then it gets the open file instead.
     by_path = kind is FileKind.CHECKPOINT and path.suffix != ".safetensors"
     settings: dict[str, Any] = {"map_location": "cpu", "weights_only": False, "pickle_module": pickle_module}
+    settings["encoding"] = "latin1"  # of texts and arrays that Python 2 pickled; Python 3 writes UTF-8 whatever is said
     try:
         with warnings.catch_warnings():
             # torch on old formats, Python on tar files without a filter.

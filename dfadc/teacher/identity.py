@@ -138,7 +138,7 @@ def _first_fit(name: str, views: list[View], options: Choices) -> tuple[View, Ma
 
 
 def _misfit(resolved: ArchitectureName, views: list[View], options: Choices, source: str) -> Identity:
-    """What the weights tell of a network that they do not fit: the strict load will say why."""
+    """Channels and classes of weights that do not fit a named network; the strict load names the differences."""
     stem = options.stem or "default"
     reference = reference_network(resolved.canonical, stem=stem, input_size=options.input_size)
     expected = reference.state_dict().keys()

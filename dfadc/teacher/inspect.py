@@ -1,4 +1,4 @@
-"""What a teacher file is, as far as it can be told without running any code of it."""
+"""Description of a teacher file, made without running any code of it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _SHOWN = 6
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """A value that could not be told, and why."""
+    """Stand-in for a value that is not known, with the reason."""
 
     reason: str
 
@@ -43,14 +43,14 @@ class Unknown:
 
 @dataclass(frozen=True, slots=True)
 class TeacherReport:
-    """Everything that ``dfadc inspect`` shows of a teacher file.
+    """Description of a teacher file, as ``dfadc inspect`` shows it.
 
     Args:
         path: the file.
         kind: by bytes.
         size_bytes: of the file.
         sha256: of the file's bytes.
-        safety: whether loading it runs code.
+        safety: risk of loading it.
         foreign_globals: classes and functions in its pickle that became inert records.
         architecture: canonical name or class.
         stem: of the network.
@@ -59,8 +59,8 @@ class TeacherReport:
         norm_layers: all normalisation layers.
         contract: field -> value.
         contract_sources: field -> where its value came from.
-        outputs: what a dry run on random images told.
-        notes: what was decided or looks odd.
+        outputs: result of a dry run on random images.
+        notes: decisions and oddities.
         weights: names and shapes of the weights, where no network was found for them.
         problem: why the file is no teacher as it is; None where it is one, or a kind that is not opened untrusted.
         hint: remedy for the problem.
@@ -86,7 +86,7 @@ class TeacherReport:
     hint: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; what is unknown reads ``unknown, because …``."""
+        """Plain JSON values; an unknown one reads ``unknown, because …``."""
         layers = self.norm_layers
         return {
             "path": str(self.path),
@@ -160,7 +160,7 @@ def inspect_teacher(
 
 
 def _inspect_planned(plan: TeacherPlan, basis: TeacherReport, architecture: str | None) -> TeacherReport:
-    """Fills in what the network itself tells, as far as it can be built."""
+    """Completes the description with layers, FLOPs and outputs, as far as the network can be built."""
     report = replace(
         basis,
         architecture=plan.architecture,
@@ -196,7 +196,7 @@ def _inspect_planned(plan: TeacherPlan, basis: TeacherReport, architecture: str 
 
 
 def _reason(exc: DfadcError, architecture: str | None) -> str:
-    """Why something is unknown. What the code of a factory raises that the user named is raised."""
+    """Reason for an unknown value; an error in the code of a factory that the user named is raised."""
     is_factory = architecture is not None and resolve_architecture(architecture).library == "factory"
     if is_factory and isinstance(exc, UserCodeFailed):
         raise exc

@@ -46,7 +46,7 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Teacher:
-    """A trained network that will not change any more.
+    """Frozen trained network with its contract.
 
     Args:
         module: images (N, C, H, W), normalised -> logits (N, K) or (N, K, H, W); on the CPU, in eval mode, without
@@ -61,8 +61,8 @@ class Teacher:
         path: of the file.
         requested_architecture: what the caller named, to load the file again the same way; None where nothing.
         requested_weights: weights that the caller chose among several; None where it did not.
-        notes: what was decided while loading, for the user.
-        warnings: what looks odd but may be right.
+        notes: decisions while loading, for the user.
+        warnings: oddities that may be right.
         placement: device and number format of :meth:`logits`.
     """
 

@@ -1,4 +1,4 @@
-"""Recognising an architecture by the names and shapes of its weights."""
+"""Matching of weights with architectures by names and shapes."""
 
 from __future__ import annotations
 

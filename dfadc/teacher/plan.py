@@ -37,7 +37,7 @@ _DOCUMENTING = ("torchvision:", "timm:")
 
 @dataclass(frozen=True, slots=True)
 class TeacherPlan:
-    """How a teacher is to be built, as far as it is known.
+    """Plan of a teacher: architecture, stem and contract, possibly with gaps.
 
     Args:
         architecture: canonical name, or the class of a whole module.
@@ -46,8 +46,8 @@ class TeacherPlan:
         sources: field -> where its value came from.
         identity: the network and its weights.
         path: of the file.
-        notes: what was decided, for the user.
-        tried: the sources that were asked.
+        notes: decisions, for the user.
+        tried: sources that were looked at, for the error of a missing size.
         requested: architecture that the user named.
     """
 
@@ -70,14 +70,14 @@ class TeacherPlan:
         """The input size.
 
         Raises:
-            DfadcError: nobody knows it; the message says who was asked.
+            DfadcError: no source states it; the message lists the sources.
         """
         if self.fields.input_size is not None:
             return self.fields.input_size
         found = commands(likely_sizes(self.identity), self.path, self.requested)
         paste = f"one of these: {', '.join(found)}" if found else "--input-size CxHxW, e.g. --input-size 3x32x32"
         raise DfadcError(
-            f"the input size of the teacher is unknown; asked were: {', '.join(self.tried)}",
+            f"the input size of the teacher is unknown; looked at: {', '.join(self.tried)}",
             f"pass {paste}; or write it into a teacher.toml beside it (`dfadc inspect {self.path} --write-sidecar`)",
         )
 
@@ -167,7 +167,7 @@ def freeze_(module: nn.Module) -> nn.Module:
 
 
 def _documented_size(identity: Identity) -> str:
-    """What the library says of sizes, for the error that nobody knows this one."""
+    """Documented input size of the architecture, for the error that no source states one."""
     if not identity.architecture.startswith(_DOCUMENTING):
         return f"documentation of {identity.architecture} (none)"
     documented = documented_contract(identity.architecture)
@@ -181,7 +181,7 @@ def _documented_size(identity: Identity) -> str:
 
 
 def _documented(identity: Identity, *, has_pixels: bool) -> tuple[str, ContractFields]:
-    """What the library documents of this architecture, as far as it applies to these weights.
+    """Documented contract of the architecture, as far as it applies to these weights.
 
     Size and class names belong to the documented weights alone; mean and std are assumed for any image with three
     channels, and the source says so.
@@ -204,7 +204,7 @@ def _documented(identity: Identity, *, has_pixels: bool) -> tuple[str, ContractF
 
 
 def _may_have_small_stem(identity: Identity, resolved: ContractFields) -> bool:
-    """Whether the network may have been trained with fewer strides than the default stem has."""
+    """True where the network may have been trained with fewer strides than the default stem has."""
     size = resolved.input_size
     is_small = size is not None and max(size[1:]) <= SMALL_SIDE
     has_strides = identity.side is None and identity.architecture.startswith(_DOCUMENTING)

@@ -89,6 +89,8 @@ def joined_views_of(tensors: Mapping[str, Tensor]) -> Iterator[View]:
         left_out = tuple(key for key in view.tensors if not key.startswith(inner) and key not in rest)
         for head in _HEADS:
             head_weights = {f"{head}{key.removeprefix(root)}": each for key, each in rest.items()}
+            if backbone.keys() & head_weights.keys():
+                continue
             note = f"{inner}* and {root}.* taken for one network, whose classifier is {head}"
             yield View(backbone | head_weights, view.prefix, (*view.dropped, *left_out), note)
 

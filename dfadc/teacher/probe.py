@@ -1,4 +1,4 @@
-"""One small batch through a teacher before anything is built on it."""
+"""Dry run of a teacher on one small batch: classes, task, gradient, and outputs that look wrong."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ _CONSTANT_TOLERANCE = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class DryRun:
-    """What the batch told.
+    """Result of the dry run.
 
     Args:
         module: the network, adapted to how it is called here, and wrapped where its logits had to be unwrapped.
         num_classes: K.
         task: by the shape of the logits.
-        warnings: what was adapted, or looks odd but may be right.
+        warnings: adaptations, and oddities that may be right.
     """
 
     module: nn.Module

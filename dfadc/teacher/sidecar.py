@@ -1,4 +1,4 @@
-"""What the files say of a teacher: metadata inside, and a sidecar ``teacher.toml`` beside it."""
+"""Statements of files about a teacher: metadata inside it, and a sidecar ``teacher.toml`` beside it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """What one file says of a teacher."""
+    """Contract fields, architecture and stem that one file states."""
 
     source: str
     fields: ContractFields
@@ -28,7 +28,7 @@ class Statement:
 
 
 def read_statements(contents: TeacherFile) -> list[Statement]:
-    """What the file's metadata and its sidecar say, the stronger first."""
+    """Statements of the file's metadata, its sidecar and published configurations, the strongest first."""
     statements = []
     metadata = contents.metadata
     if any(key in metadata for key in (ARCHITECTURE_KEY, CONTRACT_KEY)):
@@ -52,7 +52,7 @@ def read_statements(contents: TeacherFile) -> list[Statement]:
 
 
 def sidecar_paths(path: Path) -> tuple[str, ...]:
-    """Where a sidecar may lie: the teacher's own name first."""
+    """Paths at which a sidecar is looked for, the teacher's own name first."""
     return tuple(dict.fromkeys((str(path.with_suffix(".toml")), str(path.parent / "teacher.toml"))))
 
 

@@ -31,6 +31,7 @@ def find_weights(value: object, source: object, choice: str | None = None) -> Fo
     candidates = [part for found in weight_candidates(value) if found.num_elements for part in split_average(found)]
     candidates.sort(key=lambda found: -found.num_elements)
     if not candidates:
+        _refuse_empty_shards(value, source)
         keys = ", ".join(map(str, list(value)[:6])) if isinstance(value, Mapping) else type(value).__name__
         raise DfadcError(
             f"{source} holds no weights: no mapping of names to tensors was found in it (its keys: {keys or 'none'})",
@@ -163,6 +164,19 @@ def _refuse_other_average(
                 f"{found.key} differ in {name}",
                 f"choose one: --teacher-weights {largest.key} | --teacher-weights {found.key}",
             )
+
+
+def _refuse_empty_shards(value: object, source: object) -> None:
+    """Refuses a file of DeepSpeed's stage 3, whose weights are empty: they lie in the files beside it.
+
+    Raises:
+        DfadcError: it is one.
+    """
+    if isinstance(value, Mapping) and {"ds_config", "ds_version"} & value.keys():
+        raise DfadcError(
+            f"the weights in {source} are empty: DeepSpeed (ZeRO stage 3) keeps them in the files beside it",
+            "join them: python zero_to_fp32.py FOLDER teacher.pt (the script lies in the folder)",
+        )
 
 
 def _refuse_quantised(found: FoundWeights, source: object) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 from dfadc.contract import ImageContract
 from dfadc.errors import DfadcError
 from dfadc.networks.names import build_architecture
-from dfadc.networks.network_file import load_network, save_network
+from dfadc.networks.network_file import load_network, refuse_factory_from_file, save_network
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -87,3 +87,11 @@ def test_damaged_foreign_and_missing_files(tmp_path: Path) -> None:
         load_network(file)
     with pytest.raises(DfadcError, match="cannot read"):
         load_network(tmp_path / "missing.safetensors")
+
+
+def test_an_allowed_factory_may_have_arguments(tmp_path: Path) -> None:
+    for allowed in ("nets.py:Net", "nets.py:Net(width=2)"):
+        refuse_factory_from_file("nets.py:Net(width=2)", tmp_path, allowed=[allowed])
+    for allowed in ("nets.py:Other", "nets.py:Net(width=3)"):
+        with pytest.raises(DfadcError, match="would import code"):
+            refuse_factory_from_file("nets.py:Net(width=2)", tmp_path, allowed=[allowed])

@@ -477,3 +477,12 @@ def test_inspect_of_unknown_weights_shows_them_and_exits_2() -> None:
     torch.save(network.state_dict(), "t.pt")
     with pytest.raises(DfadcError, match="near are torchvision:resnet18"):
         load_teacher("t.pt", fields=RGB)
+
+
+def test_a_backbone_with_a_classifier_of_its_own_is_not_joined_with_a_head() -> None:
+    """The head would stand for it in silence."""
+    network = mobilenet_v3_small(num_classes=1024)
+    weights = {f"backbone.{key}": tensor for key, tensor in network.state_dict().items()}
+    torch.save(weights | {"head.weight": torch.zeros(3, 1024), "head.bias": torch.zeros(3)}, "t.pt")
+    with pytest.raises(DfadcError, match=r"head\.weight, head\.bias would be lost"):
+        load_teacher("t.pt", fields=RGB)

@@ -358,6 +358,20 @@ def test_folders_of_accelerate_and_deepspeed(network: nn.Module, tmp_path: Path)
     assert_teaches(tmp_path / "deepspeed", network)
 
 
+def test_empty_weights_of_deepspeed_stage_3_are_named(network: nn.Module, tmp_path: Path) -> None:
+    empty = {key: torch.empty(0) for key in network.state_dict()}
+    torch.save({"module": empty, "ds_version": "0.15", "ds_config": {}}, tmp_path / "t.pt")
+    with pytest.raises(DfadcError, match="ZeRO stage 3") as caught:
+        load_teacher(tmp_path / "t.pt", fields=GREY)
+    assert "zero_to_fp32.py" in caught.value.hint
+
+
+def test_whole_networks_in_wrappers_teach(network: nn.Module, tmp_path: Path) -> None:
+    for wrapped in (nn.DataParallel(network), torch.compile(network), Network(network)):
+        torch.save({"model": wrapped}, tmp_path / "t.pt")
+        assert_teaches(tmp_path / "t.pt", network)
+
+
 def test_a_folder_of_several_files_names_them(tmp_path: Path) -> None:
     for name in ("a.pt", "b.pt"):
         torch.save({"w": torch.ones(1)}, tmp_path / name)

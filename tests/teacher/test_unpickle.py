@@ -316,6 +316,20 @@ def test_tar_files_of_torch_0_1(tmp_path: Path) -> None:
         assert torch.equal(tensor, WEIGHTS[name])
 
 
+def test_texts_of_python_2_are_read(tmp_path: Path) -> None:
+    assert inert_pickle_module().load(io.BytesIO(b"\x80\x02U\x02\xe9a."), encoding="latin1") == "éa"
+    torch.save({"model": WEIGHTS, "note": "x"}, tmp_path / "t.pt")
+    with zipfile.ZipFile(tmp_path / "t.pt") as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    text = b"X\x01\x00\x00\x00x"
+    assert text in members["t/data.pkl"]
+    members["t/data.pkl"] = members["t/data.pkl"].replace(text, b"U\x01\xe9")
+    with zipfile.ZipFile(tmp_path / "t.pt", "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    assert weights_of(tmp_path / "t.pt").keys() == WEIGHTS.keys()
+
+
 def test_half_precision_weights(tmp_path: Path) -> None:
     for dtype in (torch.float16, torch.bfloat16):
         torch.save({name: tensor.to(dtype) for name, tensor in WEIGHTS.items()}, tmp_path / "t.pt")
