@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from dfadc.errors import DfadcError
 from dfadc.networks.flops import in_eval_mode, in_training_mode
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 BATCH, OTHER_BATCH = 2, 3
 #: Numbers of images that are tried where BATCH is refused, for the error.
 _OTHER_BATCHES = (1, 3, 4, 8, 16, 32, 64)
+#: Sides of square images that are tried where the stated ones are refused, for the error.
+_OTHER_SIDES = (28, 32, 64, 96, 128, 224)
+_WHOLE_RANGE = 255
 #: Largest difference between a network's logits in both memory formats, as a share of their size.
 _TOLERANCE = 1e-2
 
@@ -167,7 +171,28 @@ def _try(module: nn.Module, images: Tensor, role: str) -> tuple[object, bool]:
                 f"{exc.message}; of batches of 1 to 64 images it takes {', '.join(taken)}",
                 "it must take batches of any size: a traced or exported network needs a dynamic batch",
             ) from exc
-        raise UserCodeFailed(exc.message, "check --input-size") from exc
+        raise UserCodeFailed(exc.message, _remedy(module, images, exc.message)) from exc
+
+
+def _remedy(module: nn.Module, images: Tensor, message: str) -> str:
+    """Remedy for a network that does not take images: by its message, else by a trial of other images."""
+    if "required positional argument" in message:
+        return "its forward needs a second input: give that a default, or wrap it in a module that calls it with one"
+    if _answers(module, images.permute(0, 2, 3, 1).contiguous()) is not None:
+        return "it takes channels last (NHWC): wrap it in a module that calls it with images.permute(0, 2, 3, 1)"
+    if _answers(module, (images * _WHOLE_RANGE).byte()) is not None:
+        return (
+            "it takes uint8 images, through which no gradient flows: remove the conversion, and pass --mean and --std"
+        )
+    height, width = images.shape[2:]
+    for channels in (1, 3, 4):
+        if _answers(module, images[:, :1].expand(-1, channels, -1, -1)) is not None:
+            return f"it takes {channels} channels: pass --input-size {channels}x{height}x{width}"
+    for side in _OTHER_SIDES:
+        resized = functional.interpolate(images, size=(side, side))
+        if _answers(module, resized) is not None:
+            return f"it takes images of other sizes: pass --input-size {images.shape[1]}x{side}x{side}, for example"
+    return "check --input-size"
 
 
 def _takes(module: nn.Module, images: Tensor, count: int) -> bool:

@@ -165,6 +165,27 @@ class Forgets(Plain):
         return self.no_such_layer(images)
 
 
+class ChannelsLast(Plain):
+    def forward(self, images):
+        return super().forward(images.permute(0, 3, 1, 2))
+
+
+class TwoInputs(Plain):
+    def forward(self, images, mask):
+        return super().forward(images * mask)
+
+
+class SecondHasDefault(Plain):
+    def forward(self, images, scale=1.0):
+        return super().forward(images * scale)
+
+
+class Bytes(Plain):
+    def forward(self, images):
+        assert images.dtype == torch.uint8
+        return super().forward(images.float() / 255)
+
+
 class RaisesInTraining(Plain):
     def forward(self, images):
         if self.training:
@@ -338,6 +359,26 @@ def test_a_batch_size_that_is_built_in_is_named() -> None:
         assert "2 images" in caught.value.message or "size 1x8x8" in caught.value.message
     with pytest.raises(DfadcError, match=r"of batches of 1 to 64 images it takes 8$"):
         teacher_of("OneSize")
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "says"),
+    [
+        ("ChannelsLast", (1, 8, 8), "channels last (NHWC)"),
+        ("TwoInputs", (1, 8, 8), "a second input"),
+        ("Bytes", (1, 8, 8), "uint8 images"),
+        ("Flat64", (3, 8, 8), "pass --input-size 1x8x8"),
+        ("Flat784", (1, 8, 8), "pass --input-size 1x28x28"),
+    ],
+)
+def test_the_remedy_follows_the_reason(name: str, size: tuple[int, int, int], says: str) -> None:
+    is_flat = name.startswith("Flat")
+    module = nn.Sequential(nn.Flatten(), nn.Linear(int(name[4:]), 10)) if is_flat else network(name)
+    torch.save(module, "whole.pt")
+    with pytest.raises(DfadcError, match="cannot take a batch") as caught:
+        load_teacher("whole.pt", fields=ContractFields(input_size=size), trust=True)
+    assert says in caught.value.hint
+    assert teacher_of("SecondHasDefault")(images_in(torch.contiguous_format)).shape == (4, 10)
 
 
 # --------------------------------------------------------------------------------------------------------- FLOPs
