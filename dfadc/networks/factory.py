@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import difflib
 import importlib
 import importlib.util
 import inspect
@@ -30,6 +32,10 @@ Role = Literal["contract", "classes", "channels", "size", "side"]
 NAME_FORMS = (
     "write torchvision:NAME, timm:NAME, smp:NAME:ENCODER, file.py:factory, package.module:factory or a name of "
     "`dfadc students`"
+)
+_CALL_HINT = (
+    "it is called with these keywords; --arch-arg NAME=VALUE adds one, or name a function that needs none: "
+    "--teacher-arch file.py:function"
 )
 #: Names that people give to the arguments of a network.
 _ROLES: dict[Role, tuple[str, ...]] = {
@@ -98,7 +104,7 @@ class Factory:
             values = {name: contract for name, role in self.roles.items() if role == "contract"}
         values |= arguments
         called = f"{self.name}({', '.join(values)}) failed"
-        with running_user_code(called, "it is called with these keywords; --arch-arg NAME=VALUE adds one"):
+        with running_user_code(called, _CALL_HINT):
             module = self.function(**values)
         if not isinstance(module, nn.Module):
             raise DfadcError(f"{self.name} gave a {type(module).__name__}, not a torch.nn.Module")
@@ -170,8 +176,28 @@ def import_factory(name: str) -> Callable[..., object]:
         for part in attribute.split("."):
             found = getattr(found, part, None)
     if not callable(found):
-        raise DfadcError(f"{place} has no callable {attribute!r}", NAME_FORMS)
+        near = difflib.get_close_matches(attribute, _callables_of(place), n=4, cutoff=0.3)
+        hint = f"did you mean {', '.join(f'{place}:{name}' for name in near)}?" if near else NAME_FORMS
+        raise DfadcError(f"{place} has no callable {attribute!r}", hint)
     return found
+
+
+def names_in_file(path: Path) -> list[str]:
+    """Classes and functions that a Python file defines, read without running it; empty where it is none."""
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, ValueError):
+        return []
+    kinds = (ast.ClassDef, ast.FunctionDef)
+    return [node.name for node in tree.body if isinstance(node, kinds) and not node.name.startswith("_")]
+
+
+def _callables_of(place: str) -> list[str]:
+    """Names of an imported module that can be called."""
+    if place.endswith(".py"):
+        return names_in_file(Path(place))
+    module = sys.modules.get(place)
+    return [name for name, value in vars(module).items() if callable(value)] if module is not None else []
 
 
 def import_file(path: Path) -> ModuleType:

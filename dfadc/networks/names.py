@@ -7,6 +7,7 @@ import difflib
 import re
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,6 +25,7 @@ from dfadc.networks.construct import (
     torchvision_classifiers,
     torchvision_segmenters,
 )
+from dfadc.networks.factory import names_in_file
 from dfadc.networks.published_config import timm_preprocessing
 from dfadc.networks.stems import Stem, adapt_channels_, apply_pooled_stem_, apply_small_stem_
 from dfadc.networks.user_code import running_user_code
@@ -39,6 +41,8 @@ ALIASES = {"mobilenetv2": "mobilenet_v2", "mobilenetv3": "mobilenet_v3_large", "
 #: With their pretrained weights torchvision builds these to turn ImageNet's normalisation into mean and std 0.5; ours
 #: are built without that step, so their images are normalised with 0.5 right away.
 RENORMALISING = ("googlenet", "inception_v3")
+
+_SHOWN = 6
 
 #: Libraries whose networks all run on the meta device; others' code may read numbers back from tensors.
 KNOWN_ON_META = ("own", "torchvision")
@@ -105,6 +109,11 @@ def _resolve_plain(name: str) -> ArchitectureName:
         raise DfadcError(f"{name} would be downloaded", "nothing is: give the folder of the downloaded repository")
     if colon:
         return ArchitectureName("factory", name)
+    if name.endswith(".py"):
+        known = " | ".join(f"{name}:{each}" for each in names_in_file(Path(name))[:_SHOWN])
+        raise DfadcError(
+            f"{name} is a file, not an architecture", f"name the class or function in it: {known or name + ':NAME'}"
+        )
     return _resolve_bare(name)
 
 

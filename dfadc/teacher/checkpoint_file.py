@@ -69,9 +69,18 @@ def read_checkpoint(
     arguments = read_training_arguments(value)
     if isinstance(found.network, nn.Module) and (trust or is_complete(found.network)):
         return TeacherFile(path, kind, module=found.network, notes=tuple(notes), arguments=arguments, inert=inert)
-    if found.network is not None:
-        notes.append(f"weights of a whole network of class {class_name(found.network)}, whose code was not run")
-    return TeacherFile(path, kind, found.tensors, notes=tuple(notes), arguments=arguments, inert=inert)
+    network_class = "" if found.network is None else class_name(found.network)
+    if network_class:
+        notes.append(f"weights of a whole network of class {network_class}, whose code was not run")
+    return TeacherFile(
+        path,
+        kind,
+        found.tensors,
+        notes=tuple(notes),
+        arguments=arguments,
+        inert=inert,
+        network_class=network_class,
+    )
 
 
 def _describe_inert(names: tuple[str, ...]) -> str:

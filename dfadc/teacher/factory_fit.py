@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from dfadc.contract import ContractFields, ImageContract
@@ -10,6 +14,7 @@ from dfadc.networks.factory import Factory, load_factory
 from dfadc.networks.state_dict import load_strictly_
 from dfadc.networks.user_code import UserCodeFailed
 from dfadc.teacher.prefixes import View, views_of
+from dfadc.teacher.suggestions import SIDES, LikelySize, commands
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -22,6 +27,7 @@ if TYPE_CHECKING:
 _TRIALS = 8
 #: Classes and size that stand for what nobody knows, where the factory does not ask for it.
 _ANY_CLASSES, _ANY_SIDE = 2, 32
+_SECONDS = 5.0
 
 
 class FittedFactory(NamedTuple):
@@ -56,9 +62,10 @@ def fit_factory(
     arguments = dict(resolved.arguments)
     needs_size = factory.needs("size") or factory.needs("side") or factory.takes("contract")
     if fields.input_size is None and needs_size:
+        found = commands(_sizes_that_fit(resolved, tensors, fields, source), Path(source), resolved.canonical)
         raise DfadcError(
             f"the input size of the teacher is unknown, and {resolved.name} needs it",
-            "pass --input-size CxHxW, e.g. --input-size 3x32x32",
+            f"pass one of these: {', '.join(found)}" if found else "pass --input-size CxHxW, e.g. --input-size 3x32x32",
         )
     channels = _channels(tensors) if fields.input_size is None else fields.input_size[0]
     size = fields.input_size or (channels or 3, _ANY_SIDE, _ANY_SIDE)
@@ -77,6 +84,22 @@ def fit_factory(
         return FittedFactory(module, view, channels)
     assert failure is not None, "one number of classes at least was tried"  # noqa: S101
     raise failure
+
+
+def _sizes_that_fit(
+    resolved: ArchitectureName, tensors: Mapping[str, Tensor], fields: ContractFields, source: str
+) -> list[LikelySize]:
+    """Sizes of square images at which a factory's network has the weights' shapes."""
+    channels = _channels(tensors) or 3
+    found = []
+    deadline = time.monotonic() + _SECONDS
+    for side in SIDES:
+        size = (channels, side, side)
+        if time.monotonic() < deadline:
+            with contextlib.suppress(DfadcError):
+                fit_factory(resolved, tensors, replace(fields, input_size=size), source)
+                found.append(LikelySize(size, "the weights fit it"))
+    return found
 
 
 def _build(

@@ -200,8 +200,21 @@ def _only_match(contents: TeacherFile, tensors: Mapping[str, Tensor], options: C
     raise DfadcError(
         f"the weights of {contents.path} fit no torchvision classifier and no network of ours; their names begin with "
         f"{prefixes}" + (f"; near are {', '.join(near)}" if near else ""),
+        _remedy_of_unknown(contents.network_class),
+    )
+
+
+def _remedy_of_unknown(network_class: str) -> str:
+    """Remedy for weights that fit nothing; the class of a whole network is named where the file names it."""
+    if network_class:
+        name = network_class.rpartition(".")[2]
+        return (
+            f"the file holds a network of class {network_class}: name the file that defines it, --teacher-arch "
+            f"file.py:{name}; or, if you trust the file and the class can be imported, pass --trust-teacher"
+        )
+    return (
         "name the architecture: --teacher-arch torchvision:NAME | timm:NAME | file.py:factory; where the file holds "
-        "several networks, choose one: --teacher-weights PREFIX",
+        "several networks, choose one: --teacher-weights PREFIX"
     )
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dfadc.teacher.accept import Identity
 
 #: Sides that data sets and libraries have.
-_SIDES = (8, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 84, 96, 100, 112, 128, 150, 160, 192, 200, 224, 240, 256, 299, 320)
+SIDES = (8, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 84, 96, 100, 112, 128, 150, 160, 192, 200, 224, 240, 256, 299, 320)
 #: Where more sides than this are taken, a network takes any.
 _FEW = 4
 _SECONDS = 2.0
@@ -69,7 +69,7 @@ def _taken_sides(module: nn.Module, channels: int) -> list[int]:
     """Sides of square images that a network takes without an error."""
     taken = []
     deadline = time.monotonic() + _SECONDS
-    for side in _SIDES:
+    for side in SIDES:
         if time.monotonic() > deadline:
             break
         with contextlib.suppress(UserCodeFailed, DfadcError), running_user_code("it takes no such images"):

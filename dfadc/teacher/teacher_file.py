@@ -37,6 +37,7 @@ class TeacherFile:
         notes: what was unwrapped, left out or restored, for the user.
         arguments: contract and architecture as a training framework saved them beside the weights; None where it did
             not.
+        network_class: class of a whole network whose weights alone were read; empty for a state dict.
         inert: names of classes and functions in the file that were read as plain records; none of them ran.
     """
 
@@ -49,3 +50,4 @@ class TeacherFile:
     notes: tuple[str, ...] = ()
     arguments: TrainingArguments | None = None
     inert: tuple[str, ...] = ()
+    network_class: str = ""

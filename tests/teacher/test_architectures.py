@@ -444,6 +444,34 @@ def test_a_missing_size_comes_with_commands_to_paste() -> None:
     assert "`dfadc inspect t.pt --input-size 3x224x224` (documented for torchvision:squeezenet1_1)" in caught.value.hint
 
 
+def test_a_factory_that_needs_a_size_is_tried_at_usual_ones() -> None:
+    torch.save(nets().Sized(24).state_dict(), "t.pt")
+    with Path("nets.py").open("a") as file:
+        file.write("\n\ndef needs_size(input_size):\n    return Sized(input_size[1])\n")
+    with pytest.raises(DfadcError, match=r"nets\.py:needs_size needs it") as caught:
+        load_teacher("t.pt", architecture="nets.py:needs_size")
+    assert caught.value.hint.count("--input-size") == 1
+    assert "--input-size 3x24x24` (the weights fit it)" in caught.value.hint
+
+
+def test_a_wrong_name_in_a_file_is_answered_with_the_near_ones() -> None:
+    torch.save(nets().Sized().state_dict(), "t.pt")
+    with pytest.raises(DfadcError, match="no callable 'Size'") as caught:
+        load_teacher("t.pt", architecture="nets.py:Size", fields=RGB)
+    assert "nets.py:Sized" in caught.value.hint
+    with pytest.raises(DfadcError, match="is a file, not an architecture") as caught:
+        load_teacher("t.pt", architecture="nets.py", fields=RGB)
+    assert "nets.py:Flat | nets.py:TwoHeads" in caught.value.hint
+
+
+def test_a_whole_network_of_an_unknown_class_names_it() -> None:
+    torch.save(nets().Cosine(4), "t.pt")
+    with pytest.raises(DfadcError, match="fit no torchvision classifier") as caught:
+        load_teacher("t.pt", fields=RGB)
+    assert "--teacher-arch file.py:Cosine" in caught.value.hint
+    assert "--trust-teacher" in caught.value.hint
+
+
 def test_a_sidecar_is_started_with_what_is_known() -> None:
     torch.save(squeezenet1_1(num_classes=4).state_dict(), "t.pt")
     outcome = run_command("inspect", "t.pt", "--write-sidecar")
