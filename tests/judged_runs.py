@@ -93,7 +93,7 @@ def verified(*arguments: object, code: int = 0) -> dict[str, Any]:
     outcome = run_command("verify", *arguments, "--json")
     assert outcome.code == code, outcome.err + outcome.out
     report: dict[str, Any] = json.loads(outcome.out)
-    schema = json.loads((ROOT / "dfadc" / "verification" / "report.schema.json").read_text())
+    schema = json.loads((ROOT / "dfadc" / "reporting" / "report.schema.json").read_text())
     jsonschema.Draft202012Validator(schema).validate(report)
     assert report["exit_code"] == code
     return report
