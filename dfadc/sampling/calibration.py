@@ -1,4 +1,4 @@
-"""Which generated images INT8 is calibrated with, and ``calibration.npz``, the file that holds them. Free of torch."""
+"""Selection of calibration images, and ``calibration.npz``, the file that holds them. Free of torch."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def choose_calibration(
 
 
 def _ranked(images: StoredImages, logits: npt.NDArray[np.float32], seen: set[bytes]) -> list[int]:
-    """Indices of the usable images that are not in ``seen``, the classes taking turns; ``seen`` grows by them."""
+    """Indices of the usable images that are not in ``seen``, round-robin over the classes; ``seen`` grows by them."""
     usable = []
     for index, digest in enumerate(_digests(images)):
         if digest not in seen and np.isfinite(logits[index]).all():
