@@ -255,7 +255,7 @@ def test_a_student_that_cannot_take_the_images(digits_teacher: Path) -> None:
         (("--set", "batch_size"), "'batch_size' is not path=value"),
         (("--set", "batch_size=1"), "batch_size = 1"),
         (("--set", "batch_size=many"), 'batch_size = "many"'),
-        (("--set", "student.optimizer.momentum=1.5"), "student.optimizer.momentum = 1.5"),
+        (("--set", "student.ema_decay=1.5"), "student.ema_decay = 1.5"),
         (("--set", "student.optimizer.learning_rate=nan"), "student.optimizer.learning_rate"),
         (("--steps", 0), "steps = 0"),
         (("--precision", "fp8"), 'compute.precision = "fp8"'),
