@@ -275,7 +275,6 @@ def test_a_student_that_cannot_take_the_images(digits_teacher: Path) -> None:
         (("--export", "tflite"), "unknown export 'tflite'"),
         (("--export", "onnx:fp4"), "'fp4'"),
         (("--set", "student.weights=nowhere.pt"), "nowhere.pt"),
-        (("--set", "replay.share=0"), "augmentation.shift"),
         (("--resume", "nowhere"), "nowhere is not a run folder"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
