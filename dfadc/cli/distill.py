@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dfadc.pipeline.verify import VerifySettings
 
 _RUN = "Run"
-#: What may be said beside --resume; the rest was decided when the run began.
+#: Flags that go with --resume; all others were decided when the run began.
 _GOES_WITH_RESUME = {
     "teacher",
     "resume",
@@ -176,15 +176,15 @@ def _verification(
 
 def _refuse_beside_resume(context: typer.Context) -> None:
     """A flag that would be parsed and ignored is an error."""
-    said = [
+    given = [
         parameter.opts[0]
         for parameter in context.command.params
         if parameter.name not in _GOES_WITH_RESUME
         and (source := context.get_parameter_source(parameter.name or "")) is not None
         and source.name == "COMMANDLINE"
     ]
-    if said:
+    if given:
         raise DfadcError(
-            f"{', '.join(said)} cannot be changed by --resume, which goes on with the recipe of the run",
-            f"leave {'it' if len(said) == 1 else 'them'} away, or start a new run",
+            f"{', '.join(given)} cannot be changed by --resume, which goes on with the recipe of the run",
+            f"leave {'it' if len(given) == 1 else 'them'} away, or start a new run",
         )

@@ -153,7 +153,7 @@ def resume_run(
 def _check_what_follows(
     exports: Exports, wanted: VerifySettings, recipe: Recipe, contract: ImageContract, teacher_sha256: str
 ) -> None:
-    """What would fail after the training fails before it."""
+    """Checks before the training everything that would fail after it."""
     from dfadc.pipeline.export_plan import plan_exports  # noqa: PLC0415
     from dfadc.pipeline.verify import check_inputs  # noqa: PLC0415
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from dfadc.cli.console import print_line
 from dfadc.cli.streams import keeping_stdout_for_results
 from dfadc.cli.tables import print_table
 
@@ -25,12 +26,13 @@ def list_recipes() -> None:
 @recipe_app.command("show")
 @keeping_stdout_for_results
 def show(name: Annotated[str, typer.Argument(help="Shipped recipe or TOML file.")]) -> None:
-    """Show every field of a recipe: its value, default, bounds and meaning."""
+    """Show every setting of a recipe: its value, default, bounds and meaning."""
     import json  # noqa: PLC0415
 
     from dfadc.recipe.load import describe_fields, load_recipe  # noqa: PLC0415
 
     recipe = load_recipe(name).model_dump(mode="json")
+    print_line(f'recipe "{recipe["name"]}": {recipe["description"]}')
     rows = []
     for path, bounds, default, description in describe_fields():
         value = recipe

@@ -29,7 +29,7 @@ MAX_ROLLBACKS = 3
 NARROW, COLLAPSED = 0.5, 0.1
 #: A student loss under which few classes are a collapse too: both networks agree, for there is nothing to tell apart.
 TINY_LOSS = 0.01
-#: A state must last this many readings, and this share of the run, before anything is said or done. An untrained
+#: A state must last this many readings, and this share of the run, before it is reported or acted on. An untrained
 #: generator draws one class, and its moving average follows slowly: recipe auto on digits read 0.08 after 20 steps,
 #: 0.28 after 40 and 0.99 after 200.
 PATIENCE_READINGS, PATIENCE_SHARE = 10, 0.05

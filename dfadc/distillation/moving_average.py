@@ -1,4 +1,4 @@
-"""The moving average of a network that moves."""
+"""Exponential moving average of a network in training."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class MovingAverage(AveragedModel):
     network.
 
     Args:
-        module: the network, whose tensors stay the same ones as long as it moves.
+        module: the network, whose tensors stay the same ones as long as it is trained.
         decay: share of the average that an update leaves, in [0, 1].
     """
 

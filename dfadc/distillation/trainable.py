@@ -80,8 +80,8 @@ class TrainableNetwork:
 
         Args:
             losses: the loss, or summands of it, of which the next is asked for when the graph of the last is gone.
-            forward_state: what asking for them moves. It is put back where the update is skipped, and an update that
-                takes it out of the finite numbers is skipped too.
+            forward_state: buffers that computing them writes to. They are put back where the update is skipped, and an
+                update that takes them out of the finite numbers is skipped too.
         """
         self.optimizer.zero_grad(set_to_none=True)
         if forward_state is not None:

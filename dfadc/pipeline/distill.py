@@ -237,7 +237,7 @@ def _train(training: Training, folder: RunFolder, observer: Observer) -> RunFold
             training.train(folder, on_reading)
         write_results(training, folder, observer.on_note)
     except BaseException as exc:
-        with suppress(StorageFailed):  # a full disk may be why it ends, and that is told
+        with suppress(StorageFailed):  # a full disk may be why it ends, and that is raised
             folder.update_record({"status": _status_after(exc), **spent()})
         raise
     folder.update_record({"status": "finished", **spent()})

@@ -43,7 +43,7 @@ class Form(NamedTuple):
 
 
 class ExportInputs:
-    """What artifacts of one run are made from.
+    """Inputs of all exports of a run.
 
     Args:
         run: a finished run.

@@ -68,7 +68,7 @@ def _export_limits(gates: GateSettings) -> dict[str, ExportLimits]:
 
 
 def compares_export(thresholds: Thresholds, precision: str) -> bool:
-    """Whether any gate of comparison A is on for a precision."""
+    """True if any gate of comparison A is on for a precision."""
     limits = asdict(thresholds.export.get(precision, ExportLimits()))
     return any(limit is not None for limit in limits.values())
 

@@ -238,7 +238,7 @@ class Recipe(Settings):
         return copy
 
     def is_assigned(self, path: str) -> bool:
-        """Whether the user chose the setting at ``path``, by itself or as part of a section."""
+        """True if the user chose the setting at ``path``, by itself or as part of a section."""
         return any(f"{path}.".startswith(f"{assigned}.") for assigned in self._assigned)
 
     @property

@@ -1,4 +1,4 @@
-"""Which generated images INT8 is calibrated with, and ``calibration.npz``, the file that holds them. Free of torch."""
+"""Selection of calibration images, and ``calibration.npz``, the file that holds them. Free of torch."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def choose_calibration(
 
 
 def _ranked(images: StoredImages, logits: npt.NDArray[np.float32], seen: set[bytes]) -> list[int]:
-    """Indices of the usable images that are not in ``seen``, the classes taking turns; ``seen`` grows by them."""
+    """Indices of the usable images that are not in ``seen``, round-robin over the classes; ``seen`` grows by them."""
     usable = []
     for index, digest in enumerate(_digests(images)):
         if digest not in seen and np.isfinite(logits[index]).all():
@@ -132,7 +132,7 @@ def _quotas(shares: Sequence[float], count: int) -> list[int]:
 
 
 def _fill(wanted: Sequence[int], available: Sequence[int], total: int) -> list[int]:
-    """What is wanted of each source, as far as it goes; the first that have more make up ``total``."""
+    """Images of each source: as many as wanted and available; sources with more make up ``total``."""
     taken = [min(pair) for pair in zip(wanted, available, strict=True)]
     for position, stock in enumerate(available):
         taken[position] += min(total - sum(taken), stock - taken[position])
@@ -151,6 +151,6 @@ def _notes(names: Sequence[str], wanted: Sequence[int], available: Sequence[int]
 
 
 def _digests(images: StoredImages) -> Iterator[bytes]:
-    """What tells one stored image from another: 16 bytes each, for the images themselves may be large."""
+    """Digests of stored images, 16 bytes each, for the images themselves may be large."""
     for image in images:
         yield hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()

@@ -125,7 +125,7 @@ def freeze_samples(
 
 
 def _provenance(run: Distillation, prior_samples: int) -> dict[str, str | int | float]:
-    """How the samples were made: seeds, how long each generator was trained, and how far pixels were moved."""
+    """Provenance of the samples: seeds, generator updates and refinement steps."""
     recipe = run.recipe
     prior_steps, adversary_steps = verification_steps(recipe)
     refined = refine_steps(recipe, prior_samples) if prior_samples and can_refine(run) else 0

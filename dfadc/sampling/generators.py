@@ -134,7 +134,7 @@ def draw_procedural_classes(run: Distillation, count: int) -> Tensor:
 
 
 def can_refine(run: Distillation) -> bool:
-    """Whether samples are refined: not for dense answers and without batch norms, where it was not measured."""
+    """True if samples are refined: not for segmentation or without batch norm, where it was not measured."""
     return bool(run.batch_norms) and run.teacher.contract.task == "classification"
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def require_tensorboard(settings: LogSettings) -> None:
-    """Says before a run begins that it could not write what it is asked for.
+    """Refuses a run that could not write the event files of its recipe.
 
     Raises:
         RequirementMissing: event files are asked for, and the package that writes them is not there.
@@ -37,7 +37,7 @@ def event_files(
         settings: of the recipe.
         folder: where the event files go.
         from_step: steps that the run has done; events of an interrupted part that lie behind it do not count.
-        on_reading: told in any case.
+        on_reading: called in any case.
 
     Raises:
         StorageFailed: the files cannot be written; raised by the observer as well.
@@ -56,7 +56,7 @@ def event_files(
     try:
         yield write
     finally:
-        # What there was to write has been flushed: an error here is one that was told already.
+        # Everything was flushed before: an error here was raised already.
         with suppress(OSError):
             writer.close()
 
@@ -87,7 +87,7 @@ def _write(writer: SummaryWriter, reading: Reading) -> None:
         writer.add_scalar(name, value, reading.step)
     if reading.note:
         writer.add_text("note", reading.note, reading.step)
-    # A reading that was told is on disk, and a disk that is full is found out now.
+    # A reading that was shown is on disk, and a full disk raises now.
     writer.flush()
 
 

@@ -155,7 +155,7 @@ class Workshop:
         distill(run, recipe.steps, on_step)
 
     def _record(self, name: str) -> dict[str, Any]:
-        """What is known of a student."""
+        """Record of a student."""
         record: dict[str, Any] = json.loads((self.folder / f"{name}.json").read_text())
         return record
 

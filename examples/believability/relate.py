@@ -1,4 +1,4 @@
-"""How far agreement on generated samples tells real accuracy: reads what `ask_students.py` wrote.
+"""Relation of agreement on generated samples to real accuracy, from the file of `ask_students.py`.
 
     python examples/believability/relate.py believability/fashion_mnist believability/digits
 
@@ -70,7 +70,7 @@ class Student(NamedTuple):
 
 @dataclass(frozen=True)
 class Relation:
-    """How one source's agreement relates to real accuracy over some students.
+    """Relation of one source's agreement to real accuracy over some students.
 
     Args:
         source: of the samples.

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cell:
-    """What is run once and never again.
+    """One run of the grid.
 
     Args:
         task: name in ``TASKS``.
@@ -50,11 +50,11 @@ class Cell:
 
     @property
     def overrides(self) -> tuple[str, ...]:
-        """What is changed of the shipped recipe, the seed apart."""
+        """Changes to the shipped recipe, the seed apart."""
         return METHODS[self.method].changes
 
     def key(self) -> dict[str, Any]:
-        """What tells it from other cells, as it stands in the results file."""
+        """Key of the cell in the results file."""
         return {**asdict(self), "budget": str(self.budget)}
 
 

@@ -1,4 +1,4 @@
-"""What is measured of a run from outside it: real accuracy against time, and memory."""
+"""Measurements of a run from outside it: real accuracy against time, and memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NUM_LOOKS, LOOK_IMAGES = 15, 2000
 
 
 class Score(NamedTuple):
-    """How a student does on real images that training never saw.
+    """Accuracy and agreement of a student on real images that training never saw.
 
     Args:
         accuracy: share answered with their label.
@@ -68,7 +68,7 @@ class Judge:
 
 @dataclass(frozen=True)
 class Budget:
-    """What a run may take: seconds, or images.
+    """Budget of a run: seconds, or images.
 
     Args:
         seconds: of the run, turned into steps once, at the rate that is measured then.

@@ -32,7 +32,7 @@ METHODS: dict[str, Method] = {
     "real-data": Method(images="real"),
     "noise": Method(images="noise"),
 }
-#: Training of a student on given images: Hinton's distillation (arXiv 1503.02531), with the optimizer of `auto`.
+#: Learning from real images or noise: Hinton's distillation (arXiv 1503.02531), with the optimizer of `auto`.
 LEARNING = StudentSettings(
     l1=0.0,
     kl=1.0,

@@ -141,7 +141,7 @@ def learn_from_images(
 
 
 def measure_step(run: Distillation) -> Spent:
-    """What an average step of a run takes, from one update of each kind that is then undone.
+    """Cost of an average step, from one update of each kind that is then undone.
 
     Source of the order and the weights: :func:`dfadc.training.cost.time_steps`.
     """

@@ -1,4 +1,4 @@
-"""Who takes the time of an update: generator, teacher, student or the rest, each forward and backward."""
+"""Shares of an update's time: generator, teacher, student and the rest, each forward and backward."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PARTS = ("generator", "teacher", "student", REST)
 
 
 class Spent(NamedTuple):
-    """What some work took, by part.
+    """Seconds of some work, by part.
 
     Args:
         seconds: in tensor operations, CPU time of the thread that runs them.

@@ -1,4 +1,4 @@
-"""How much faster recipe `dfad` plays than the paper's loop written down plainly.
+"""Speed of recipe `dfad` beside the paper's loop written down plainly.
 
     python examples/benchmark/speed.py mnist cifar
 

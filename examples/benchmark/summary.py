@@ -104,7 +104,7 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def machines(lines: Iterable[Line]) -> list[str]:
-    """Where the results come from; more than one line where they were mixed."""
+    """Origin of the results; more than one line where they were mixed."""
     found = {
         f"{line['device']}, {line['threads']} threads, {line['platform']}, torch {line['versions']['torch']}, "
         f"commit {line['git_commit'] or 'unknown'}"

@@ -1,4 +1,4 @@
-"""What is distilled: teachers without their data, students, and the real images that judge them.
+"""Tasks: teachers, students, and the real images that judge them.
 
 Digits and colour are built from what scikit-learn ships; Fashion-MNIST is read from a folder or downloaded.
 """

@@ -66,7 +66,7 @@ def main(
 
 
 def contract_of(train: Split) -> ImageContract:
-    """What an image is: ten digits, normalised by mean and standard deviation of each channel of ``train``."""
+    """Contract of ten digits, normalised by mean and standard deviation of each channel of ``train``."""
     pixels = train.images.transpose(0, 1).flatten(1).double().div(255)
     channels, height, width = train.images.shape[1:]
     return ImageContract(

@@ -1,4 +1,4 @@
-"""What INT8 loses by what it is calibrated with: generated images, random noise, or real ones. Prints Markdown.
+"""Loss of INT8 by calibration images: generated, random noise, or real ones. Prints Markdown.
 
     python examples/fashion_mnist/compare_calibration.py RUN --data test_10000.npz --train-images FOLDER
 

@@ -69,7 +69,7 @@ class Split(NamedTuple):
 
 
 class Training(NamedTuple):
-    """How a teacher is trained.
+    """Training of a teacher.
 
     Args:
         epochs: passes over the training images.
@@ -139,7 +139,7 @@ def main(
 
 
 def choose_training(architecture: str, epochs: int | None, batch_size: int | None) -> Training:
-    """How an architecture is trained, with other epochs and batches where they are given."""
+    """Training of an architecture, with other epochs and batches where they are given."""
     training = TRAININGS.get(architecture, TRAININGS[DEFAULT_ARCHITECTURE])
     size = batch_size or training.batch_size
     rate = training.peak_rate * size / training.batch_size
@@ -147,7 +147,7 @@ def choose_training(architecture: str, epochs: int | None, batch_size: int | Non
 
 
 def teacher_file(architecture: str) -> Path:
-    """Where the teacher of an architecture lies, beside this script."""
+    """Path of an architecture's teacher, beside this script."""
     suffix = "" if architecture == DEFAULT_ARCHITECTURE else f"_{architecture.replace(':', '_')}"
     return Path(__file__).with_name(f"teacher{suffix}.safetensors")
 

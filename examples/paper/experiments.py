@@ -28,7 +28,7 @@ RESULTS = FOLDER / "results.toml"
 
 @dataclass(frozen=True)
 class TeacherTraining:
-    """How a teacher is trained: SGD with momentum 0.9, a rate that falls by 10 at shares of the run.
+    """Training of a teacher: SGD with momentum 0.9, a rate that falls by 10 at shares of the run.
 
     Args:
         epochs: over the training images.
@@ -51,7 +51,7 @@ class TeacherTraining:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Where images come from and what a teacher of them is.
+    """Data set and its teacher.
 
     Args:
         contract: size, classes, mean and standard deviation, task.
@@ -94,7 +94,7 @@ class Experiment:
 
     @property
     def is_dense(self) -> bool:
-        """Whether mean IoU is measured instead of accuracy."""
+        """True if mean IoU is measured instead of accuracy."""
         return DATASETS[self.dataset].contract.task == "segmentation"
 
 

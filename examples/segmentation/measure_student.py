@@ -1,4 +1,4 @@
-"""How a run's student segments real scenes: against their masks, and against its teacher.
+"""Segmentation of real scenes by a run's student, against their masks and against its teacher.
 
 python examples/segmentation/measure_student.py runs/segmentation
 """

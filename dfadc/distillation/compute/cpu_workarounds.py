@@ -48,7 +48,7 @@ class Fp32Layers:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was done, for the run's plan."""
+        """Note for the run's plan."""
         count = len(self._layers)
         return (f"{count} depthwise convolutions are in fp32: CPUs are slow at their bf16 gradient",) if count else ()
 

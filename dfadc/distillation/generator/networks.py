@@ -111,7 +111,7 @@ class Grid(nn.Module):
 
 
 def draws_pixels(settings: GeneratorSettings, contract: ImageContract) -> bool:
-    """Whether a generator's images are bounded to pixels: those of scalable ones, where mean and std are known."""
+    """True if images are bounded to pixels: those of scalable generators, where mean and std are known."""
     return settings.architecture == "scalable" and contract.has_pixels
 
 

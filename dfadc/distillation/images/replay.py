@@ -74,7 +74,7 @@ class ImageStore:
             self._overwritten.append((slots, *(tensor[slots] for tensor in self._tensors)))
 
     def state_dict(self) -> dict[str, Any]:
-        """What is stored, without the empty part."""
+        """Stored part of the buffer."""
         return {"images": self.images[: len(self)].clone(), "seen": self.seen}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -114,7 +114,7 @@ class ReplayBuffer(ImageStore):
 
     @property
     def keeps_logits(self) -> bool:
-        """Whether images are stored with the teacher's logits."""
+        """True if images are stored with the teacher's logits."""
         return bool(self.logits.shape[1])
 
     def push(self, images: Tensor, logits: Tensor | None = None) -> None:
@@ -163,7 +163,7 @@ class ReplayBuffer(ImageStore):
         return torch.searchsorted(reached, drawn).clamp_max(len(self) - 1)
 
     def state_dict(self) -> dict[str, Any]:
-        """What is stored, without the empty part."""
+        """Stored part of the buffer."""
         return {**super().state_dict(), "logits": self.logits[: len(self)].clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
