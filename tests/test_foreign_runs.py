@@ -88,7 +88,6 @@ def foreign(made_run: RunFolder, tmp_path: Path) -> Iterator[RunFolder]:
     ("arguments", "name"),
     [
         (("export", "run", "-e", "onnx"), STUDENT),
-        (("export", "run", "-e", "onnx:fp16"), STUDENT),
         (("verify", "run", "--data"), STUDENT),
         (("baseline", "run", "-o", "baseline.npz", "--data"), STUDENT),
         (("distill", "--resume", "run"), STUDENT),
