@@ -18,7 +18,8 @@ PAGES = [ROOT / "README.md", ROOT / "docs" / "quickstart.md"]
 #: Budgets that would take minutes become a few steps; everything else is run as it stands.
 SHORTENED = {
     "--minutes 4": "--steps 2 --batch-size 16",
-    "teacher.pt --student mobilenetv2": "teacher.pt --student mobilenetv2 --steps 1 --batch-size 8 -e onnx",
+    "teacher.pt --student mobilenetv2": "teacher.pt --student mobilenetv2 --steps 1 --batch-size 8 -e onnx "
+    "--set verify.num_samples=256 --set calibration.num_images=32",
 }
 
 

@@ -74,8 +74,9 @@ def main(
     *,
     export: Annotated[list[str] | None, typer.Option(help="Exports; by default all seven.")] = None,
     size: Annotated[int, typer.Option(help="Height and width of the images.")] = 32,
-    steps: Annotated[int, typer.Option(help="Training steps of 32 digits each.")] = 300,
+    steps: Annotated[int, typer.Option(help="Training steps of 32 digits each.")] = 600,
     calibrator: Annotated[str, typer.Option(help="minmax, percentile, entropy or auto.")] = "auto",
+    keep_fp32: Annotated[str, typer.Option(help="auto or none: layers of INT8 that stay in fp32.")] = KEEP_FP32_AUTO,
     out: Annotated[Path, typer.Option(help="File of the cells, a line of JSON each.")] = Path("runs/targets.jsonl"),
     in_process: Annotated[bool, typer.Option(help="Make the cells in this process, and no table.")] = False,
 ) -> None:
@@ -85,13 +86,13 @@ def main(
         raise DfadcError(f"unknown family {unknown[0]!r}", f"families: {', '.join(FAMILIES)}")
     if in_process:
         for name in families:
-            for cell in make_cells(name, exports, size=size, steps=steps, calibrator=calibrator):
+            for cell in make_cells(name, exports, size=size, steps=steps, calibrator=calibrator, keep_fp32=keep_fp32):
                 add_cell(out, cell)
         return
     out.parent.mkdir(parents=True, exist_ok=True)
-    settings = ("--size", str(size), "--steps", str(steps), "--calibrator", calibrator, "--out", str(out))
+    settings = ("--size", str(size), "--steps", str(steps), "--calibrator", calibrator, "--keep-fp32", keep_fp32)
     for name in families:
-        _in_a_process(name, exports, out, settings)
+        _in_a_process(name, exports, out, (*settings, "--out", str(out)))
     chosen = {(name, wanted) for name in families for wanted in exports}
     found = [cell for cell in read_cells(out) if (cell.family, cell.export) in chosen]
     rows = [(name, *(cell.text for cell in found if cell.family == name)) for name in families]
@@ -105,14 +106,16 @@ def main(
         raise typer.Exit(1)
 
 
-def make_cells(family: str, exports: list[str], *, size: int, steps: int, calibrator: str) -> Iterator[Cell]:
+def make_cells(
+    family: str, exports: list[str], *, size: int, steps: int, calibrator: str, keep_fp32: str = KEEP_FP32_AUTO
+) -> Iterator[Cell]:
     """Trains a student and makes, runs and judges its exports, one after the other."""
     digits = read_digits(size)
     student = train_student(family, digits, steps=steps)
     settings = BuildSettings(
         calibration=digits.training[:NUM_CALIBRATION],
         calibrator=calibrator,
-        keep_fp32=(KEEP_FP32_AUTO,),  # as `dfadc distill` does
+        keep_fp32=(KEEP_FP32_AUTO,) if keep_fp32 == KEEP_FP32_AUTO else (),
         threads=1,
     )
     with tempfile.TemporaryDirectory(prefix="dfadc-targets-") as folder:

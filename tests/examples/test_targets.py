@@ -31,7 +31,7 @@ def test_a_family_passes_in_fp32_and_fp16(family: str, tmp_path: Path) -> None:
     if "timm" in (SCRIPT.parent / "students.py").read_text().partition(f'"{family}": "')[2].partition('"')[0]:
         pytest.importorskip("timm", reason="pip install timm")
     exports = [part for export in EXPORTS for part in ("--export", export)]
-    quick = ("--steps", 8, "--calibrator", "minmax", "--out", tmp_path / "cells", "--in-process")
+    quick = ("--steps", 8, "--calibrator", "minmax", "--keep-fp32", "none", "--out", tmp_path / "cells", "--in-process")
     done = run_script(SCRIPT, "--family", family, *exports, *quick)
     assert done.code == 0, done.err
     lines = (tmp_path / "cells").read_text().splitlines()
