@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from dfadc.contract import ContractFields
-from dfadc.errors import DfadcError
+from dfadc.errors import DfadcError, RequirementMissing
 from dfadc.networks.flops import count_flops, count_parameters
 from dfadc.networks.names import resolve_architecture
 from dfadc.networks.norm_layers import NormLayer, find_norm_layers
@@ -145,7 +145,7 @@ def inspect_teacher(
     try:
         contents = read_teacher_file(path, weights=weights)
     except DfadcError as exc:
-        is_known = kind in (*CODE_KINDS, FileKind.ONNX, FileKind.ENGINE)
+        is_known = kind in (*CODE_KINDS, FileKind.ENGINE) or isinstance(exc, RequirementMissing)
         problem = None if is_known else exc.message
         return replace(basis, **_all_unknown(exc.message), problem=problem, hint=exc.hint)
     basis = replace(basis, notes=contents.notes, num_parameters=_num_weights(contents), foreign_globals=contents.inert)
@@ -223,6 +223,8 @@ def _describe_safety(path: Path, kind: FileKind) -> str:
         return "safe: tensors and layers of torch, torchvision and timm are restored, all else becomes inert records"
     if kind in CODE_KINDS:
         return "is code: loading it can run anything, so it needs --trust-teacher; it was not loaded"
+    if kind is FileKind.ONNX:
+        return "safe: a graph of operators, without code"
     if kind is FileKind.UNKNOWN:
         return f"not loaded: {describe_unknown(path)[0]}"
     return "not loaded: this kind cannot be a teacher, for it has no gradients"

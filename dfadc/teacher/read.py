@@ -34,12 +34,10 @@ def _read_checkpoint(request: _Request, kind: FileKind) -> TeacherFile:
     return read_checkpoint(request.path, kind, trust=request.trust, weights=request.weights, code=code)
 
 
-def _refuse_onnx(request: _Request) -> TeacherFile:
-    raise DfadcError(
-        f"{request.path} is an ONNX file: adversarial distillation needs gradients through the teacher, which ONNX "
-        "has not",
-        "give the PyTorch weights it was exported from",
-    )
+def _read_onnx(request: _Request) -> TeacherFile:
+    from dfadc.teacher.onnx_teacher import read_onnx  # noqa: PLC0415 -- onnx and ONNX Runtime take half a second
+
+    return read_onnx(request.path)
 
 
 def _refuse_engine(request: _Request) -> TeacherFile:
@@ -67,7 +65,7 @@ READERS: dict[FileKind, Callable[[_Request], TeacherFile]] = {
     FileKind.LEGACY_CHECKPOINT: lambda given: _read_checkpoint(given, FileKind.LEGACY_CHECKPOINT),
     FileKind.TORCHSCRIPT: lambda given: read_torchscript(given.path, trust=given.trust),
     FileKind.EXPORTED_PROGRAM: lambda given: read_exported_program(given.path, trust=given.trust),
-    FileKind.ONNX: _refuse_onnx,
+    FileKind.ONNX: _read_onnx,
     FileKind.ENGINE: _refuse_engine,
     FileKind.FOLDER: _read_folder,
     FileKind.UNKNOWN: _refuse_unknown,
