@@ -75,6 +75,7 @@ def read_onnx(path: Path) -> TeacherFile:
         FileKind.ONNX,
         module=module.eval(),
         input_size=None if graph.side is None else (graph.channels, *graph.side),
+        channels=graph.channels,
         notes=tuple(notes),
         arguments=TrainingArguments("the graph's uint8 input", values) if graph.is_uint8 else None,
     )
@@ -162,6 +163,9 @@ def _keep_sizes_on_cpu_(module: fx.GraphModule) -> None:
         takes_sizes = node in sizes or node.meta.get("onnx_op_type") in _TAKING_SIZES
         for source in node.all_input_nodes[0 if node in sizes else 1 :] if takes_sizes else ():
             if source.op != "get_attr" or (tensor := getattr(module, str(source.target))).ndim > 1:
+                continue
+            if node.meta.get("onnx_op_type") == "Reshape":
+                node.update_arg(1, tensor.tolist())  # onnx2fx takes a list as well, and no tensor is read back
                 continue
             with module.graph.inserting_before(node):
                 literal = module.graph.call_function(torch.tensor, (tensor.tolist(),), {"dtype": tensor.dtype})

@@ -41,6 +41,12 @@ def _read_onnx(request: _Request) -> TeacherFile:
     return read_onnx(request.path)
 
 
+def _read_keras(request: _Request) -> TeacherFile:
+    from dfadc.teacher.keras_teacher import read_keras  # noqa: PLC0415 -- with the extra alone
+
+    return read_keras(request.path, trust=request.trust)
+
+
 def _refuse_engine(request: _Request) -> TeacherFile:
     raise DfadcError(
         f"{request.path} is a TensorRT engine: it is compiled for one GPU and has no gradients",
@@ -62,6 +68,7 @@ READERS: dict[FileKind, Callable[[_Request], TeacherFile]] = {
     FileKind.TORCHSCRIPT: lambda given: read_torchscript(given.path, trust=given.trust),
     FileKind.EXPORTED_PROGRAM: lambda given: read_exported_program(given.path, trust=given.trust),
     FileKind.ONNX: _read_onnx,
+    FileKind.KERAS: _read_keras,
     FileKind.ENGINE: _refuse_engine,
     FileKind.UNKNOWN: _refuse_unknown,
 }

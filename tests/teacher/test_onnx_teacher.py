@@ -159,6 +159,14 @@ def test_no_constant_needs_the_device_of_the_network(opset: int, tmp_path: Path)
     assert module(torch.empty(5, *SIZE, device="meta")).shape == (5, 10)
 
 
+def test_fixed_shapes_compile_as_one_graph(tmp_path: Path) -> None:
+    path = export(torchvision_network("shufflenet_v2_x0_5"), tmp_path / "teacher.onnx", opset=17)
+    teacher = load_teacher(path)
+    compiled = torch.compile(teacher.module, backend="eager", fullgraph=True, dynamic=False)
+    images = torch.rand(4, *SIZE)
+    torch.testing.assert_close(compiled(images), teacher.logits(images))
+
+
 @pytest.mark.parametrize(
     ("last", "name"), [(nn.Softmax(1), "Softmax"), (nn.LogSoftmax(1), "LogSoftmax"), (nn.Sigmoid(), "Sigmoid")]
 )
