@@ -35,7 +35,7 @@ class OnnxGraph:
     Args:
         path: of the file.
         original: the file's graph without its softmax or sigmoid.
-        model: the same with images (N, C, H, W) in float32 and any N.
+        model: the same with images (N, C, H, W) in float32, of any N unless the batch was kept.
         name: of the original's input.
         channels: C.
         side: (H, W); None where the graph takes several.
@@ -57,8 +57,12 @@ class OnnxGraph:
     notes: tuple[str, ...]
 
 
-def read_graph(path: Path) -> OnnxGraph:
+def read_graph(path: Path, *, frees_batch: bool = True) -> OnnxGraph:
     """Reads an ONNX file and its external data.
+
+    Args:
+        path: the file.
+        frees_batch: a fixed batch is made dynamic; else the model keeps it.
 
     Raises:
         DfadcError: it is damaged, its external data is missing, or it is no network from one image to logits.
@@ -80,11 +84,12 @@ def read_graph(path: Path) -> OnnxGraph:
         )
     model = onnx.ModelProto()
     model.CopyFrom(original)
-    if batch is not None:
+    if batch is not None and frees_batch:
         _free_batch_(model, batch)
         notes.append(f"its batch of {batch} was made dynamic")
     is_uint8 = elements == TensorProto.UINT8
-    _replace_input_(model, image.name, (channels, *side), is_channels_last=is_channels_last, is_uint8=is_uint8)
+    sizes = [None if frees_batch else batch, channels, *side]
+    _replace_input_(model, image.name, sizes, is_channels_last=is_channels_last, is_uint8=is_uint8)
     if is_channels_last:
         notes.append("its images (N, H, W, C) are given as (N, C, H, W)")
     if is_uint8:
@@ -217,13 +222,13 @@ def _free_batch_(model: onnx.ModelProto, batch: int) -> None:
 def _replace_input_(
     model: onnx.ModelProto,
     name: str,
-    sizes: tuple[int | None, ...],
+    sizes: list[int | None],
     *,
     is_channels_last: bool,
     is_uint8: bool,
 ) -> None:
     """Replaces the input by float32 images (N, C, H, W), in place; nodes turn them into what the graph took."""
-    dims: list[int | str] = ["N", *(axis if size is None else size for axis, size in zip("CHW", sizes, strict=True))]
+    dims = [axis if size is None else size for axis, size in zip("NCHW", sizes, strict=True)]
     kept = [value for value in model.graph.input if value.name != name]
     taken = {value for node in model.graph.node for value in (*node.input, *node.output)}
     images = next(each for each in (_IMAGES, f"{_IMAGES}_", f"{_IMAGES}__") if each not in taken)

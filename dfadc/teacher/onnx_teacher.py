@@ -9,6 +9,8 @@ within 5.8e-7 of their range of ONNX Runtime's and its input gradients within 8.
 
 from __future__ import annotations
 
+import contextlib
+import io
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dfadc.errors import DfadcError, RequirementMissing
+from dfadc.networks.norm_layers import find_norm_layers
 from dfadc.teacher.exported_norms import ExportedBatchNorm
 from dfadc.teacher.file_kind import FileKind
 from dfadc.teacher.onnx_graph import read_graph
@@ -58,17 +61,21 @@ def read_onnx(path: Path) -> TeacherFile:
         DfadcError: the file is damaged, is no network from one image to logits, or cannot be converted exactly.
     """
     graph = read_graph(path)
-    module = _convert(graph)
-    module.original_name = f"ONNX graph {graph.model.graph.name}".strip()  # type: ignore[assignment]
-    with_norms = _restore_norms_(module)
-    _keep_sizes_on_cpu_(module)
-    _register_parameters_(module)
-    worst = _check(module, graph)
+    try:
+        module, worst = _convert_and_check(graph)
+    except DfadcError:
+        if graph.batch != 1:
+            raise
+        graph = read_graph(path, frees_batch=False)
+        module, worst = _convert_and_check(graph)
+    is_mapped = isinstance(module, MappedOverImages)
     notes = [
         f"converted by onnx2fx; outputs within {worst:.0e} of their range of ONNX Runtime's",
         *graph.notes,
-        *(() if with_norms else ("its exporter has folded all batch norms: the teacher has no statistics",)),
+        *(("its batch of 1 is part of the graph: it is mapped over the images",) if is_mapped else ()),
     ]
+    if not find_norm_layers(module):
+        notes.append("its exporter has folded all batch norms: the teacher has no statistics")
     values = {"mean": (0.0,) * graph.channels, "std": (1.0,) * graph.channels}
     return TeacherFile(
         path,
@@ -79,6 +86,43 @@ def read_onnx(path: Path) -> TeacherFile:
         notes=tuple(notes),
         arguments=TrainingArguments("the graph's uint8 input", values) if graph.is_uint8 else None,
     )
+
+
+class MappedOverImages(nn.Module):
+    """Network whose graph takes one image; all images of a batch go through it at once, by ``torch.vmap``.
+
+    Args:
+        network: images (1, C, H, W) -> logits (1, K).
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, C, H, W) -> logits (N, K)."""
+        logits: Tensor = torch.vmap(self.network)(images.unsqueeze(1))
+        return logits.flatten(0, 1)
+
+
+def _convert_and_check(graph: OnnxGraph) -> tuple[nn.Module, float]:
+    """The graph as a module, and the largest difference to ONNX Runtime as a share of the outputs' range.
+
+    Raises:
+        RequirementMissing: onnx2fx is not installed.
+        DfadcError: it cannot be converted exactly for any number of images.
+    """
+    converted = _convert(graph)
+    num_norms = _restore_norms_(converted)
+    _keep_sizes_on_cpu_(converted)
+    _register_parameters_(converted)
+    is_fixed = graph.model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
+    # A hook inside the map would see single images, whose statistics are none of a batch.
+    module: nn.Module = MappedOverImages(converted) if is_fixed and not num_norms else converted
+    vars(module)["original_name"] = f"ONNX graph {graph.model.graph.name}".strip()
+    # torch.fx prints generated code where a forward fails; the error says what is needed.
+    with contextlib.redirect_stderr(io.StringIO()):
+        return module, _check(module, graph)
 
 
 def _convert(graph: OnnxGraph) -> fx.GraphModule:
@@ -190,14 +234,14 @@ def _check(module: nn.Module, graph: OnnxGraph) -> float:
             logits = module(images)
         except _NO_RUN as exc:
             raise DfadcError(
-                f"{graph.path} does not run on a batch of {number} after its conversion: {_reason(exc)}",
+                f"{graph.path} does not run on a batch of {len(images)} after its conversion: {_reason(exc)}",
                 "export it again with a dynamic batch axis (dynamic_shapes of torch.onnx.export)",
             ) from exc
         if not isinstance(logits, Tensor) or logits.shape != expected.shape:
             shape = tuple(getattr(logits, "shape", ()))
             raise DfadcError(
                 f"{graph.path} gives outputs of shape {shape} after its conversion; ONNX Runtime gives "
-                f"{tuple(expected.shape)} for a batch of {number}",
+                f"{tuple(expected.shape)} for a batch of {len(images)}",
                 _EXPORT_AGAIN,
             )
         span = float(expected.max() - expected.min()) or 1.0

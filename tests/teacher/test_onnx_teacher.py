@@ -194,14 +194,30 @@ def test_fixed_batch_of_one_becomes_dynamic(tmp_path: Path) -> None:
     assert any("batch of 1 was made dynamic" in note for note in teacher.notes)
 
 
-def test_batch_that_the_graph_fixes_is_refused(tmp_path: Path) -> None:
-    weights: dict[str, Any] = {"row": np.zeros((1, 1, 32, 32), np.float32)}
+def graph_of_batch(batch: int) -> onnx.ModelProto:
+    """A graph that joins each batch with a constant of the same number of images."""
+    weights: dict[str, Any] = {"row": np.ones((batch, 1, 32, 32), np.float32)}
     nodes = [
         helper.make_node("Concat", ["images", "row"], ["four"], axis=1),
         *classifier(weights, images="four", channels=4),
     ]
-    path = saved(graph_of(nodes, weights, inputs=[("images", TensorProto.FLOAT, [1, 3, 32, 32])]), tmp_path)
-    with pytest.raises(DfadcError, match="does not run on a batch of 3") as caught:
+    return graph_of(nodes, weights, inputs=[("images", TensorProto.FLOAT, [batch, 3, 32, 32])])
+
+
+def test_batch_of_one_that_the_graph_fixes_is_mapped(tmp_path: Path) -> None:
+    path = saved(graph_of_batch(1), tmp_path)
+    teacher = load_teacher(path)
+    images = torch.rand(5, *SIZE, requires_grad=True)
+    logits = teacher.logits(images)
+    torch.testing.assert_close(logits.detach(), torch.cat([of_runtime(path, one) for one in images.detach().split(1)]))
+    (gradient,) = torch.autograd.grad(logits.square().sum(), images)
+    assert bool(gradient.flatten(1).any(1).all())
+    assert any("mapped over the images" in note for note in teacher.notes)
+
+
+def test_other_batch_that_the_graph_fixes_is_refused(tmp_path: Path) -> None:
+    path = saved(graph_of_batch(4), tmp_path)
+    with pytest.raises(DfadcError, match="does not run on a batch of 12") as caught:
         read_teacher_file(path)
     assert "dynamic" in caught.value.hint
 
