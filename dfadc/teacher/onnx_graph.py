@@ -105,7 +105,7 @@ def _load(path: Path) -> onnx.ModelProto:
     try:
         model = onnx.load(path, load_external_data=False)
     except (DecodeError, OSError, ValueError) as exc:
-        raise DfadcError(f"cannot read {path}: {_first_line(exc)}", "copy or export it again") from exc
+        raise DfadcError(f"cannot read {path}: {first_line(exc)}", "copy or export it again") from exc
     if not model.graph.node:
         raise DfadcError(f"cannot read {path}: its graph is empty", "copy or export it again")
     try:
@@ -113,7 +113,7 @@ def _load(path: Path) -> onnx.ModelProto:
     except (OSError, ValueError, onnx.checker.ValidationError) as exc:
         names = sorted(set(_external_files(model)))
         raise DfadcError(
-            f"{path} keeps its weights in {', '.join(names)}, which cannot be read: {_first_line(exc)}",
+            f"{path} keeps its weights in {', '.join(names)}, which cannot be read: {first_line(exc)}",
             f"copy {', '.join(names)} beside it",
         ) from exc
     return model
@@ -248,5 +248,6 @@ def _replace_input_(
     del model.graph.value_info[:]
 
 
-def _first_line(exc: Exception) -> str:
+def first_line(exc: Exception | None) -> str:
+    """First line of a foreign error's text; its type where it has none."""
     return (str(exc).strip() or type(exc).__name__).splitlines()[0]
