@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from dfadc.contract import ContractFields
@@ -14,9 +15,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 #: Names that published weights have. Beside a file of another name such a JSON may describe another network.
-_PUBLISHED_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+PUBLISHED_WEIGHTS = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "model.safetensors.index.json",
+    "pytorch_model.bin.index.json",
+)
 #: Values of ``resample``, which are Pillow's.
 _RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+#: Class names that transformers makes up.
+_UNNAMED = re.compile(r"LABEL_\d+")
 _WHOLE_RANGE = 255.0
 _SQUASHED_FROM = 384
 
@@ -27,15 +35,17 @@ def read_published_configs(weights: Path) -> list[tuple[str, ContractFields]]:
     Raises:
         DfadcError: a value in one of them is malformed.
     """
-    if weights.name not in _PUBLISHED_WEIGHTS:
+    if weights.name not in PUBLISHED_WEIGHTS:
         return []
+    # An image processor states the images of this very network; transformers' own configuration those it began with.
     readers: dict[str, Callable[[Mapping[str, Any]], ContractFields]] = {
         "config.json": _of_timm,
         "preprocessor_config.json": _of_image_processor,
+        "config.json of transformers": _of_transformers,
     }
     found = []
     for name, reader in readers.items():
-        path = weights.parent / name
+        path = weights.parent / name.partition(" ")[0]
         if path.is_file():
             try:
                 fields = reader(_read_object(path))
@@ -62,7 +72,25 @@ def _of_timm(config: Mapping[str, Any]) -> ContractFields:
         return ContractFields()
     known = {name: documented[name] for name in ("input_size", "mean", "std") if documented.get(name)}
     preprocessing = timm_preprocessing(documented)
+    names = config.get("label_names")
+    if isinstance(names, list) and len(names) == config.get("num_classes"):
+        known["class_names"] = names
     return ContractFields.from_dict(known | ({"preprocessing": preprocessing.to_dict()} if preprocessing else {}))
+
+
+def _of_transformers(config: Mapping[str, Any]) -> ContractFields:
+    """Statements of transformers' ``config.json``; empty where it is another library's."""
+    known: dict[str, Any] = {}
+    if "model_type" not in config:
+        return ContractFields()
+    by_index = {int(index): str(name) for index, name in (config.get("id2label") or {}).items()}
+    names = [by_index[index] for index in range(len(by_index))]
+    if any(not _UNNAMED.fullmatch(name) for name in names) and len(set(names)) == len(names):
+        known["class_names"] = names
+    if size := config.get("image_size"):
+        height, width = size if isinstance(size, list) else (size, size)
+        known["input_size"] = [config.get("num_channels", 3), height, width]
+    return ContractFields.from_dict(known)
 
 
 def _of_image_processor(config: Mapping[str, Any]) -> ContractFields:

@@ -26,6 +26,7 @@ class FileKind(StrEnum):
     SHARDS = "index of sharded weights"
     FOLDER = "folder"
     ONNX = "ONNX"
+    KERAS = "Keras"
     ENGINE = "TensorRT engine"
     UNKNOWN = "unknown"
 
@@ -47,7 +48,10 @@ MAX_INDEX_BYTES = 64 * 2**20
 #: Beginning of a file that is looked at: a tar header is 512 bytes long.
 _HEAD_BYTES = 512
 _ONNX_FIELDS = (0x12, 0x1A, 0x22, 0x2A, 0x32, 0x3A, 0x42, 0x72)
-_ENGINE_MAGIC = re.compile(rb"[a-z]trt")
+_BEGINNINGS = (
+    (re.compile(rb"\x89HDF\r\n\x1a\n"), FileKind.KERAS),
+    (re.compile(rb"[a-z]trt"), FileKind.ENGINE),
+)
 
 
 def sniff_kind(path: Path) -> FileKind:
@@ -75,8 +79,9 @@ def _sniff_head(head: bytes, path: Path, size: int) -> FileKind:
         return FileKind.SAFETENSORS
     if head.lstrip().startswith(b"{") and is_shard_index(path, size):
         return FileKind.SHARDS
-    if _ENGINE_MAGIC.match(head):
-        return FileKind.ENGINE
+    for beginning, kind in _BEGINNINGS:
+        if beginning.match(head):
+            return kind
     if len(head) > 2 and head[0] == 0x08 and 0 < head[1] < 0x20 and head[2] in _ONNX_FIELDS:
         return FileKind.UNKNOWN if _is_saved_model(head) else FileKind.ONNX
     return FileKind.UNKNOWN
@@ -141,6 +146,8 @@ def _sniff_archive(path: Path, size: int) -> FileKind:
         return FileKind.EXPORTED_PROGRAM
     if any(name.endswith("/data.pkl") for name in names):
         return FileKind.CHECKPOINT
+    if "model.weights.h5" in names:
+        return FileKind.KERAS
     description, remedy = describe_archive(names)
     raise DfadcError(f"{path} is {description} (it holds {', '.join(names[:3]) or 'nothing'})", remedy)
 

@@ -59,7 +59,7 @@ def identify(
     if architecture is None and said is not None and said.architecture is not None:
         refuse_factory_from_file(said.architecture, contents.path)
     if contents.module is not None and architecture is None:
-        return _identify_module(contents.module, stated)
+        return _identify_module(contents.module, stated, contents.channels)
     tensors = contents.state_dict if contents.module is None else contents.module.state_dict()
     assert tensors is not None, "a teacher file holds weights or a module"  # noqa: S101
     stem = next((each.stem for each in statements if each.stem is not None), None)
@@ -88,12 +88,19 @@ def _options(named: str, stem: Stem | None, stated: ContractFields) -> tuple[Arc
     return plain, Choices(stem, activation, stated.input_size)
 
 
-def _identify_module(module: nn.Module, stated: ContractFields) -> Identity:
-    """A whole module needs no name, but a known one tells its library's documentation."""
+def _identify_module(module: nn.Module, stated: ContractFields, channels: int | None) -> Identity:
+    """A whole module needs no name, but a known one tells its library's documentation.
+
+    Args:
+        module: the network.
+        stated: contract fields that flags and files give.
+        channels: C where the file states it; the weights of a graph stand in no order that could tell it.
+    """
     weights: dict[str, Tensor] = dict(module.state_dict())
     # The first tensor with four axes is the convolution that sees the images.
     first = next((tensor for tensor in weights.values() if tensor.ndim == 4), None)
-    channels = None if first is None else int(first.shape[1])
+    if channels is None and first is not None:
+        channels = int(first.shape[1])
     matches = match_architecture(weights, input_size=_size(weights, stated.input_size))
     side = size_of_positions(weights)
     if len(matches) == 1:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from dfadc.contract import ContractFields
-from dfadc.errors import DfadcError
+from dfadc.errors import DfadcError, RequirementMissing
 from dfadc.networks.flops import count_flops, count_parameters
 from dfadc.networks.names import resolve_architecture
 from dfadc.networks.norm_layers import NormLayer, find_norm_layers
@@ -27,6 +27,17 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+_OF_CHECKPOINT = "safe: tensors and layers of torch, torchvision and timm are restored, all else becomes inert records"
+_OF_CODE = "is code: loading it can run anything, so it needs --trust-teacher; it was not loaded"
+#: Kind -> risk of loading it.
+_SAFETY = {
+    FileKind.SAFETENSORS: "safe: holds tensors only",
+    FileKind.CHECKPOINT: _OF_CHECKPOINT,
+    FileKind.LEGACY_CHECKPOINT: _OF_CHECKPOINT,
+    **dict.fromkeys(CODE_KINDS, _OF_CODE),
+    FileKind.ONNX: "safe: a graph of operators, without code",
+    FileKind.KERAS: "safe: Keras's own layers alone are built; a file with code needs --trust-teacher",
+}
 #: Weights that are listed from either end.
 _SHOWN = 6
 
@@ -145,7 +156,7 @@ def inspect_teacher(
     try:
         contents = read_teacher_file(path, weights=weights)
     except DfadcError as exc:
-        is_known = kind in (*CODE_KINDS, FileKind.ONNX, FileKind.ENGINE)
+        is_known = kind in (*CODE_KINDS, FileKind.ENGINE) or isinstance(exc, RequirementMissing)
         problem = None if is_known else exc.message
         return replace(basis, **_all_unknown(exc.message), problem=problem, hint=exc.hint)
     basis = replace(basis, notes=contents.notes, num_parameters=_num_weights(contents), foreign_globals=contents.inert)
@@ -217,15 +228,9 @@ def _list_weights(contents: TeacherFile) -> tuple[str, ...]:
 
 
 def _describe_safety(path: Path, kind: FileKind) -> str:
-    if kind is FileKind.SAFETENSORS:
-        return "safe: holds tensors only"
-    if kind in (FileKind.CHECKPOINT, FileKind.LEGACY_CHECKPOINT):
-        return "safe: tensors and layers of torch, torchvision and timm are restored, all else becomes inert records"
-    if kind in CODE_KINDS:
-        return "is code: loading it can run anything, so it needs --trust-teacher; it was not loaded"
     if kind is FileKind.UNKNOWN:
         return f"not loaded: {describe_unknown(path)[0]}"
-    return "not loaded: this kind cannot be a teacher, for it has no gradients"
+    return _SAFETY.get(kind, "not loaded: this kind cannot be a teacher, for it has no gradients")
 
 
 def _all_unknown(reason: str) -> dict[str, Any]:

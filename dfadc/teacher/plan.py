@@ -102,7 +102,7 @@ def plan_teacher(contents: TeacherFile, *, architecture: str | None, fields: Con
     if arguments is not None:
         sources[arguments.source] = arguments.to_fields(channels=identity.channels, num_classes=identity.num_classes)
     if contents.input_size is not None:
-        sources["the exported program"] = ContractFields(input_size=contents.input_size)
+        sources[f"the graph of the {contents.kind} file"] = ContractFields(input_size=contents.input_size)
     if identity.side is not None:
         size = (identity.channels or 3, identity.side, identity.side)
         sources[POSITIONS] = ContractFields(input_size=size)

@@ -9,6 +9,7 @@ from dfadc.networks.state_dict import strip_wrapper_prefixes
 from dfadc.teacher.checkpoint_file import read_checkpoint
 from dfadc.teacher.exported_file import read_exported_program, read_torchscript
 from dfadc.teacher.file_kind import FileKind, sniff_kind
+from dfadc.teacher.hub_folder import describe_timm, read_hub_config, read_transformers
 from dfadc.teacher.safetensors_file import read_safetensors_file, read_shards
 from dfadc.teacher.teacher_file import TeacherFile
 from dfadc.teacher.unknown_file import describe_unknown, weights_in_folder
@@ -34,12 +35,16 @@ def _read_checkpoint(request: _Request, kind: FileKind) -> TeacherFile:
     return read_checkpoint(request.path, kind, trust=request.trust, weights=request.weights, code=code)
 
 
-def _refuse_onnx(request: _Request) -> TeacherFile:
-    raise DfadcError(
-        f"{request.path} is an ONNX file: adversarial distillation needs gradients through the teacher, which ONNX "
-        "has not",
-        "give the PyTorch weights it was exported from",
-    )
+def _read_onnx(request: _Request) -> TeacherFile:
+    from dfadc.teacher.onnx_teacher import read_onnx  # noqa: PLC0415 -- onnx and ONNX Runtime take half a second
+
+    return read_onnx(request.path)
+
+
+def _read_keras(request: _Request) -> TeacherFile:
+    from dfadc.teacher.keras_teacher import read_keras  # noqa: PLC0415 -- with the extra alone
+
+    return read_keras(request.path, trust=request.trust)
 
 
 def _refuse_engine(request: _Request) -> TeacherFile:
@@ -47,11 +52,6 @@ def _refuse_engine(request: _Request) -> TeacherFile:
         f"{request.path} is a TensorRT engine: it is compiled for one GPU and has no gradients",
         "give the PyTorch weights it was built from",
     )
-
-
-def _read_folder(request: _Request) -> TeacherFile:
-    path = weights_in_folder(request.path)
-    return READERS[sniff_kind(path)](request._replace(path=path))
 
 
 def _refuse_unknown(request: _Request) -> TeacherFile:
@@ -67,9 +67,9 @@ READERS: dict[FileKind, Callable[[_Request], TeacherFile]] = {
     FileKind.LEGACY_CHECKPOINT: lambda given: _read_checkpoint(given, FileKind.LEGACY_CHECKPOINT),
     FileKind.TORCHSCRIPT: lambda given: read_torchscript(given.path, trust=given.trust),
     FileKind.EXPORTED_PROGRAM: lambda given: read_exported_program(given.path, trust=given.trust),
-    FileKind.ONNX: _refuse_onnx,
+    FileKind.ONNX: _read_onnx,
+    FileKind.KERAS: _read_keras,
     FileKind.ENGINE: _refuse_engine,
-    FileKind.FOLDER: _read_folder,
     FileKind.UNKNOWN: _refuse_unknown,
 }
 
@@ -88,7 +88,15 @@ def read_teacher_file(
     Raises:
         DfadcError: the file is missing, damaged, of a kind that cannot teach, or would run code and is not trusted.
     """
-    return READERS[sniff_kind(path)](_Request(path, trust, weights, architecture))
+    kind = sniff_kind(path)
+    if kind is FileKind.FOLDER:
+        path = weights_in_folder(path)
+        kind = sniff_kind(path)
+    config = read_hub_config(path) if architecture is None else None
+    if config is not None and "model_type" in config:
+        return read_transformers(path, config, trust=trust)
+    contents = READERS[kind](_Request(path, trust, weights, architecture))
+    return contents if config is None else describe_timm(contents, config)
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

@@ -33,7 +33,8 @@ class TeacherFile:
         state_dict: weights by name, wrapper prefixes removed; None where the file holds a module.
         module: the module, on the CPU; None where the file holds weights.
         metadata: free text of a safetensors file.
-        input_size: (C, H, W) where the file itself states it (``.pt2``).
+        input_size: (C, H, W) where the file itself states it (``.pt2``, ONNX, Keras).
+        channels: C where the file itself states it.
         notes: what was unwrapped, left out or restored, for the user.
         arguments: contract and architecture as a training framework saved them beside the weights; None where it did
             not.
@@ -47,6 +48,7 @@ class TeacherFile:
     module: nn.Module | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     input_size: tuple[int, int, int] | None = None
+    channels: int | None = None
     notes: tuple[str, ...] = ()
     arguments: TrainingArguments | None = None
     inert: tuple[str, ...] = ()

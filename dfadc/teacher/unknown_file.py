@@ -33,7 +33,6 @@ _BEGINNINGS: tuple[tuple[re.Pattern[bytes], str, str], ...] = tuple(
             "a plain Python pickle, which only running it could open",
             "load it where it was written and save its weights: torch.save(network.state_dict(), 'teacher.pt')",
         ),
-        (rb"\x89HDF", "an HDF5 file (Keras?)", "export the network to PyTorch weights"),
         (rb"....TFL3", "a TensorFlow Lite model", "give the network that it was converted from"),
         (
             rb"[\x01-\x04]\0\0\0.{4}[\x01-\x04]\0\0\0V \d",
@@ -73,8 +72,6 @@ def describe_unknown(path: Path) -> tuple[str, str]:
 
 def describe_archive(names: Sequence[str]) -> tuple[str, str]:
     """The same for a zip archive with members of these names."""
-    if "model.weights.h5" in names:
-        return "a Keras archive", "export the network to PyTorch weights"
     if names and all(name.endswith(".npy") for name in names):
         return (
             "an archive of NumPy arrays (.npz), not a PyTorch file",

@@ -386,7 +386,6 @@ OTHER_FILES = {
         b"\x80\x04\x95\x10\0\0\0\0\0\0\0}\x94(\x8c\x1aStructuredToParameterName@@\x94",
         "a PaddlePaddle checkpoint",
     ),
-    "HDF5": (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
     "TFLite": (b"\x1c\0\0\0TFL3", "a TensorFlow Lite model"),
     "SavedModel": (b"\x08\x01\x12\x06\x0a\x04demo" + bytes(60), "a TensorFlow SavedModel"),
     "NumPy": (b"\x93NUMPY\x01\0", "a NumPy array"),

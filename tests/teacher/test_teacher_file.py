@@ -166,7 +166,7 @@ def _broken_files(network: nn.Module, folder: Path) -> dict[str, tuple[Path, str
         "plain pickle": (b"\x80\x04\x95\x00", "plain Python pickle"),
         "bytes": (bytes(range(200, 240)), "no known kind"),
         "empty": (b"", "empty"),
-        "onnx": (b"\x08\x0a\x12\x07pytorch", "gradients through the teacher"),
+        "onnx": (b"\x08\x0a\x12\x07pytorch", "its graph is empty"),
         "engine": (b"ptrt\x00\x00\x00\x00", "TensorRT engine"),
         "rtx engine": (b"vtrt\x00\x00\x00\x00", "TensorRT engine"),
     }

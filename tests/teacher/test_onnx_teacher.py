@@ -1,0 +1,362 @@
+"""ONNX teachers: conversion, what is cut or made dynamic, refusals, and a run from the command line."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from command_line import run_command, settings
+from conftest import QUICK_RECIPE
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+from torchvision.models import get_model
+
+from dfadc.contract import ContractFields
+from dfadc.errors import DfadcError, RequirementMissing
+from dfadc.teacher.load import inspect_teacher, load_teacher
+from dfadc.teacher.read import read_teacher_file
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+onnx2fx = pytest.importorskip("onnx2fx")
+
+SIZE = (3, 32, 32)
+
+
+def export(module: nn.Module, path: Path, *, opset: int = 20, dynamic: bool = True, **settings: Any) -> Path:
+    """Exports a network by torch's present exporter."""
+    images = torch.rand(2 if dynamic else 1, *settings.pop("size", SIZE))
+    shapes = ({0: torch.export.Dim.DYNAMIC},) if dynamic else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module.eval(),
+            (images,),
+            path,
+            dynamo=True,
+            opset_version=opset,
+            dynamic_shapes=shapes,
+            verbose=False,
+            external_data=settings.pop("external_data", False),
+            **settings,
+        )
+    return path
+
+
+def export_by_tracing(module: nn.Module, path: Path, *, opset: int, **settings: Any) -> Path:
+    """Exports a network by torch's older exporter."""
+    axes = {"x": {0: "n"}, "y": {0: "n"}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module.eval(),
+            (torch.rand(2, *SIZE),),
+            path,
+            dynamo=False,
+            opset_version=opset,
+            input_names=["x"],
+            output_names=["y"],
+            dynamic_axes=axes,
+            **settings,
+        )
+    return path
+
+
+def small_network(last: nn.Module | None = None) -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 5)]
+    return nn.Sequential(*layers, *([last] if last is not None else []))
+
+
+def torchvision_network(name: str) -> nn.Module:
+    """A random network with statistics unlike those of a fresh one."""
+    torch.manual_seed(0)
+    network: nn.Module = get_model(name, num_classes=10).eval()
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            assert layer.running_mean is not None
+            assert layer.running_var is not None
+            layer.running_mean.normal_(0, 0.1)
+            layer.running_var.uniform_(0.5, 1.5)
+    return network
+
+
+def graph_of(nodes: list[onnx.NodeProto], weights: dict[str, Any], **settings: Any) -> onnx.ModelProto:
+    """A graph by hand: images -> logits."""
+    inputs = settings.pop("inputs", [("images", TensorProto.FLOAT, ["N", 3, 32, 32])])
+    outputs = settings.pop("outputs", [("logits", TensorProto.FLOAT, None)])
+    tensors = [numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()]
+    graph = helper.make_graph(
+        nodes,
+        "by_hand",
+        [helper.make_tensor_value_info(*value) for value in inputs],
+        [helper.make_tensor_value_info(*value) for value in outputs],
+        tensors,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", settings.pop("opset", 17))], ir_version=8)
+
+
+def saved(model: onnx.ModelProto, folder: Path) -> Path:
+    onnx.save(model, folder / "teacher.onnx")
+    return folder / "teacher.onnx"
+
+
+def classifier(weights: dict[str, Any], *, images: str = "images", channels: int = 3) -> list[onnx.NodeProto]:
+    """Convolution, mean over the image and logits; ``weights`` is filled."""
+    generator = np.random.default_rng(0)
+    weights["kernel"] = generator.normal(size=(4, channels, 3, 3)).astype(np.float32)
+    return [
+        helper.make_node("Conv", [images, "kernel"], ["maps"]),
+        helper.make_node("Relu", ["maps"], ["active"]),
+        helper.make_node("GlobalAveragePool", ["active"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["logits"]),
+    ]
+
+
+def of_runtime(path: Path, images: Tensor) -> Tensor:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: images.numpy()})[0])
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5"])
+@pytest.mark.parametrize("exporter", [export, export_by_tracing])
+def test_torchvision_networks_are_the_same_as_onnx(name: str, exporter: Callable[..., Path], tmp_path: Path) -> None:
+    network = torchvision_network(name)
+    path = exporter(network, tmp_path / "teacher.onnx", opset=17)
+    teacher = load_teacher(path)
+    assert teacher.contract.input_size == SIZE
+    assert teacher.contract.num_classes == 10
+    assert teacher.contract_sources["input_size"] == "the graph of the ONNX file"
+    assert teacher.num_parameters > 0.99 * sum(
+        parameter.numel() for parameter in network.parameters() if parameter.ndim > 1
+    )
+    assert any("exporters fold them" in note for note in teacher.notes)
+    images = torch.rand(7, *SIZE)
+    expected = of_runtime(path, images)
+    assert (teacher.logits(images) - expected).abs().max() < 1e-5 * (expected.max() - expected.min())
+    gradients = []
+    for module in (teacher.module, network):
+        copy = images.clone().requires_grad_()
+        (module(copy) ** 2).sum().backward()
+        assert copy.grad is not None
+        gradients.append(copy.grad)
+    assert (gradients[0] - gradients[1]).abs().max() < 1e-4 * gradients[1].abs().max()
+
+
+@pytest.mark.parametrize("opset", [13, 20])
+def test_no_constant_needs_the_device_of_the_network(opset: int, tmp_path: Path) -> None:
+    """Reading a size from a tensor on the meta device fails, as combining it with a CPU tensor does on a GPU."""
+    path = export(torchvision_network("shufflenet_v2_x0_5"), tmp_path / "teacher.onnx", opset=opset)
+    module = load_teacher(path).module.to("meta")
+    assert module(torch.empty(5, *SIZE, device="meta")).shape == (5, 10)
+
+
+def test_fixed_shapes_compile_as_one_graph(tmp_path: Path) -> None:
+    path = export(torchvision_network("shufflenet_v2_x0_5"), tmp_path / "teacher.onnx", opset=17)
+    teacher = load_teacher(path)
+    compiled = torch.compile(teacher.module, backend="eager", fullgraph=True, dynamic=False)
+    images = torch.rand(4, *SIZE)
+    torch.testing.assert_close(compiled(images), teacher.logits(images))
+
+
+@pytest.mark.parametrize(
+    ("last", "name"), [(nn.Softmax(1), "Softmax"), (nn.LogSoftmax(1), "LogSoftmax"), (nn.Sigmoid(), "Sigmoid")]
+)
+def test_last_probabilities_are_cut(last: nn.Module, name: str, tmp_path: Path) -> None:
+    teacher = load_teacher(export(small_network(last), tmp_path / "teacher.onnx"))
+    images = torch.rand(4, *SIZE)
+    torch.testing.assert_close(teacher.logits(images), small_network()(images))
+    assert any(f"the last {name} was taken off" in note for note in teacher.notes)
+
+
+def test_fixed_batch_of_one_becomes_dynamic(tmp_path: Path) -> None:
+    class Viewing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = small_network()
+
+        def forward(self, images: Tensor) -> Tensor:
+            maps = self.network[:3](images)
+            return self.network[4](maps.reshape(maps.shape[0], -1))  # type: ignore[no-any-return]
+
+    network = Viewing()
+    teacher = load_teacher(export(network, tmp_path / "teacher.onnx", dynamic=False))
+    images = torch.rand(6, *SIZE)
+    torch.testing.assert_close(teacher.logits(images), network(images))
+    assert any("batch of 1 was made dynamic" in note for note in teacher.notes)
+
+
+def graph_of_batch(batch: int) -> onnx.ModelProto:
+    """A graph that joins each batch with a constant of the same number of images."""
+    weights: dict[str, Any] = {"row": np.ones((batch, 1, 32, 32), np.float32)}
+    nodes = [
+        helper.make_node("Concat", ["images", "row"], ["four"], axis=1),
+        *classifier(weights, images="four", channels=4),
+    ]
+    return graph_of(nodes, weights, inputs=[("images", TensorProto.FLOAT, [batch, 3, 32, 32])])
+
+
+def test_batch_of_one_that_the_graph_fixes_is_mapped(tmp_path: Path) -> None:
+    path = saved(graph_of_batch(1), tmp_path)
+    teacher = load_teacher(path)
+    images = torch.rand(5, *SIZE, requires_grad=True)
+    logits = teacher.logits(images)
+    torch.testing.assert_close(logits.detach(), torch.cat([of_runtime(path, one) for one in images.detach().split(1)]))
+    (gradient,) = torch.autograd.grad(logits.square().sum(), images)
+    assert bool(gradient.flatten(1).any(1).all())
+    assert any("mapped over the images" in note for note in teacher.notes)
+
+
+def test_other_batch_that_the_graph_fixes_is_refused(tmp_path: Path) -> None:
+    path = saved(graph_of_batch(4), tmp_path)
+    with pytest.raises(DfadcError, match="does not run on a batch of 12") as caught:
+        read_teacher_file(path)
+    assert "dynamic" in caught.value.hint
+
+
+def test_channels_last_and_uint8_images(tmp_path: Path) -> None:
+    """A vendor's classifier: uint8 pixels (N, H, W, C), preprocessing inside, softmax at the end."""
+    weights: dict[str, Any] = {"shift": np.float32(127.5), "scale": np.float32(0.01)}
+    nodes = [
+        helper.make_node("Cast", ["pixels"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Sub", ["floats", "shift"], ["centred"]),
+        helper.make_node("Mul", ["centred", "scale"], ["scaled"]),
+        helper.make_node("Transpose", ["scaled"], ["images"], perm=[0, 3, 1, 2]),
+        *classifier(weights),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+    ]
+    model = graph_of(
+        nodes,
+        weights,
+        inputs=[("pixels", TensorProto.UINT8, ["N", 24, 32, 3])],
+        outputs=[("probabilities", TensorProto.FLOAT, None)],
+    )
+    path = saved(model, tmp_path)
+    teacher = load_teacher(path)
+    assert teacher.contract.input_size == (3, 24, 32)
+    assert (teacher.contract.mean, teacher.contract.std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    pixels = torch.randint(0, 256, (5, 24, 32, 3), dtype=torch.uint8)
+    logits = teacher.logits(pixels.permute(0, 3, 1, 2).float() / 255)
+    torch.testing.assert_close(logits.softmax(1), of_runtime(path, pixels), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("opset", [7, 11, 13, 22])
+def test_batch_norms_that_survive_are_found_with_statistics(opset: int, tmp_path: Path) -> None:
+    weights: dict[str, Any] = {
+        "scale": np.array([1, 2, 3], np.float32),
+        "shift": np.zeros(3, np.float32),
+        "mean": np.array([0.1, 0.2, 0.3], np.float32),
+        "variance": np.array([1, 2, 4], np.float32),
+    }
+    norm = helper.make_node("BatchNormalization", ["images", "scale", "shift", "mean", "variance"], ["normal"])
+    path = saved(graph_of([norm, *classifier(weights, images="normal")], weights, opset=opset), tmp_path)
+    teacher = load_teacher(path)
+    (layer,) = teacher.norm_layers
+    assert (layer.has_statistics, layer.num_channels) == (True, 3)
+    assert teacher.batch_norms[0].running_var.tolist() == [1, 2, 4]  # type: ignore[operator]
+    seen: list[Tensor] = []
+    teacher.batch_norms[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    images = torch.rand(2, *SIZE)
+    torch.testing.assert_close(teacher.logits(images), of_runtime(path, images))
+    torch.testing.assert_close(seen[0], images)
+
+
+def test_size_that_the_graph_leaves_open_is_asked_for(tmp_path: Path) -> None:
+    weights: dict[str, Any] = {}
+    model = graph_of(classifier(weights), weights, inputs=[("images", TensorProto.FLOAT, ["N", 3, "H", "W"])])
+    path = saved(model, tmp_path)
+    with pytest.raises(DfadcError, match="input size of the teacher is unknown"):
+        load_teacher(path)
+    assert load_teacher(path, fields=ContractFields(input_size=(3, 20, 24))).contract.input_size == (3, 20, 24)
+
+
+def _refused_graphs() -> dict[str, tuple[onnx.ModelProto, str]]:
+    weights: dict[str, Any] = {}
+    nodes = classifier(weights)
+    two = [("images", TensorProto.FLOAT, ["N", 3, 32, 32]), ("mask", TensorProto.FLOAT, ["N", 1])]
+    outputs = [("logits", TensorProto.FLOAT, None), ("pooled", TensorProto.FLOAT, None)]
+    branch = helper.make_graph([], "branch", [], [])
+    chosen = helper.make_node("If", ["flag"], ["other"], then_branch=branch, else_branch=branch)
+    foreign = helper.make_node("Sharpen", ["images"], ["sharp"], domain="com.vendor")
+    unknown = graph_of([foreign, *classifier(weights, images="sharp")], weights)
+    unknown.opset_import.append(helper.make_opsetid("com.vendor", 1))
+    quantised = [
+        helper.make_node("QuantizeLinear", ["images", "step", "zero"], ["integers"]),
+        helper.make_node("DequantizeLinear", ["integers", "step", "zero"], ["rounded"]),
+        *classifier(weights, images="rounded"),
+    ]
+    grid = {"step": np.float32(0.01), "zero": np.uint8(0)}
+    return {
+        "control flow": (graph_of([*nodes, chosen], {**weights, "flag": np.array(True)}), "operator If"),
+        "several inputs": (graph_of(nodes, weights, inputs=two), r"2 inputs \(images, mask\)"),
+        "several outputs": (graph_of(nodes, weights, outputs=outputs), r"2 outputs \(logits, pooled\)"),
+        "text": (graph_of(nodes, weights, inputs=[("tokens", TensorProto.FLOAT, ["N", 8])]), "tokens of 2 axes"),
+        "half": (graph_of(nodes, {"kernel": weights["kernel"].astype(np.float16)}), "FLOAT16"),
+        "integers": (graph_of(nodes, weights, inputs=[("images", TensorProto.INT32, ["N", 3, 9, 9])]), "type INT32"),
+        "operator": (unknown, "Sharpen"),
+        "quantised": (graph_of(quantised, {**weights, **grid}), "QuantizeLinear"),
+    }
+
+
+@pytest.mark.parametrize("case", list(_refused_graphs()))
+def test_what_cannot_teach_is_named(case: str, tmp_path: Path) -> None:
+    model, message = _refused_graphs()[case]
+    with pytest.raises(DfadcError, match=message) as caught:
+        read_teacher_file(saved(model, tmp_path))
+    assert caught.value.hint
+    assert "teacher.onnx" in caught.value.message
+
+
+def test_wrong_conversion_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights: dict[str, Any] = {}
+    path = saved(graph_of(classifier(weights), weights), tmp_path)
+    convert = onnx2fx.convert
+
+    def convert_wrongly(model: onnx.ModelProto) -> nn.Module:
+        module: nn.Module = convert(model)
+        module.get_buffer("kernel").mul_(1.001)
+        return module
+
+    monkeypatch.setattr(onnx2fx, "convert", convert_wrongly)
+    with pytest.raises(DfadcError, match=r"other outputs after its conversion: .*e-0[34] of their range"):
+        read_teacher_file(path)
+
+
+def test_missing_external_data_is_named(tmp_path: Path) -> None:
+    path = export(small_network(), tmp_path / "teacher.onnx", external_data=True)
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    assert load_teacher(path).contract.num_classes == 5
+    (tmp_path / "weights.bin").unlink()
+    with pytest.raises(DfadcError, match=r"weights\.bin") as caught:
+        read_teacher_file(path)
+    assert "copy weights.bin beside it" in caught.value.hint
+
+
+def test_missing_converter_is_a_missing_requirement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights: dict[str, Any] = {}
+    path = saved(graph_of(classifier(weights), weights), tmp_path)
+    monkeypatch.setitem(sys.modules, "onnx2fx", None)
+    with pytest.raises(RequirementMissing) as caught:
+        load_teacher(path)
+    assert caught.value.hint == "pip install 'dfadc[onnx-teacher]'"
+    assert caught.value.exit_code == 4
+    report = inspect_teacher(path)
+    assert report.problem is None
+    assert report.safety.startswith("safe")
+
+
+def test_distilling_an_onnx_teacher_by_the_command(digits_teacher: Path, tmp_path: Path) -> None:
+    path = export(load_teacher(digits_teacher).module, tmp_path / "teacher.onnx", size=(1, 8, 8))
+    quick = settings({**QUICK_RECIPE, "steps": 2})
+    run = tmp_path / "run"
+    outcome = run_command("distill", path, "--student", "compact_resnet_4", *quick, "--export", "onnx", "--out", run)
+    assert outcome.code in (0, 3), outcome.err
+    assert (run / "artifacts" / "student.onnx").is_file()
