@@ -181,3 +181,15 @@ def test_a_launcher_of_several_processes_is_refused(
     assert not (tmp_path / "new").exists()
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert run_command("report", run_copy.path).code == 0
+
+
+def test_a_signal_during_a_native_import_interrupts_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library's native part turns the interrupt into an ImportError, whose cause is the interrupt."""
+
+    def interrupted_import() -> None:
+        raise ImportError("initialization failed") from KeyboardInterrupt()
+
+    monkeypatch.setattr("dfadc.pipeline.doctor.diagnose", interrupted_import)
+    outcome = run_command("doctor")
+    assert outcome.code == 130
+    assert outcome.errors == ["error: interrupted"]

@@ -75,10 +75,20 @@ def run(arguments: Sequence[str]) -> int:
         annotate_error(exc)
         return exc.exit_code
     except SystemExit as exc:
-        if exc.code == Interrupted.exit_code:  # from a KeyboardInterrupt; a training raises Interrupted itself
-            print_error(Interrupted("interrupted", "every file is whole or as it was: give the command again"))
+        if exc.code == Interrupted.exit_code:  # of a KeyboardInterrupt; a training ends in an error of its own
+            _print_interrupted()
         return exc.code if isinstance(exc.code, int) else 1
+    except ImportError as exc:
+        # A signal while a library's native part is imported: the import fails, for the reason of the signal.
+        if not isinstance(exc.__cause__, KeyboardInterrupt):
+            raise
+        _print_interrupted()
+        return Interrupted.exit_code
     return 0
+
+
+def _print_interrupted() -> None:
+    print_error(Interrupted("interrupted", "every file is whole or as it was: give the command again"))
 
 
 @contextmanager
