@@ -128,7 +128,7 @@ def test_modules_and_functions_fit_a_screen_or_two(path: Path) -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=module_name)
 def test_a_docstring_opens_with_a_noun_or_a_verb(path: Path) -> None:
-    """What a thing is or does, not a question about it."""
+    """Docstrings state what a thing is or does; they ask no question."""
     openers = {"What", "Whatever", "Who", "Whether", "Where", "How", "Which"}
     opened = [(ast.get_docstring(node) or "It").split()[0] for node in documented(ast.parse(path.read_text()))]
     assert openers.intersection(opened) == set()

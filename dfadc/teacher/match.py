@@ -20,7 +20,7 @@ from dfadc.teacher.candidates import candidates_of_other_head, own_candidates, t
 from dfadc.teacher.heads import ReplacedHead, read_head
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 _COUNTER = "num_batches_tracked"
 #: Names of positional embeddings (1, cells, width) and of the convolutions that cut images into patches.
@@ -81,12 +81,7 @@ def match_one(
     """
     canonical = resolve_architecture(name).canonical
     weights = drop_auxiliary(canonical, state_dict)
-    stems: tuple[Stem, ...] = ("default", "small") if stem is None else (stem,)
-    for tried in stems:
-        try:
-            reference = reference_network(name, stem=tried, input_size=input_size)
-        except DfadcError:
-            continue
+    for tried, reference in _references(name, stem, input_size):
         channels, num_classes = read_shapes(reference, weights)
         if channels is not None and num_classes is not None and _fits(reference, weights):
             return Match(canonical, tried, channels, num_classes)
@@ -103,12 +98,7 @@ def match_with_other_head(
     """The match of all weights but the classifier's, where that is a Sequential of linear and normalisation layers."""
     canonical = resolve_architecture(name).canonical
     weights = drop_auxiliary(canonical, state_dict)
-    stems: tuple[Stem, ...] = ("default", "small") if stem is None else (stem,)
-    for tried in stems:
-        try:
-            reference = reference_network(name, stem=tried, input_size=input_size)
-        except DfadcError:
-            continue
+    for tried, reference in _references(name, stem, input_size):
         channels, _ = read_shapes(reference, weights)
         for path in _replaceable(reference):
             head = read_head(weights, path)
@@ -195,6 +185,19 @@ def _is_linear_or_plain(layer: nn.Module) -> bool:
 def _in_features(reference: nn.Module, path: str) -> int:
     layers = reference.get_submodule(path).modules()
     return next(int(layer.in_features) for layer in layers if isinstance(layer, nn.Linear))
+
+
+def _references(
+    name: str, stem: Stem | None, input_size: tuple[int, int, int] | None
+) -> Iterator[tuple[Stem, nn.Module]]:
+    """Reference networks of an architecture by stem; None tries the default one, then the small one."""
+    stems: tuple[Stem, ...] = ("default", "small") if stem is None else (stem,)
+    for tried in stems:
+        try:
+            reference = reference_network(name, stem=tried, input_size=input_size)
+        except DfadcError:
+            continue
+        yield tried, reference
 
 
 def _fits(reference: nn.Module, state_dict: Mapping[str, Tensor], *, without: str | None = None) -> bool:

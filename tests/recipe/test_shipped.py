@@ -134,7 +134,7 @@ def test_without_a_warm_up_a_pool_recipe_would_begin_on_an_empty_buffer(name: st
 
 
 def test_the_miniature_changes_no_method() -> None:
-    """What the tests above lay over a recipe is its size alone."""
+    """Overrides of the tests above change a recipe's size alone."""
     sizes = {"steps", "batch_size", "generator.latent_dim", "replay.capacity"}
     sizes |= {"student.steps", "generator.steps", "log.interval"}
     changed = {override.partition("=")[0] for override in (*MINIATURE, *SHORT)}

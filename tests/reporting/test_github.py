@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING
 
 import pytest
-from report_material import judge, make_samples
+from report_material import judged_report, passing
 
 from dfadc.reporting.github import annotation, annotation_lines
 from dfadc.verification.summary import reason_lines
@@ -15,21 +14,9 @@ if TYPE_CHECKING:
     from dfadc.verification.report import Report
 
 
-@pytest.fixture(scope="module")
-def judged() -> Report:
-    """The student passes, of its artifacts one passes, one fails and one is NOT RUN."""
-    return judge(make_samples(names=None))
-
-
 @pytest.fixture
-def report(judged: Report) -> Report:
-    return copy.deepcopy(judged)
-
-
-def passing(report: Report) -> Report:
-    """The same without the artifact that fails."""
-    del report["artifacts"]["student.int8.onnx"]
-    return report | {"verdict": "PASS", "headline": "PASS", "exit_code": 0, "reasons": []}
+def report() -> Report:
+    return judged_report()
 
 
 def test_annotations_name_the_network_and_the_reason(report: Report) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
 import pytest
-from report_material import judge, make_samples
+from report_material import judged_report, passing
 
 from dfadc.reporting.junit import render_junit, render_junit_error
 from dfadc.verification.gate import EXIT_GATE_FAILED, EXIT_REQUIREMENT_MISSING
@@ -16,21 +15,9 @@ if TYPE_CHECKING:
     from dfadc.verification.report import Report
 
 
-@pytest.fixture(scope="module")
-def judged() -> Report:
-    """The student passes, of its artifacts one passes, one fails and one is NOT RUN."""
-    return judge(make_samples(names=None))
-
-
 @pytest.fixture
-def report(judged: Report) -> Report:
-    return copy.deepcopy(judged)
-
-
-def passing(report: Report) -> Report:
-    """The same without the artifact that fails."""
-    del report["artifacts"]["student.int8.onnx"]
-    return report | {"verdict": "PASS", "headline": "PASS", "exit_code": 0, "reasons": []}
+def report() -> Report:
+    return judged_report()
 
 
 def suites(report: Report) -> dict[str, ET.Element]:

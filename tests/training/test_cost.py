@@ -116,7 +116,7 @@ def test_seconds_are_those_of_a_step() -> None:
 
 
 def test_a_warm_up_counts_for_the_average_step() -> None:
-    """Where the student is trained in half of the steps, half of its updates count; the buffer is filled before."""
+    """A student that is trained in half of the steps: half of its updates count, the buffer is filled before."""
     alone = ("replay.share=1", "replay.procedural_share=0", "replay.repeats=0")
     rules = (*alone, "generator.latents=noisy", "student.steps=200", "steps=100")
     early, late = (estimate_of(build_run("auto", *rules, f"student.start={start}"), "off") for start in (0.01, 0.9))
