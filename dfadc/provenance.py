@@ -11,7 +11,18 @@ from pathlib import Path
 from typing import Any
 
 #: Packages whose versions decide the results of a run.
-RECORDED_PACKAGES = ("dfadc", "torch", "torchvision", "timm", "numpy", "onnx", "onnxruntime")
+RECORDED_PACKAGES = (
+    "dfadc",
+    "torch",
+    "torchvision",
+    "timm",
+    "transformers",
+    "keras",
+    "onnx2fx",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+)
 
 
 def environment() -> dict[str, Any]:

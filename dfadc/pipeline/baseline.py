@@ -22,7 +22,7 @@ from dfadc.pipeline.inference import (
     run_student,
     with_recomputed_student,
 )
-from dfadc.pipeline.provenance import check_lineage
+from dfadc.pipeline.lineage import check_lineage
 from dfadc.recipe.load import load_recipe
 from dfadc.verification.agreement import predict
 from dfadc.verification.baseline import Baseline, LabelledResults

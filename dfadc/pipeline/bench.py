@@ -14,7 +14,7 @@ import numpy as np
 from dfadc.contract import ImageContract
 from dfadc.errors import DfadcError, RequirementMissing, RuntimeCrashed, RuntimeRefused, StorageFailed, memory_errors
 from dfadc.pipeline.bench_notes import doubts, load_average, slower_in_int8
-from dfadc.pipeline.provenance import check_lineage
+from dfadc.pipeline.lineage import check_lineage
 from dfadc.run_lock import holding_writable_run, is_writable
 from dfadc.storage import write_json
 from exporters.benchmark import Timing, benchmark

@@ -10,7 +10,7 @@ from dfadc.errors import DfadcError, ExportFailed, OutOfMemory, StorageFailed, m
 from dfadc.pipeline.export_inputs import ExportInputs, Form, form_of, reusable_sources
 from dfadc.pipeline.export_plan import KIT, Skipped, derived_onnx, plan_exports
 from dfadc.pipeline.kit import write_device_kit
-from dfadc.pipeline.provenance import check_student
+from dfadc.pipeline.lineage import check_student
 from dfadc.run_lock import holding_run
 from exporters.exporter import BuildSettings, ExportRequest, ExportResult, PoolUnusable, Precision
 from exporters.manifest import FILE_NAME, ArtifactRecord, DamagedManifest, Manifest, restored_on_failure

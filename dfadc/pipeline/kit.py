@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from dfadc.pipeline.gates import gate_thresholds
-from dfadc.pipeline.provenance import check_lineage
+from dfadc.pipeline.lineage import check_lineage
 from dfadc.recipe.load import load_recipe
 from exporters.kit.write import FOLDER, write_kit
 from exporters.manifest import Manifest, check_record

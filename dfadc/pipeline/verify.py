@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from dfadc.errors import DfadcError, RequirementMissing, memory_errors
 from dfadc.pipeline.gates import compares_export, gate_thresholds, recipe_to_judge_by
 from dfadc.pipeline.inference import VerificationInputs, read_inputs, run_student, run_teacher
+from dfadc.pipeline.lineage import check_lineage, check_samples
 from dfadc.pipeline.network_judge import LESS_MEMORY, NetworkJudge, measured_accuracy
-from dfadc.pipeline.provenance import check_lineage, check_samples
 from dfadc.pipeline.report import describe_run, write_report
 from dfadc.run_lock import holding_writable_run
 from dfadc.sampling.lengths import PRIOR_STEPS

@@ -1,4 +1,4 @@
-"""Provenance: hashes that tie a run's student, samples and artifacts together. Imports no torch."""
+"""Lineage: hashes that tie a run's student, samples and artifacts together. Imports no torch."""
 
 from __future__ import annotations
 
