@@ -44,7 +44,7 @@ def test_every_stage_measures_something(stages: tuple[dict[str, Any], str]) -> N
         assert stage["outcome"] == "done", f"{name}: {stage['error']}"
         assert f"## {name}" in page
     assert found["environment"]["facts"]["commit"] == "c0ffee"
-    assert found["GPU tests"]["facts"]["tests"] == 4
+    assert found["GPU tests"]["facts"]["tests"] == 3
     assert found["GPU tests"]["facts"]["failures"] == 0
     assert "of 2000" in found["auto, 1 minute"]["facts"]["accuracy of the student"]
     assert found["auto, 1 minute"]["tables"]["Commands"][0]["exit code"] in (0, 3)
