@@ -10,9 +10,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from dfadc._version import __version__
+
 #: Packages whose versions decide the results of a run.
 RECORDED_PACKAGES = (
-    "dfadc",
     "torch",
     "torchvision",
     "timm",
@@ -27,7 +28,7 @@ RECORDED_PACKAGES = (
 
 def environment() -> dict[str, Any]:
     """Command, versions, platform and, from a checkout, the commit of dfadc: the record that a repetition needs."""
-    versions: dict[str, str | None] = {}
+    versions: dict[str, str | None] = {"dfadc": __version__}  # it need not be installed
     for name in RECORDED_PACKAGES:
         try:
             versions[name] = metadata.version(name)

@@ -7,14 +7,12 @@ import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import jsonschema
 import numpy as np
 import onnxruntime
 import pytest
 import torch
 from command_line import ROOT, Outcome, run_command
 from conftest import QUICK_RECIPE, QUICK_STUDENT, made_once
-from scipy import stats
 from torch import nn
 
 import dfadc
@@ -104,6 +102,8 @@ def verified(*arguments: object, code: int = 0) -> dict[str, Any]:
     assert outcome.code == code, outcome.err + outcome.out
     report: dict[str, Any] = json.loads(outcome.out)
     schema = json.loads((ROOT / "dfadc" / "reporting" / "report.schema.json").read_text())
+    import jsonschema  # here, for tests of a GPU run where neither it nor scipy is installed
+
     jsonschema.Draft202012Validator(schema).validate(report)
     assert report["exit_code"] == code
     return report
@@ -117,6 +117,8 @@ def classes_of(artifact: Path, samples: SampleSet) -> np.ndarray[Any, Any]:
 
 
 def fair_coin(lost: int, gained: int) -> float:
+    from scipy import stats
+
     return float(stats.binomtest(lost, lost + gained, alternative="greater").pvalue) if lost + gained else 1.0
 
 

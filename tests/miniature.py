@@ -69,6 +69,7 @@ def build_run(
     contract: ImageContract = SMALL_CONTRACT,
     channels_last: bool = True,
     adversarial: float = 1.0,
+    device: str = "cpu",
 ) -> Distillation:
     """A distillation that has not started, always the same: ``build_run("auto", "student.steps=2", student=network)``.
 
@@ -81,7 +82,7 @@ def build_run(
     asked = load_recipe(recipe, [*MINIATURE, *few, *overrides])
     facts = StudentFacts("student", is_inherited=False, num_hints=len(corresponding_layers(student, loaded.module)))
     settings = resolve(asked, contract, len(loaded.batch_norms), facts)
-    policy = replace(choose_policy(settings.compute, torch.device("cpu")), channels_last=channels_last)
+    policy = replace(choose_policy(settings.compute, torch.device(device)), channels_last=channels_last)
     generator = build_generator(settings.generator, contract) if generator is None else generator
     state = TrainingState(
         student,

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import dfadc
 from dfadc.contract import ImageContract
 from dfadc.errors import DfadcError, StorageFailed
 from dfadc.provenance import RECORDED_PACKAGES, environment
@@ -283,7 +284,8 @@ def test_metrics_that_cannot_be_written_are_a_storage_failure(tmp_path: Path) ->
 
 def test_the_environment_says_what_is_needed_to_repeat_a_run() -> None:
     recorded = environment()
-    assert set(recorded["versions"]) == set(RECORDED_PACKAGES)
+    assert set(recorded["versions"]) == {"dfadc", *RECORDED_PACKAGES}
+    assert recorded["versions"]["dfadc"] == dfadc.__version__
     assert recorded["versions"]["torch"] == metadata.version("torch")
     assert recorded["python"] == platform.python_version()
     commit = recorded["git_commit"]

@@ -221,7 +221,7 @@ class GeneratorObjective:
         return GeneratorBatch(
             latents=None if latents.are_trained else state.draw_latents(self.recipe.batch_size),
             targets=latents.targets,
-            adversarial=torch.tensor(self.adversarial if has_begun else 0.0, device=self.policy.device),
+            adversarial=torch.full((), self.adversarial if has_begun else 0.0, device=self.policy.device),
         )
 
     def forward_state(self) -> Iterator[Tensor]:

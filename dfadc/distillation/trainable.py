@@ -132,7 +132,7 @@ class TrainableNetwork:
             self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        self.skipped = state["skipped"].clone()
+        self.skipped = state["skipped"].to(self.skipped.device, copy=True)
         self.rate_scale = state["rate_scale"]
 
 

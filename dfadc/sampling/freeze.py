@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dfadc.distillation.generator.networks import draws_pixels
+from dfadc.networks.full_precision import full_fp32
 from dfadc.networks.logits import answering_pixels
 from dfadc.networks.network_file import save_network, serialise
 from dfadc.sampling.calibration import Calibration, choose_calibration
@@ -208,7 +209,9 @@ def _answers(network: nn.Module, stored: StoredImages, run: Distillation) -> Ite
     size = _batch_size(run)
     for start in range(0, len(stored), size):
         images = torch.from_numpy(dequantise(stored[start : start + size], run.teacher.contract))
-        yield answering(images.to(run.policy.device)).float().cpu().numpy()
+        with full_fp32(run.policy.device):
+            logits = answering(images.to(run.policy.device)).float()
+        yield logits.cpu().numpy()
 
 
 def _write_generator(state: TrainingState, run: Distillation, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from dfadc.contract import ContractFields, ImageContract
 from dfadc.errors import DfadcError
 from dfadc.networks.adaptation import place
 from dfadc.networks.flops import count_parameters
+from dfadc.networks.full_precision import full_fp32
 from dfadc.networks.norm_layers import NormLayer, find_norm_layers, is_batch_norm_with_statistics
 from dfadc.storage import sha256_file
 from dfadc.teacher.inspect import TeacherReport, Unknown, inspect_teacher
@@ -91,7 +93,7 @@ class Teacher:
 
         Args:
             images: (N, C, H, W), normalised, on any device. Gradients flow to them where grad mode is on.
-            in_fp32: nothing is cast, as verification needs it.
+            in_fp32: nothing is cast or computed in TF32, as verification needs it.
         """
         at_once = self.placement.images_at_once
         if at_once and len(images) > at_once and not torch.is_grad_enabled():
@@ -99,7 +101,8 @@ class Teacher:
         device = self.placement.device
         images = images.to(device).contiguous(memory_format=self.placement.memory_format)
         dtype = None if in_fp32 else self.placement.autocast_dtype
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+        full = full_fp32(device) if in_fp32 else nullcontext()
+        with full, torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
             logits: Tensor = self.module(images)
         return logits
 

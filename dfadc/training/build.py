@@ -18,6 +18,7 @@ from dfadc.recipe.load import change_recipe
 from dfadc.recipe.resolve import StudentFacts, resolve_recipe
 from dfadc.student.build import build_student, with_logits_like
 from dfadc.student.inherit import corresponding_layers, inherit
+from dfadc.teacher.load import Placement
 from dfadc.training.plan import NetworkFlops, size_notes
 from dfadc.training.run import Training
 from dfadc.training.sample_size import check_gates_can_pass, size_note
@@ -45,6 +46,7 @@ def prepare(teacher: Teacher, student: str, *, recipe: Recipe, device: str, has_
         RequirementMissing: a package that the recipe needs is not there.
     """
     require_tensorboard(recipe.log)
+    teacher = teacher.placed(Placement())  # a run before this one may have moved its network
     rules = recipe.student
     if rules.weights and has_checkpoint:
         rules = rules.model_copy(update={"weights": "", "inherit": "off"})

@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -38,7 +39,9 @@ from dfadc.teacher.load import Teacher
 from dfadc.training.cost import time_steps
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+
+CPU = torch.device("cpu")
 
 
 class Pair(NamedTuple):
@@ -71,24 +74,26 @@ def plain_generator(latent_dim: int, channels: int) -> nn.Module:
     return nn.Sequential(*layers, *head)
 
 
-def plain_step(pair: Pair) -> Callable[[], None]:
+def plain_step(pair: Pair, device: torch.device = CPU) -> Callable[[], None]:
     """One step of the paper's algorithm 1, plainly."""
     teacher = build_architecture(pair.teacher, pair.contract).module.eval().requires_grad_(requires_grad=False)
     student = build_architecture(pair.student, pair.contract).module.train()
     generator = plain_generator(pair.latent_dim, pair.contract.channels).train()
+    for network in (teacher, student, generator):
+        network.to(device)
     move_student = torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     move_generator = torch.optim.Adam(generator.parameters(), lr=1e-3)
 
     def step() -> None:
         for _ in range(5):
             with torch.no_grad():
-                images = generator(torch.randn(pair.batch_size, pair.latent_dim))
+                images = generator(torch.randn(pair.batch_size, pair.latent_dim, device=device))
                 answers = teacher(images)
             move_student.zero_grad()
             functional.l1_loss(student(images), answers).backward()
             move_student.step()
         move_generator.zero_grad()
-        images = generator(torch.randn(pair.batch_size, pair.latent_dim))
+        images = generator(torch.randn(pair.batch_size, pair.latent_dim, device=device))
         (-functional.l1_loss(student(images), teacher(images))).backward()
         move_generator.step()
 
@@ -109,27 +114,38 @@ def time_plain(pair: Pair, rounds: int) -> float:
 
 def time_recipe(pair: Pair, overrides: list[str]) -> float:
     """Seconds of a step of recipe `dfad` as `distill` plays it."""
+    with kept_memory(CPU), build_run(pair, overrides) as run:
+        return time_steps(run)
+
+
+@contextmanager
+def build_run(pair: Pair, overrides: list[str], device: torch.device = CPU) -> Iterator[Distillation]:
+    """Recipe `dfad` in the paper's setting, about to start, and compiled where the overrides ask for that."""
     sizes = [f"batch_size={pair.batch_size}", f"generator.latent_dim={pair.latent_dim}"]
     recipe = load_recipe("dfad", [*sizes, *overrides])
-    policy = choose_policy(recipe.compute, torch.device("cpu"))
+    policy = choose_policy(recipe.compute, device)
     teacher = _as_teacher(pair).placed(policy.placement(0))
     student = build_architecture(pair.student, pair.contract).module
     generator = build_generator(recipe.generator, pair.contract)
-    with kept_memory(policy.device):
-        state = TrainingState(student, generator, recipe=recipe, contract=pair.contract, policy=policy)
-        with Distillation(teacher, [], state, recipe=recipe, policy=policy) as run:
-            if recipe.compute.compile == "on":
-                run.compile()
-            return time_steps(run)
+    state = TrainingState(student, generator, recipe=recipe, contract=pair.contract, policy=policy)
+    with Distillation(teacher, [], state, recipe=recipe, policy=policy) as run:
+        if recipe.compute.compile == "on":
+            run.compile()
+        yield run
 
 
 def _as_teacher(pair: Pair) -> Teacher:
-    """A teacher of random weights that no file holds."""
-    network = build_architecture(pair.teacher, pair.contract).module.eval().requires_grad_(requires_grad=False)
+    network = build_architecture(pair.teacher, pair.contract).module
+    return as_teacher(network, pair.teacher, pair.contract)
+
+
+def as_teacher(network: nn.Module, name: str, contract: ImageContract) -> Teacher:
+    """A teacher that no file holds."""
+    network.eval().requires_grad_(requires_grad=False)
     return Teacher(
         module=network,
-        architecture=pair.teacher,
-        contract=pair.contract,
+        architecture=name,
+        contract=contract,
         contract_sources={},
         sha256="",
         kind=FileKind.UNKNOWN,

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dfadc.distillation.compute.transfer import send
+
 if TYPE_CHECKING:
     from dfadc.contract import ImageContract
 
@@ -31,7 +33,7 @@ def shift(images: Tensor, pixels: int, rng: torch.Generator) -> Tensor:
     if pixels == 0:
         return images
     count, _, height, width = images.shape
-    offsets = torch.randint(2 * pixels + 1, (2, count, 1), generator=rng).to(images.device)
+    offsets = send(torch.randint(2 * pixels + 1, (2, count, 1), generator=rng), images.device)
     rows = offsets[0] + torch.arange(height, device=images.device)
     columns = offsets[1] + torch.arange(width, device=images.device)
     padded = functional.pad(images, (pixels,) * 4, mode="replicate")

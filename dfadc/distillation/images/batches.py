@@ -57,7 +57,7 @@ def draw_student_batch(state: TrainingState, recipe: Recipe, contract: ImageCont
         procedural=_draw_procedural(num_procedural, state, contract),
         replayed=replayed,
         stored_logits=stored_logits,
-        mixup=torch.tensor(weight, device=state.device),
+        mixup=torch.full((), weight, device=state.device),
     )
 
 
@@ -65,7 +65,7 @@ def draw_repeated_batch(state: TrainingState, batch_size: int) -> StudentBatch:
     """Images that the student was trained on before, as it saw them, and the teacher's logits to them."""
     images, logits = state.repeats.draw(batch_size, state.rng)
     latents = _draw_latents(0, state)
-    return StudentBatch(latents, images[:0], images, logits, mixup=torch.tensor(1.0, device=state.device))
+    return StudentBatch(latents, images[:0], images, logits, mixup=torch.ones((), device=state.device))
 
 
 def _draw_latents(count: int, state: TrainingState) -> Tensor:
@@ -75,7 +75,9 @@ def _draw_latents(count: int, state: TrainingState) -> Tensor:
 def _draw_procedural(count: int, state: TrainingState, contract: ImageContract) -> Tensor:
     if not count:
         return torch.empty((0, *contract.input_size), device=state.device)
-    return draw_procedural(count, contract, state.rng).to(state.device)
+    # A core would take longer to draw them than a GPU for the step.
+    pixel_rng = state.latent_rng if state.device.type == "cuda" else state.rng
+    return draw_procedural(count, contract, state.rng, pixel_rng).to(state.device)
 
 
 def _draw_replayed(count: int, state: TrainingState, contract: ImageContract) -> tuple[Tensor, Tensor]:

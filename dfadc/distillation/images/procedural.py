@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from dfadc.distillation.compute.transfer import send
+
 if TYPE_CHECKING:
     from dfadc.contract import ImageContract
 
@@ -25,12 +27,14 @@ _PLAIN, _MIRRORED, _TEXTURED, _UNEVEN, _SAME = 0.5, 0.5, 0.7, 0.5, 0.5
 #: Share of the leaves that stand or lie, and by how much they lean: standard deviation in radians.
 _UPRIGHT, _LEANING = 0.7, 0.1
 #: Values of images that are drawn at once: what a leaf takes is as much as an image, and an image has several.
-_VALUES_AT_ONCE = 2**18
+_VALUES_AT_ONCE = {"cpu": 2**18, "cuda": 2**24}
 #: How strong texture and unevenness are at most, in pixels of [0, 1] and in units of a leaf.
 _TEXTURE, _UNEVENNESS = 0.3, 0.15
 
 
-def draw_procedural(count: int, contract: ImageContract, rng: torch.Generator) -> Tensor:
+def draw_procedural(
+    count: int, contract: ImageContract, rng: torch.Generator, pixel_rng: torch.Generator | None = None
+) -> Tensor:
     """Images that have edges, surfaces and textures as photographs do, and look like nothing in particular.
 
     The student and the teacher answer them as they answer any images. Source: the dead-leaves model (Lee, Mumford and
@@ -43,14 +47,16 @@ def draw_procedural(count: int, contract: ImageContract, rng: torch.Generator) -
         count: N.
         contract: what an image is.
         rng: on the CPU.
+        pixel_rng: of all but the numbers of leaves, on the CPU or on CUDA, where the images are drawn; None: ``rng``. A
+            CPU core takes 14 ms for 16 images of 28 px and 0.7 s for 16 of 224 px.
 
     Returns:
-        (N, C, H, W) in the contract's value range, on the CPU.
+        (N, C, H, W) in the contract's value range, on the device of ``pixel_rng``.
     """
-    painter = _Painter(contract.input_size, rng)
-    at_once = max(1, _VALUES_AT_ONCE // math.prod(contract.input_size))
+    painter = _Painter(contract.input_size, rng, pixel_rng or rng)
+    at_once = max(1, _VALUES_AT_ONCE[painter.device.type] // math.prod(contract.input_size))
     parts = [painter.draw(min(at_once, count - done)) for done in range(0, count, at_once)]
-    low, high = (torch.tensor(bound).view(-1, 1, 1) for bound in contract.value_range())
+    low, high = (send(torch.tensor(bound).view(-1, 1, 1), painter.device) for bound in contract.value_range())
     return low + (high - low) * torch.cat(parts)
 
 
@@ -59,12 +65,18 @@ class _Painter:
 
     Args:
         size: (C, H, W) of an image.
-        rng: of every draw.
+        rng: of the numbers of leaves, which the host must know, on the CPU.
+        pixel_rng: of all else, on the device where the images are drawn.
     """
 
-    def __init__(self, size: tuple[int, int, int], rng: torch.Generator) -> None:
+    def __init__(self, size: tuple[int, int, int], rng: torch.Generator, pixel_rng: torch.Generator) -> None:
         self.channels, self.height, self.width = size
         self.rng = rng
+        self.pixel_rng = pixel_rng
+        self.device = pixel_rng.device
+        self._levels, self._exponents = (
+            send(torch.tensor(values).view(-1, 1, 1, 1), self.device) for values in ((0, math.pi / 2), _EXPONENTS)
+        )
 
     def draw(self, count: int) -> Tensor:
         """(N, C, H, W): some of noise alone, the others of leaves."""
@@ -82,9 +94,9 @@ class _Painter:
         surfaces = self._surface(textures)
         images = surfaces * (self._uniform(count) > _PLAIN)
         is_mirrored = self._uniform(count) < _MIRRORED
-        num_leaves = 1 + _MOST_LEAVES * self._uniform(count).flatten() ** 2
+        num_leaves = 1 + _MOST_LEAVES * torch.rand(count, generator=self.rng) ** 2
         layers = torch.arange(1, _MOST_LEAVES + 1).view(-1, 1) <= num_leaves
-        _, lies_on = layers.nonzero(as_tuple=True)  # the lowest leaves of all images first
+        lies_on = send(layers.nonzero()[:, 1], self.device)  # the lowest leaves of all images first
         outlines = self._outline(self._pick(waves, len(lies_on)), is_mirrored[lies_on])
         is_part = self._uniform(len(lies_on)) < _SAME
         own = self._surface(self._pick(textures, len(lies_on)))
@@ -105,16 +117,16 @@ class _Painter:
     def _outline(self, waves: Tensor, is_mirrored: Tensor) -> Tensor:
         """(N, 1, H, W): the pixels inside a leaf each, and its mirror image where there is one."""
         count = len(waves)
-        centre = 0.4 * torch.randn((2, count, 1, 1, 1), generator=self.rng)
-        level = self._pick(torch.tensor((0, math.pi / 2)).view(-1, 1, 1, 1), count)
-        leaning = level + _LEANING * torch.randn(level.shape, generator=self.rng)
+        centre = 0.4 * torch.randn((2, count, 1, 1, 1), generator=self.pixel_rng, device=self.device)
+        level = self._pick(self._levels, count)
+        leaning = level + _LEANING * torch.randn(level.shape, generator=self.pixel_rng, device=self.device)
         angle = torch.where(self._uniform(count) < _UPRIGHT, leaning, self._uniform(count, 0, math.pi))
         size = self._uniform(count, *map(math.log, _SIZES)).exp()
         stretch = self._uniform(count, -math.log(_LONGEST), math.log(_LONGEST)).exp()
-        exponent = self._pick(torch.tensor(_EXPONENTS).view(-1, 1, 1, 1), count)
+        exponent = self._pick(self._exponents, count)
         edge = 1 + _UNEVENNESS * waves * (self._uniform(count) < _UNEVEN)
-        down = torch.linspace(-1, 1, self.height).view(-1, 1) - centre[0]
-        across = torch.linspace(-1, 1, self.width)
+        down = torch.linspace(-1, 1, self.height, device=self.device).view(-1, 1) - centre[0]
+        across = torch.linspace(-1, 1, self.width, device=self.device)
 
         def is_inside(right: Tensor) -> Tensor:
             along = (right * angle.cos() + down * angle.sin()) / (size * stretch)
@@ -125,10 +137,11 @@ class _Painter:
 
     def _fields(self, count: int, lowest: float = 0.5, highest: float = 4.0) -> Tensor:
         """(N, 1, H, W): noise of spectrum 1/f^a, a between the bounds, with mean 0 and standard deviation 1."""
-        down = self.height * torch.fft.fftfreq(self.height).view(-1, 1)
-        across = self.width * torch.fft.rfftfreq(self.width)
+        down = self.height * torch.fft.fftfreq(self.height, device=self.device).view(-1, 1)
+        across = self.width * torch.fft.rfftfreq(self.width, device=self.device)
         frequencies = torch.hypot(down, across).clamp_min(1)
-        spectrum = torch.randn((count, 1, *frequencies.shape), dtype=torch.complex64, generator=self.rng)
+        shape = (count, 1, *frequencies.shape)
+        spectrum = torch.randn(shape, dtype=torch.complex64, generator=self.pixel_rng, device=self.device)
         spectrum *= frequencies ** (-self._uniform(count, lowest, highest) / 2)
         spectrum[..., 0, 0] = 0
         noise: Tensor = torch.fft.irfft2(spectrum, s=(self.height, self.width))
@@ -136,8 +149,9 @@ class _Painter:
 
     def _pick(self, values: Tensor, count: int) -> Tensor:
         """``count`` of the values, drawn with replacement."""
-        return values[torch.randint(len(values), (count,), generator=self.rng)]
+        return values[torch.randint(len(values), (count,), generator=self.pixel_rng, device=self.device)]
 
     def _uniform(self, count: int, low: float = 0.0, high: float = 1.0, *, channels: int = 1) -> Tensor:
         """(N, channels, 1, 1) between the bounds."""
-        return low + (high - low) * torch.rand((count, channels, 1, 1), generator=self.rng)
+        drawn = torch.rand((count, channels, 1, 1), generator=self.pixel_rng, device=self.device)
+        return low + (high - low) * drawn

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from dfadc.distillation.compute.transfer import send
+
 if TYPE_CHECKING:
     from dfadc.contract import ImageContract
     from dfadc.recipe.schema import Recipe
@@ -69,8 +71,9 @@ class ImageStore:
 
     def _will_overwrite(self, slots: Tensor) -> None:
         """Keeps what slots (CPU) hold, if they do and it is that of the mark."""
-        slots = slots[slots < min(self._marked, len(self.images))].to(self.images.device)
+        slots = slots[slots < min(self._marked, len(self.images))]
         if len(slots):
+            slots = send(slots, self.images.device)
             self._overwritten.append((slots, *(tensor[slots] for tensor in self._tensors)))
 
     def state_dict(self) -> dict[str, Any]:
@@ -133,7 +136,7 @@ class ReplayBuffer(ImageStore):
         slots = torch.arange(first, first + len(kept)) % len(self.images)
         # Whatever is overwritten for the first time since the mark: later it is no longer what was there then.
         self._will_overwrite(slots[(slots - self._marked) % len(self.images) >= self.seen - self._marked])
-        slots = slots.to(self.images.device)
+        slots = send(slots, self.images.device)
         self.seen += len(images)
         # A value that is not finite would spoil every batch that replays it: the image before is stored once more.
         is_finite = torch.stack([row.isfinite().flatten(1).all(dim=1) for row in rows]).all(dim=0)
@@ -145,7 +148,7 @@ class ReplayBuffer(ImageStore):
         if self.balanced:
             slots = self._draw_balanced(count, rng)
         else:
-            slots = torch.randint(len(self), (count,), generator=rng).to(self.images.device)
+            slots = send(torch.randint(len(self), (count,), generator=rng), self.images.device)
         return self.images[slots].float(), self.logits[slots]
 
     def newest(self, count: int) -> Tensor:
@@ -159,7 +162,7 @@ class ReplayBuffer(ImageStore):
         counts = torch.zeros(self.logits.shape[1], device=self.logits.device)
         counts.index_add_(0, classes, torch.ones_like(classes, dtype=counts.dtype))
         reached = counts[classes].reciprocal().cumsum(0)
-        drawn = torch.rand(count, generator=rng).to(reached.device) * reached[-1]
+        drawn = send(torch.rand(count, generator=rng), reached.device) * reached[-1]
         return torch.searchsorted(reached, drawn).clamp_max(len(self) - 1)
 
     def state_dict(self) -> dict[str, Any]:

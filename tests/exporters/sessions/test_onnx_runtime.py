@@ -137,3 +137,16 @@ def test_onnx_runtime_prints_nothing_of_its_own(capfd: pytest.CaptureFixture[str
     with pytest.raises(DfadcError, match="cannot be reshaped"):
         quantise(model, images)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.gpu
+def test_the_cuda_provider_computes_what_the_student_does(
+    student_onnx: Path, images: np.ndarray, student_logits: np.ndarray
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("pip install onnxruntime-gpu: this build of ONNX Runtime has no CUDA provider")
+    with OnnxRuntimeSession(student_onnx, provider="CUDAExecutionProvider", batch_size=7) as session:
+        assert session.device == "CUDAExecutionProvider"
+        logits = session.run(images)
+    assert np.abs(logits - student_logits).max() <= 0.01 * np.ptp(student_logits)
