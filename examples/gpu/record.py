@@ -28,7 +28,7 @@ class Job:
         seconds: until the stage is ended from outside.
         work: folder for what stages leave to later ones.
         commit: of dfadc, where no checkout tells it.
-        started: monotonic seconds at which the stage began.
+        started: monotonic seconds, the same in all processes, at which the stage's process was started.
     """
 
     device: torch.device

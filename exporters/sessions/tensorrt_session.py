@@ -75,7 +75,10 @@ class TensorRtSession(BatchedSession):
         gpu = f" on {self._memory.gpu}" if self._memory.gpu else ""
         if self._engine is None:
             reason = "; ".join(self._logger.errors[-3:]) or "no reason given"
-            raise RequirementMissing(f"{path.name} does not load{gpu}: {reason}", "build it on this device")
+            way = "build it on this device"
+            if "does not support this compute capability" in reason:
+                way = f"{backend.name} runs on other GPUs: verify it there, or export tensorrt on this one"
+            raise RequirementMissing(f"{path.name} does not load{gpu}: {reason}", way)
         self._context: Any = self._engine.create_execution_context()
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         is_input = {name: self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT for name in names}

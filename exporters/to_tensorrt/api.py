@@ -54,6 +54,17 @@ class TensorRtApi:
             return ()
         return tuple(name.lower() for name in self.module.ComputeCapability.__members__ if name.startswith("SM"))
 
+    def runs_on(self, capability: tuple[int, int]) -> bool:
+        """True if engines run on GPUs of a compute capability, e.g. (8, 6).
+
+        TensorRT-RTX 1.7 runs on RTX GPUs from Turing on and on newer ones than it knows, not on Volta and Hopper
+        (seen on an H200: "TensorRT-RTX does not support this compute capability").
+        """
+        names = self.gpu_names()
+        newest = max((int(name.removeprefix("sm")) for name in names), default=0)
+        number = 10 * capability[0] + capability[1]
+        return not names or f"sm{number}" in names or number > newest
+
     def check_gpus(self, gpus: Sequence[str]) -> None:
         """Raises DfadcError for a GPU that this backend cannot build for."""
         if gpus and not self.chooses_gpus:

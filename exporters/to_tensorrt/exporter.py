@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dfadc.errors import ExportFailed, RequirementMissing
 from dfadc.storage import atomic_write, sha256_file, write_json
@@ -41,8 +41,12 @@ class TensorRtExporter:
             return Capability(can_build=False, can_run=False, reason=exc.message, install=exc.hint)
         gpu = cuda_gpu()
         can_build = gpu is not None or api.chooses_gpus
-        reason = "" if gpu is not None else f"{self.name} engines run on an NVIDIA GPU, and there is none here"
-        return Capability(can_build=can_build, can_run=gpu is not None, version=api.version, reason=reason)
+        reason = ""
+        if gpu is None:
+            reason = f"{self.name} engines run on an NVIDIA GPU, and there is none here"
+        elif not api.runs_on(gpu.capability):
+            reason = f"{self.name} does not run on {gpu.name} (compute capability {'.'.join(map(str, gpu.capability))})"
+        return Capability(can_build=can_build, can_run=not reason, version=api.version, reason=reason)
 
     def check(self, settings: BuildSettings) -> None:
         """Checks that engines can be built for the GPUs.
@@ -112,13 +116,22 @@ def tensorrt_rtx() -> TensorRtExporter:
     return TensorRtExporter(TENSORRT_RTX)
 
 
-def cuda_gpu() -> str | None:
-    """Name of the first CUDA GPU as torch sees it; None without torch or a GPU."""
+class Gpu(NamedTuple):
+    """A CUDA GPU: its name and its compute capability, e.g. (8, 6)."""
+
+    name: str
+    capability: tuple[int, int]
+
+
+def cuda_gpu() -> Gpu | None:
+    """The first CUDA GPU as torch sees it; None without torch or a GPU."""
     if importlib.util.find_spec("torch") is None or not has_cuda_driver():
         return None
     import torch  # noqa: PLC0415 - building needs no torch
 
-    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    if not torch.cuda.is_available():
+        return None
+    return Gpu(torch.cuda.get_device_name(0), torch.cuda.get_device_capability(0))
 
 
 def effective_precision(census: Mapping[str, int], requested: Precision) -> str:

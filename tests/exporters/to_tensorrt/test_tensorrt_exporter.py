@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 
 from dfadc.errors import DfadcError, ExportFailed, RequirementMissing, StorageFailed
 from exporters.exporter import BatchProfile, BuildSettings, ExportRequest, ExportResult, Precision
-from exporters.sessions.tensorrt_session import TENSORRT, Backend, sidecar_path
+from exporters.sessions.tensorrt_session import TENSORRT, TENSORRT_RTX, Backend, sidecar_path
 from exporters.to_onnx.exporter import DerivedOnnxExporter
 from exporters.to_tensorrt.api import TensorRtApi
 from exporters.to_tensorrt.exporter import TensorRtExporter, effective_precision, tensorrt_rtx
@@ -175,3 +175,11 @@ def test_full_tensorrt_builds_for_this_gpu(half_onnx: Path, tmp_path: Path) -> N
     assert TensorRtApi(TENSORRT).gpu_names() == ()
     with pytest.raises(DfadcError, match="builds for the GPU of this machine"):
         TensorRtApi(TENSORRT).check_gpus(("sm86",))
+
+
+@pytest.mark.parametrize(
+    ("capability", "runs"),
+    [((7, 0), False), ((7, 5), True), ((8, 6), True), ((9, 0), False), ((12, 0), True), ((13, 0), True)],
+)
+def test_rtx_engines_run_on_rtx_gpus_and_newer_ones(capability: tuple[int, int], *, runs: bool) -> None:
+    assert TensorRtApi(TENSORRT_RTX).runs_on(capability) is runs
