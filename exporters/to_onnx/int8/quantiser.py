@@ -108,7 +108,7 @@ class Quantiser:
         """
         producers = {name: node for node in self._source.graph.node for name in node.output}
         nodes = {node.name: node for node in self._source.graph.node}
-        excluded = set(self.fp32_layers.union(fp32_layers))
+        excluded = set(self.fp32_layers.union(fp32_layers, _softmaxes_of_one(self._source)))
         pending = [output.name for output in self._source.graph.output]
         pending += [name for layer in excluded for name in nodes[layer].input]
         while pending:
@@ -123,3 +123,18 @@ def _final_softmax(source: onnx.ModelProto) -> list[str]:
     """An embedded softmax: its probabilities in 256 steps would lose every class but the likeliest."""
     outputs = {value.name for value in source.graph.output}
     return [node.name for node in source.graph.node if node.op_type == "Softmax" and outputs.intersection(node.output)]
+
+
+def _softmaxes_of_one(source: onnx.ModelProto) -> list[str]:
+    """Softmaxes over a single element, as attention has in a stage of one token: ONNX Runtime to 1.23 makes 0 of its 1.
+
+    Its kernel for uint8 overflows there.
+    """
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in source.graph.value_info}
+    found = []
+    for node in source.graph.node:
+        if node.op_type == "Softmax" and node.output[0] in shapes:
+            axis = next((entry.i for entry in node.attribute if entry.name == "axis"), -1)
+            if shapes[node.output[0]][axis].dim_value == 1:
+                found.append(node.name)
+    return found
