@@ -10,6 +10,7 @@ from onnxruntime.quantization import QDQQuantizer, QuantType
 
 from exporters.to_onnx.int8.calibration import OPERATORS, quantiser_errors
 from exporters.to_onnx.int8.constants import with_int8_weights
+from exporters.to_onnx.int8.never import never_quantised
 from exporters.to_onnx.int8.rounding import bypass_rounding, dequantised_inputs
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class Quantiser:
         source: the fp32 graph, after ``constants.with_separate_constants``.
         ranges: of its activations, from :func:`calibrate`.
         preset: how activations and biases are quantised.
-        fp32_layers: names of layers that are in fp32 in every graph.
+        fp32_layers: names of layers that are in fp32 in every graph, besides those of :func:`never_quantised`.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class Quantiser:
         self._source = source
         self._ranges = ranges
         self._preset = preset
-        self.fp32_layers = frozenset(fp32_layers)
+        self.fp32_layers = frozenset({*fp32_layers, *never_quantised(source)})
 
     @cached_property
     def layers(self) -> list[str]:
@@ -108,7 +109,7 @@ class Quantiser:
         """
         producers = {name: node for node in self._source.graph.node for name in node.output}
         nodes = {node.name: node for node in self._source.graph.node}
-        excluded = set(self.fp32_layers.union(fp32_layers, _softmaxes_of_one(self._source)))
+        excluded = set(self.fp32_layers.union(fp32_layers))
         pending = [output.name for output in self._source.graph.output]
         pending += [name for layer in excluded for name in nodes[layer].input]
         while pending:
@@ -123,18 +124,3 @@ def _final_softmax(source: onnx.ModelProto) -> list[str]:
     """An embedded softmax: its probabilities in 256 steps would lose every class but the likeliest."""
     outputs = {value.name for value in source.graph.output}
     return [node.name for node in source.graph.node if node.op_type == "Softmax" and outputs.intersection(node.output)]
-
-
-def _softmaxes_of_one(source: onnx.ModelProto) -> list[str]:
-    """Softmaxes over a single element, as attention has in a stage of one token: ONNX Runtime to 1.23 makes 0 of its 1.
-
-    Its kernel for uint8 overflows there.
-    """
-    shapes = {value.name: value.type.tensor_type.shape.dim for value in source.graph.value_info}
-    found = []
-    for node in source.graph.node:
-        if node.op_type == "Softmax" and node.output[0] in shapes:
-            axis = next((entry.i for entry in node.attribute if entry.name == "axis"), -1)
-            if shapes[node.output[0]][axis].dim_value == 1:
-                found.append(node.name)
-    return found

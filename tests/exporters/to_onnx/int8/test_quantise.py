@@ -8,7 +8,7 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, numpy_helper
-from torch import Tensor, nn
+from torch import nn
 
 from dfadc.errors import DfadcError, ExportFailed
 from dfadc.verification.agreement import compare
@@ -19,7 +19,7 @@ from exporters.to_onnx.describe import describe_onnx
 from exporters.to_onnx.exporter import DerivedOnnxExporter
 from exporters.to_onnx.file import load_onnx
 from exporters.to_onnx.fp32 import export_onnx
-from exporters.to_onnx.int8.presets import PRESETS, check_preset
+from exporters.to_onnx.int8.presets import check_preset
 from exporters.to_onnx.int8.quantise import quantise
 from exporters.to_onnx.int8.sensitivity import distance
 from exporters.to_onnx.int8.sensitivity import logits_of as logits_of_model
@@ -202,36 +202,6 @@ def test_layers_that_share_a_constant(preset: str, sharing_onnx: Path, images: n
         alone = quantise(source, images, preset=preset, calibrator="minmax", keep_fp32=[layer.name])
         onnx.checker.check_model(alone.model, full_check=True)
         assert alone.held_out.sqnr_db >= 20
-
-
-class OneToken(nn.Module):
-    """Attention of three heads over a single token, as in the last stage of a LeViT for small images."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.query_key_value, self.head = nn.Conv2d(3, 24, 8, 8), nn.Linear(24, 72), nn.Linear(24, 10)
-
-    def forward(self, images: Tensor) -> Tensor:
-        token = self.stem(images).mean((2, 3))
-        query, key, value = self.query_key_value(token).reshape(-1, 3, 3, 1, 8).unbind(1)
-        weights = (query @ key.transpose(-1, -2)).softmax(-1)
-        logits: Tensor = self.head((weights @ value).flatten(1).relu())
-        return logits
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_a_softmax_over_one_element_is_not_quantised(preset: str, contract: ImageContract, tmp_path: Path) -> None:
-    """Up to 1.23, ONNX Runtime computes 0 for it in uint8; ``test_old_runtimes.py`` runs such releases."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network = OneToken().eval()
-        images = torch.randn(16, *contract.input_size) + 2 * torch.randn(16, 3, 1, 1)
-    path = tmp_path / "student.onnx"
-    export_onnx(network, path, contract=contract, metadata={})
-    graph = quantise(load_onnx(path), images.numpy(), preset=preset, calibrator="minmax").model.graph
-    written = {name: node.op_type for node in graph.node for name in node.output}
-    softmax = next(node for node in graph.node if node.op_type == "Softmax")
-    assert written[softmax.input[0]] != "DequantizeLinear"
 
 
 def test_pools_that_calibrate_nothing_are_refused(shallow_onnx: Path, images: np.ndarray, tmp_path: Path) -> None:
