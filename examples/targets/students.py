@@ -43,8 +43,8 @@ FAMILIES = {
 }
 NUM_TEST = 1000
 _BATCH_SIZE = 32
-#: Momentum of batch norms, torch's default. MNASNet has 0.0003, for days of training: after 600 steps its statistics are
-#: those of its initialisation, and in eval mode it puts every image into one class.
+#: Momentum of batch norms, torch's default. MNASNet has 0.0003, for days of training: after 600 steps its statistics
+#: are those of its initialisation, and in eval mode it puts every image into one class.
 _LEAST_MOMENTUM = 0.1
 
 

@@ -1,4 +1,4 @@
-"""Nodes that no INT8 graph quantises: the sums that layer norms read, and softmaxes over one element."""
+"""Nodes that no INT8 graph quantises: batch norms, layer norms and the sums they read, softmaxes over one element."""
 
 from __future__ import annotations
 
@@ -55,6 +55,20 @@ class Stream(nn.Module):
         return logits
 
 
+class Dense(nn.Module):
+    """A batch norm between a convolution and the sum of both, which no convolution before it can take in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.last = nn.Conv2d(3, 24, 8, 8), nn.BatchNorm2d(24), nn.Conv2d(24, 24, 1)
+        self.head = nn.Linear(24, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.stem(images).relu()
+        logits: Tensor = self.head((maps + self.last(self.norm(maps).relu())).mean((2, 3)))
+        return logits
+
+
 def int8_graph(network: nn.Module, preset: str, contract: ImageContract, folder: Path) -> onnx.GraphProto:
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -78,6 +92,13 @@ def test_a_softmax_over_one_element_is_not_quantised(preset: str, contract: Imag
     graph = int8_graph(OneToken(), preset, contract, tmp_path)
     softmax = next(node for node in graph.node if node.op_type == "Softmax")
     assert reads_rounded(softmax, graph) == [False]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_batch_norms_are_not_quantised(preset: str, contract: ImageContract, tmp_path: Path) -> None:
+    graph = int8_graph(Dense(), preset, contract, tmp_path)
+    norm = next(node for node in graph.node if node.op_type == "BatchNormalization")
+    assert not any(reads_rounded(norm, graph))
 
 
 @pytest.mark.parametrize("preset", PRESETS)
