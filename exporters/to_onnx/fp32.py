@@ -14,6 +14,7 @@ from exporters.exporter import ExportRequest, ExportResult
 from exporters.sessions.onnx_runtime import LEAST_ONNXRUNTIME
 from exporters.to_onnx.deployable import deployable
 from exporters.to_onnx.file import package_versions, to_checked_bytes, with_metadata
+from exporters.to_onnx.fold import fold_batch_norms
 from exporters.to_onnx.parity import check_parity, reference_logits
 from exporters.to_onnx.trace import trace
 
@@ -62,6 +63,7 @@ def export_onnx(
     network = deployable(module, contract, embed_normalisation=embed_normalisation, embed_softmax=embed_softmax)
     reference = reference_logits(network, contract, pixels=embed_normalisation, dynamic_size=dynamic_size)
     model = trace(network, reference.batches[1], output_name, dynamic_size=dynamic_size)
+    fold_batch_norms(model)
     with_metadata(
         model,
         {

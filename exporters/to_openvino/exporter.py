@@ -14,6 +14,7 @@ from dfadc.storage import replace_together, sha256_file
 from exporters.exporter import BuildSettings, Capability, ExportRequest, ExportResult, Precision
 from exporters.sessions.openvino_core import INSTALL, import_openvino, shared_core
 from exporters.to_onnx.file import METADATA_PREFIX, first_line, load_onnx, read_metadata
+from exporters.to_openvino.unsigned import with_unsigned_activations
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -43,9 +44,12 @@ class OpenVinoExporter:
             StorageFailed: a file cannot be written.
         """
         openvino = import_openvino()
-        metadata = read_metadata(load_onnx(source_onnx))
+        source = load_onnx(source_onnx)
+        metadata = read_metadata(source)
+        if request.precision is Precision.INT8:
+            source = with_unsigned_activations(source)
         try:
-            model = shared_core().read_model(source_onnx)
+            model = shared_core().read_model(source.SerializeToString())
         except RuntimeError as exc:
             raise ExportFailed(f"OpenVINO cannot take {source_onnx.name}: {_last_line(exc)}") from exc
         parent = sha256_file(source_onnx)

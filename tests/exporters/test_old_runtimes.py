@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import run_command
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
 from exporters.exporter import BuildSettings, ExportRequest
@@ -53,20 +53,43 @@ def kit(finished_run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return run / "artifacts" / "kit"
 
 
+class OneToken(nn.Module):
+    """As in LeViT: linear layers with batch norms on flattened tokens, and attention over a single token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 24, 16, 16)
+        self.linear, self.norm = nn.Linear(24, 72, bias=False), nn.BatchNorm1d(72)
+        self.head = nn.Linear(24, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.stem(images).flatten(2).transpose(1, 2)
+        products = self.linear(tokens)
+        products = self.norm(products.flatten(0, 1)).reshape_as(products).mean(1, keepdim=True)
+        query, key, value = products.reshape(-1, 1, 3, 3, 8).permute(2, 0, 3, 1, 4).unbind(0)
+        weights = (query @ key.transpose(-1, -2)).softmax(-1)
+        logits: Tensor = self.head((weights @ value).flatten(1))
+        return logits
+
+
 @pytest.fixture(scope="module")
-def transformer(contract: ImageContract, images: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The same exports of torchvision's transformer: attention, layer norms, constants that layers share."""
+def transformers(contract: ImageContract, images: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The same exports of torchvision's transformer (attention, layer norms, shared constants) and of OneToken."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = VisionTransformer(32, 8, 2, 2, 32, 64, num_classes=10).eval()
-        nn.init.normal_(network.heads.head.weight)
-    folder = tmp_path_factory.mktemp("transformer")
-    paths = [folder / ExportRequest.parse(export).file_name for export in EXPORTS]
-    export_onnx(network, paths[0], contract=contract, metadata={})
-    for export, path in zip(EXPORTS[1:], paths[1:], strict=True):
-        settings = BuildSettings(calibration=images, calibrator="minmax")
-        DerivedOnnxExporter().export(paths[0], path, ExportRequest.parse(export), settings)
-    return paths
+        vision, one_token = VisionTransformer(32, 8, 2, 2, 32, 64, num_classes=10).eval(), OneToken().eval()
+        nn.init.normal_(vision.heads.head.weight)
+        nn.init.normal_(one_token.head.weight)
+    made = []
+    for network in (vision, one_token):
+        folder = tmp_path_factory.mktemp(type(network).__name__)
+        paths = [folder / ExportRequest.parse(export).file_name for export in EXPORTS]
+        export_onnx(network, paths[0], contract=contract, metadata={})
+        for export, path in zip(EXPORTS[1:], paths[1:], strict=True):
+            settings = BuildSettings(calibration=images, calibrator="minmax")
+            DerivedOnnxExporter().export(paths[0], path, ExportRequest.parse(export), settings)
+        made += paths
+    return made
 
 
 def installed(requirement: str, folder: Path) -> dict[str, str]:
@@ -86,7 +109,7 @@ def python(*arguments: object, folder: Path, environment: dict[str, str]) -> sub
 
 @pytest.mark.parametrize("requirement", RELEASES)
 def test_a_release_runs_the_files_of_the_kit(
-    requirement: str, kit: Path, transformer: list[Path], images: np.ndarray, tmp_path: Path
+    requirement: str, kit: Path, transformers: list[Path], images: np.ndarray, tmp_path: Path
 ) -> None:
     environment = installed(requirement, tmp_path / "release")
     said = python("-c", "import onnxruntime; print(onnxruntime.__version__)", folder=kit, environment=environment)
@@ -98,13 +121,13 @@ def test_a_release_runs_the_files_of_the_kit(
         assert "A" in artifact["comparisons"], (name, artifact["reasons"])
         assert artifact["comparisons"]["A"]["all"]["agreement"] >= 0.9, name
     np.save(tmp_path / "images.npy", images)
-    for path in transformer:
+    for path in transformers:
         arguments = ("-c", RUN, path, tmp_path / "images.npy", tmp_path / "logits.npy")
         done = python(*arguments, folder=kit, environment=environment)
-        assert done.returncode == 0, (path.name, done.stderr)
+        assert done.returncode == 0, (path, done.stderr)
         with OnnxRuntimeSession(path, threads=1) as session:
             here = session.run(images)
-        assert (np.load(tmp_path / "logits.npy").argmax(1) == here.argmax(1)).mean() >= 0.95, path.name
+        assert (np.load(tmp_path / "logits.npy").argmax(1) == here.argmax(1)).mean() >= 0.95, path
 
 
 def test_an_older_one_is_told_what_it_lacks(kit: Path, tmp_path: Path) -> None:

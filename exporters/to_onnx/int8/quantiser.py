@@ -10,9 +10,11 @@ from onnxruntime.quantization import QDQQuantizer, QuantType
 
 from exporters.to_onnx.int8.calibration import OPERATORS, quantiser_errors
 from exporters.to_onnx.int8.constants import with_int8_weights
+from exporters.to_onnx.int8.never import never_quantised
+from exporters.to_onnx.int8.rounding import bypass_rounding, dequantised_inputs
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Collection, Iterable
 
     from onnxruntime.quantization import TensorsData
 
@@ -26,7 +28,7 @@ class Quantiser:
         source: the fp32 graph, after ``constants.with_separate_constants``.
         ranges: of its activations, from :func:`calibrate`.
         preset: how activations and biases are quantised.
-        fp32_layers: names of layers that are in fp32 in every graph.
+        fp32_layers: names of layers that are in fp32 in every graph, besides those of :func:`never_quantised`.
     """
 
     def __init__(
@@ -35,14 +37,14 @@ class Quantiser:
         self._source = source
         self._ranges = ranges
         self._preset = preset
-        self.fp32_layers = frozenset(fp32_layers)
+        self.fp32_layers = frozenset({*fp32_layers, *never_quantised(source)})
 
     @cached_property
     def layers(self) -> list[str]:
         """Names of the nodes that compute on several quantised inputs: convolutions, matrix products, additions, ..."""
         graph = self._all_int8.graph
         producers = {name: node for node in graph.node for name in node.output}
-        return [node.name for node in graph.node if len(list(_dequantised_inputs(node, producers))) > 1]
+        return [node.name for node in graph.node if len(list(dequantised_inputs(node, producers))) > 1]
 
     def quantise(self, fp32_layers: Iterable[str] = ()) -> onnx.ModelProto:
         """The INT8 graph with more layers in fp32: their weights, their biases and the activations they read.
@@ -56,7 +58,7 @@ class Quantiser:
         """
         excluded = self._excluded(fp32_layers)
         model = self._run(self._source, excluded)
-        _bypass_rounding(model.graph, excluded)
+        bypass_rounding(model.graph, excluded)
         metadata = {entry.key: entry.value for entry in self._source.metadata_props}
         del model.metadata_props[:]
         onnx.helper.set_model_props(model, metadata)
@@ -71,7 +73,7 @@ class Quantiser:
         """
         excluded = self._excluded(fp32_layers)
         model = self._run(with_int8_weights(self._all_int8, self._source, excluded), excluded)
-        _bypass_rounding(model.graph, excluded)
+        bypass_rounding(model.graph, excluded)
         return model
 
     @cached_property
@@ -122,53 +124,3 @@ def _final_softmax(source: onnx.ModelProto) -> list[str]:
     """An embedded softmax: its probabilities in 256 steps would lose every class but the likeliest."""
     outputs = {value.name for value in source.graph.output}
     return [node.name for node in source.graph.node if node.op_type == "Softmax" and outputs.intersection(node.output)]
-
-
-def _bypass_rounding(graph: onnx.GraphProto, names: Collection[str]) -> None:
-    """Lets named nodes and the graph's outputs read activations as they are before QuantizeLinear, in place.
-
-    ONNX Runtime replaces a quantised activation for all its readers, those that are excluded from quantisation too.
-    """
-    producers = {name: node for node in graph.node for name in node.output}
-    for output in graph.output:
-        dequantise = producers[output.name]
-        if dequantise.op_type == "DequantizeLinear":
-            quantise = producers[dequantise.input[0]]
-            writer = producers[quantise.input[0]]
-            dequantise.output[0] += "_unread"
-            position = list(writer.output).index(quantise.input[0])
-            quantise.input[0] = writer.output[position] = output.name
-    for node in graph.node:
-        if node.name in names:
-            for position, dequantise in _dequantised_inputs(node, producers):
-                quantise_node = producers.get(dequantise.input[0])
-                if quantise_node is not None:
-                    node.input[position] = quantise_node.input[0]
-    _drop_unread(graph)
-
-
-def _dequantised_inputs(
-    node: onnx.NodeProto, producers: dict[str, onnx.NodeProto]
-) -> Iterator[tuple[int, onnx.NodeProto]]:
-    """Position of each input that comes out of a DequantizeLinear, and that node."""
-    for position, name in enumerate(node.input):
-        if (producer := producers.get(name)) is not None and producer.op_type == "DequantizeLinear":
-            yield position, producer
-
-
-def _drop_unread(graph: onnx.GraphProto) -> None:
-    """Removes QuantizeLinear and DequantizeLinear nodes that nothing reads, with their constants."""
-    outputs = {value.name for value in graph.output}
-    while True:
-        read = {name for node in graph.node for name in node.input} | outputs
-        linear = (node for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear"))
-        unread = [node for node in linear if not read.intersection(node.output)]
-        if not unread:
-            break
-        for node in unread:
-            graph.node.remove(node)
-    written = {name for node in graph.node for name in node.output}
-    for tensors, alive in ((graph.initializer, read), (graph.value_info, written)):
-        kept = [tensor for tensor in tensors if tensor.name in alive]
-        del tensors[:]
-        tensors.extend(kept)
