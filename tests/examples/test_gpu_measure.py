@@ -37,6 +37,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], st
     return measure(out, "--minutes", "30", "--commit", "c0ffee", *chosen), (out / "gpu.md").read_text()
 
 
+@pytest.mark.slow
 def test_every_stage_measures_something(stages: tuple[dict[str, Any], str]) -> None:
     found, page = stages
     assert list(found) == list(STAGES)
