@@ -74,6 +74,7 @@ def distill(  # noqa: PLR0913, PLR0917 -- the signature is the command line
     teacher_arch: options.TeacherArchitecture = None,
     arch_arg: options.ArchitectureArguments = None,
     teacher_weights: options.TeacherWeights = None,
+    output: options.TeacherOutput = None,
     input_size: options.InputSize = None,
     mean: options.Mean = None,
     std: options.Std = None,
@@ -114,7 +115,7 @@ def distill(  # noqa: PLR0913, PLR0917 -- the signature is the command line
             fields = options.contract_fields(input_size, mean, std, num_classes, task)
             assignments = [*(assign or []), *given, *gates]
             job = load_job(
-                Inputs(teacher or Path(), teacher_arch, fields, recipe, assignments, teacher_weights),
+                Inputs(teacher or Path(), teacher_arch, fields, recipe, assignments, teacher_weights, output),
                 Choices(student, device, minutes),
                 exports,
                 wanted,

@@ -48,6 +48,7 @@ class Inputs(NamedTuple):
     recipe: str
     assignments: list[str]
     weights: str | None = None
+    output: str | None = None
 
 
 class Choices(NamedTuple):
@@ -81,7 +82,12 @@ def _load(inputs: Inputs, *, trust: bool, quiet: bool) -> Teacher:
     from dfadc.pipeline.distill import load_teacher  # noqa: PLC0415
 
     teacher = load_teacher(
-        inputs.teacher, architecture=inputs.architecture, fields=inputs.fields, trust=trust, weights=inputs.weights
+        inputs.teacher,
+        architecture=inputs.architecture,
+        fields=inputs.fields,
+        trust=trust,
+        weights=inputs.weights,
+        output=inputs.output,
     )
     say(
         f"teacher: {teacher.architecture} from {inputs.teacher} ({teacher.kind}), "

@@ -27,6 +27,7 @@ def inspect(  # noqa: PLR0913, PLR0917 -- the signature is the command line
     teacher_arch: options.TeacherArchitecture = None,
     arch_arg: options.ArchitectureArguments = None,
     teacher_weights: options.TeacherWeights = None,
+    output: options.TeacherOutput = None,
     input_size: options.InputSize = None,
     mean: options.Mean = None,
     std: options.Std = None,
@@ -37,15 +38,19 @@ def inspect(  # noqa: PLR0913, PLR0917 -- the signature is the command line
     ] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Describe FILE: a teacher's kind, layers and contract, or an artifact's inputs, dtypes and operators."""
-    if file.suffix in _ARTIFACTS:
+    """Describe FILE: a teacher's kind, layers and contract, or an artifact's inputs, dtypes and operators.
+
+    An .onnx file is described as an artifact, and as a teacher where a flag is about one.
+    """
+    about_teacher = (teacher_arch, arch_arg, teacher_weights, output, input_size, mean, std, num_classes, task)
+    if file.suffix in _ARTIFACTS and not (write_sidecar or any(flag is not None for flag in about_teacher)):
         _inspect_artifact(file, as_json=as_json)
         return
     from dfadc.teacher.inspect import inspect_teacher  # noqa: PLC0415 -- keeps `--help` light
 
     fields = options.contract_fields(input_size, mean, std, num_classes, task)
     named = options.architecture(teacher_arch, arch_arg)
-    teacher = inspect_teacher(file, architecture=named, fields=fields, weights=teacher_weights)
+    teacher = inspect_teacher(file, architecture=named, fields=fields, weights=teacher_weights, output=output)
     if as_json:
         print_json(teacher.to_dict())
     else:
@@ -111,8 +116,10 @@ def _rows(teacher: TeacherReport) -> Iterator[tuple[str, str]]:
     weights = values.pop("weights")
     sources = values.pop("contract_sources")
     contract = values.pop("contract")
+    notes = values.pop("notes") or ["none"]
     for name, value in values.items():
         yield name, ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
+    yield from (("notes", line) for line in notes)
     for name, value in contract.items():
         shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
         yield f"contract.{name}", f"{shown}  ({sources[name]})" if name in sources else shown

@@ -45,12 +45,22 @@ TeacherWeights = Annotated[
         rich_help_panel=_CONTRACT,
     ),
 ]
+TeacherOutput = Annotated[
+    str | None,
+    typer.Option(
+        "--output",
+        help="Index or key of the logits where the teacher gives several outputs, e.g. 0 or heads.colour.",
+        rich_help_panel=_CONTRACT,
+    ),
+]
 InputSize = Annotated[str | None, typer.Option("--input-size", help="CxHxW, e.g. 3x32x32.", rich_help_panel=_CONTRACT)]
 Mean = Annotated[
     str | None, typer.Option(help="Per-channel pixel mean in [0,1], e.g. 0.5,0.5,0.5.", rich_help_panel=_CONTRACT)
 ]
 Std = Annotated[str | None, typer.Option(help="Per-channel pixel standard deviation.", rich_help_panel=_CONTRACT)]
-NumClasses = Annotated[int | None, typer.Option(help="Length of the logits.", rich_help_panel=_CONTRACT)]
+NumClasses = Annotated[
+    int | None, typer.Option(help="Length of the logits; 2 makes two classes of one logit.", rich_help_panel=_CONTRACT)
+]
 
 
 class TaskName(StrEnum):

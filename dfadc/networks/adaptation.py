@@ -30,6 +30,15 @@ _OTHER_BATCHES = (1, 3, 4, 8, 16, 32, 64)
 #: Sides of square images that are tried where the stated ones are refused, for the error.
 _OTHER_SIDES = (28, 32, 64, 96, 128, 224)
 _WHOLE_RANGE = 255
+_ASKS_FOR_GPU = "its forward asks for a GPU: write .to(images.device) instead of .cuda()"
+#: Part of an error's message -> remedy.
+_REMEDIES = {
+    "required positional argument": (
+        "its forward needs a second input: give that a default, or wrap it in a module that calls it with one"
+    ),
+    "NVIDIA": _ASKS_FOR_GPU,
+    "not compiled with CUDA": _ASKS_FOR_GPU,
+}
 #: Largest difference between a network's logits in both memory formats, as a share of their size.
 _TOLERANCE = 1e-2
 
@@ -67,7 +76,7 @@ def adapt(module: nn.Module, images: Tensor, role: str, *, learns: bool) -> Adap
     with _untouched(module):
         output, is_changed = _try(module, several, role)
         if not isinstance(output, Tensor):
-            module = LogitsOf(module).train(module.training)
+            module = LogitsOf(module)
         if is_changed:
             module = _hook(module, before=_copy_images)
             notes.append(f"{role} changes its images in place: it is given a copy of them")
@@ -85,7 +94,7 @@ def adapt(module: nn.Module, images: Tensor, role: str, *, learns: bool) -> Adap
             single = _SingleImages()
             module = _hook(module, before=single.before, after=single.after)
             notes.append(f"{role} takes no batch of one image: a single image is sent through it twice")
-        _check_other_batch(module, images, logits, role)
+        notes += _check_other_batch(module, images, logits, role)
     return Adapted(module, logits.detach(), logits.requires_grad, tuple(notes))
 
 
@@ -119,7 +128,7 @@ def place(module: nn.Module, device: torch.device, memory_format: torch.memory_f
 def _hook(module: nn.Module, *, before: Any, after: Any = None) -> nn.Module:
     """A network with hooks; TorchScript takes none and is wrapped first."""
     if isinstance(module, torch.jit.ScriptModule):
-        module = LogitsOf(module).train(module.training)
+        module = LogitsOf(module)
     module.register_forward_pre_hook(before)
     if after is not None:
         module.register_forward_hook(after)
@@ -171,13 +180,12 @@ def _try(module: nn.Module, images: Tensor, role: str) -> tuple[object, bool]:
                 f"{exc.message}; of batches of 1 to 64 images it takes {', '.join(taken)}",
                 "it must take batches of any size: a traced or exported network needs a dynamic batch",
             ) from exc
-        raise UserCodeFailed(exc.message, _remedy(module, images, exc.message)) from exc
+        remedy = next((words for sign, words in _REMEDIES.items() if sign in exc.message), None)
+        raise UserCodeFailed(exc.message, remedy or _remedy(module, images)) from exc
 
 
-def _remedy(module: nn.Module, images: Tensor, message: str) -> str:
-    """Remedy for a network that does not take images: by its message, else by a trial of other images."""
-    if "required positional argument" in message:
-        return "its forward needs a second input: give that a default, or wrap it in a module that calls it with one"
+def _remedy(module: nn.Module, images: Tensor) -> str:
+    """Remedy for a network that does not take images, by a trial of other images."""
     if _answers(module, images.permute(0, 2, 3, 1).contiguous()) is not None:
         return "it takes channels last (NHWC): wrap it in a module that calls it with images.permute(0, 2, 3, 1)"
     if _answers(module, (images * _WHOLE_RANGE).byte()) is not None:
@@ -201,7 +209,7 @@ def _takes(module: nn.Module, images: Tensor, count: int) -> bool:
 
 def _answers(module: nn.Module, images: Tensor) -> Tensor | None:
     """The logits of images in eval mode; None where a network does not take them."""
-    with contextlib.suppress(UserCodeFailed), running_user_code("it fails"):
+    with contextlib.suppress(DfadcError), running_user_code("it fails"):
         return _logits(module, images)
     return None
 
@@ -212,20 +220,35 @@ def _takes_single_image(module: nn.Module, images: Tensor, logits: Tensor) -> bo
     return single is not None and single.shape == (1, *logits.shape[1:])
 
 
-def _check_other_batch(module: nn.Module, images: Tensor, logits: Tensor, role: str) -> None:
-    """Refuses a network that takes batches of one size only.
+def _check_other_batch(module: nn.Module, images: Tensor, logits: Tensor, role: str) -> list[str]:
+    """Refuses a network that takes batches of one size only, or mixes the images of a batch; notes a random one.
 
     Raises:
-        DfadcError: the logits of another number of images are not as many.
+        DfadcError: the logits of another number of images are not as many, or others.
     """
     problem = f"{role} takes a batch of {BATCH} images, but not of {OTHER_BATCH}"
     with running_user_code(problem, "it must take any number"):
-        shape = _logits(module, images).shape
-    if len(logits) == BATCH and shape != (OTHER_BATCH, *logits.shape[1:]):
+        more = _logits(module, images)
+    if len(logits) != BATCH:
+        return []
+    if more.shape != (OTHER_BATCH, *logits.shape[1:]):
         raise DfadcError(
-            f"{role} gives outputs of shape {tuple(logits.shape)} for {BATCH} images, {tuple(shape)} for {OTHER_BATCH}",
+            f"{role} gives outputs of shape {tuple(logits.shape)} for {BATCH} images, {tuple(more.shape)} for "
+            f"{OTHER_BATCH}",
             "it must take batches of any size: its forward may not have one built in",
         )
+    if not _differs(_logits(module, images), more):
+        if _differs(_logits(module, images[:BATCH]), more[:BATCH]):
+            raise DfadcError(
+                f"{role} gives an image other outputs beside other images",
+                "its forward mixes the images of a batch: a softmax takes dim=1, a batch norm eval mode",
+            )
+        return []
+    return [f"{role} gives random outputs: in its forward, dropout needs training=self.training"]
+
+
+def _differs(logits: Tensor, others: Tensor) -> bool:
+    return bool((logits - others).abs().max() > _TOLERANCE * others.abs().max())
 
 
 def _problem_with_channels_last(module: nn.Module, images: Tensor, *, learns: bool) -> str:
@@ -244,9 +267,7 @@ def _problem_with_channels_last(module: nn.Module, images: Tensor, *, learns: bo
     finally:
         for name, tensor in _weights(module):
             tensor.data = before.get(name, tensor.data)
-    bound = _TOLERANCE * float(logits.abs().max())
-    is_same = all(float((each - logits).abs().max()) <= bound for each in answers)
-    return "" if is_same else "its logits are others then"
+    return "its logits are others then" if any(_differs(each, logits) for each in answers) else ""
 
 
 def _logits(module: nn.Module, images: Tensor) -> Tensor:

@@ -224,9 +224,28 @@ def import_file(path: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except BaseException:
+    except BaseException as exc:
         del sys.modules[name]
+        if isinstance(exc, ImportError) and "relative import" in str(exc) and (path.parent / "__init__.py").is_file():
+            return _import_in_package(path.resolve())
         raise
+    return module
+
+
+def _import_in_package(path: Path) -> ModuleType:
+    """Imports a file of a package by its dotted name, so that its relative imports work.
+
+    Raises:
+        ImportError: another package of that name is imported already.
+    """
+    root, name = path.parent, path.stem
+    while (root / "__init__.py").is_file():
+        root, name = root.parent, f"{root.name}.{name}"
+    if str(root) not in sys.path:
+        sys.path.append(str(root))
+    module = importlib.import_module(name)
+    if getattr(module, "__file__", None) != str(path):
+        raise ImportError(f"{name} is {getattr(module, '__file__', 'another module')}, not {path}")
     return module
 
 

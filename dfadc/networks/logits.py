@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -17,6 +18,36 @@ if TYPE_CHECKING:
     from dfadc.contract import ImageContract
 
 Size = tuple[int, int]
+#: Levels of tuples and mappings that are looked into.
+_DEPTH = 4
+
+
+def list_outputs(output: object) -> dict[str, Tensor]:
+    """The tensors in a network's output by their paths.
+
+    Args:
+        output: tensors in tuples, lists, mappings, named tuples, data classes and plain objects, at any level. A path
+            is made of indices and keys, as in ``1`` or ``heads.colour``; that of a single tensor is empty.
+    """
+    return dict(_walk(output, (), _DEPTH))
+
+
+def _walk(output: object, path: tuple[str, ...], depth: int) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(output, Tensor):
+        yield ".".join(path), output
+    elif depth:
+        for key, value in _parts(output):
+            yield from _walk(value, (*path, key), depth - 1)
+
+
+def _parts(output: object) -> Iterator[tuple[str, object]]:
+    if isinstance(output, Mapping):
+        yield from ((str(key), value) for key, value in output.items())
+    elif isinstance(output, tuple | list):
+        names = getattr(output, "_fields", range(len(output)))
+        yield from ((str(name), value) for name, value in zip(names, output, strict=True))
+    elif is_dataclass(output) or hasattr(output, "__dict__"):
+        yield from vars(output).items()
 
 
 def unwrap_logits(output: object) -> Tensor:
@@ -58,15 +89,20 @@ class LogitsOf(nn.Module):
 
     Args:
         wrapped: images (N, C, H, W) -> whatever :func:`unwrap_logits` takes.
+        output: path of the logits among :func:`list_outputs`; None: where :func:`unwrap_logits` finds them.
     """
 
-    def __init__(self, wrapped: nn.Module) -> None:
+    def __init__(self, wrapped: nn.Module, *, output: str | None = None) -> None:
         super().__init__()
         self.wrapped = wrapped
+        self.output = output
+        self.training = wrapped.training
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W), normalised -> logits (N, K) or (N, K, h, w)."""
         network = self.wrapped
+        if self.output is not None:
+            return list_outputs(network(images))[self.output]
         if isinstance(network, DeepLabV3 | FCN):
             return unwrap_logits(network.classifier(network.backbone(images)["out"]))
         if isinstance(network, LRASPP):

@@ -198,6 +198,7 @@ def load_run_teacher(
         fields=fields,
         trust=trust,
         weights=known.get("requested_weights"),
+        output=known.get("requested_output"),
     )
     _check_teacher(run, teacher)
     return teacher
@@ -207,6 +208,12 @@ def _check_teacher(run: RunFolder, teacher: Teacher) -> None:
     """Refuses a teacher that is not the one the run began with, or is understood in another way."""
     if teacher.sha256 != run.record()["teacher"]["sha256"]:
         raise _another_teacher(run, teacher.path, teacher.sha256)
+    output = run.record()["teacher"].get("requested_output")
+    if teacher.requested_output != output:
+        raise DfadcError(
+            f"the run {run.path} began with output {output} of {teacher.path}, not {teacher.requested_output}",
+            "load the teacher as the run did",
+        )
     if teacher.contract != run.contract():
         raise DfadcError(
             f"the run {run.path} began with another contract for {teacher.path}: {run.contract()}, not "

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from dfadc.contract import ContractFields, ImageContract
 from dfadc.errors import DfadcError
 from dfadc.networks.factory import Factory, load_factory
+from dfadc.networks.loading_only import loading_only
 from dfadc.networks.state_dict import load_strictly_
 from dfadc.networks.user_code import UserCodeFailed
 from dfadc.teacher.prefixes import View, views_of
@@ -72,10 +73,13 @@ def fit_factory(
     keeps_size = fields.input_size is None
     failure: DfadcError | None = None
     for num_classes in _classes_to_try(factory, tensors, fields, arguments):
-        contract = ImageContract(size, num_classes or _ANY_CLASSES, mean=fields.mean, std=fields.std)
+        contract = ImageContract(size, max(num_classes or 0, _ANY_CLASSES), mean=fields.mean, std=fields.std)
         without = "classes" if num_classes is None else None
+        given = arguments
+        if num_classes == 1:  # no contract has one class: one logit stands for two
+            given = {name: 1 for name, role in factory.roles.items() if role == "classes"} | arguments
         try:
-            module = _build(factory, contract, arguments, without=without, keeps_size=keeps_size)
+            module = _build(factory, contract, given, without=without, keeps_size=keeps_size)
             view = _load(module, tensors, resolved.canonical, source)
         except DfadcError as exc:
             # Code that refuses one number of classes may take the next; of misfits the first tells most.
@@ -108,7 +112,8 @@ def _build(
     if keeps_size:
         roles = {name: role for name, role in factory.roles.items() if role not in ("size", "side")}
         factory = Factory(factory.name, factory.function, roles, factory.required, factory.defaults, factory.takes_any)
-    return factory.build(contract, arguments, without="classes" if without else None)
+    with loading_only():
+        return factory.build(contract, arguments, without="classes" if without else None)
 
 
 def _load(module: nn.Module, tensors: Mapping[str, Tensor], name: str, source: str) -> View:
@@ -153,11 +158,15 @@ def _classes_to_try(
     if not takes or given:
         yield None
         return
+    deep = [tensor.shape for tensor in tensors.values() if tensor.ndim > 1]
+    shapes = [tensor.shape for tensor in tensors.values() if tensor.ndim == 2 or tuple(tensor.shape[2:]) == (1, 1)]
+    # The last kernel's height too: a network of pixels may end in a 3x3 convolution.
+    heights = list(dict.fromkeys(int(shape[0]) for shape in (*reversed(shapes), *deep[-1:])))[:_TRIALS]
     if fields.num_classes is not None:
         yield fields.num_classes
+        if fields.num_classes == 2 and 1 in heights:
+            yield 1
         return
-    shapes = [tensor.shape for tensor in tensors.values() if tensor.ndim == 2 or tuple(tensor.shape[2:]) == (1, 1)]
-    heights = list(dict.fromkeys(int(shape[0]) for shape in reversed(shapes) if shape[0] > 1))[:_TRIALS]
     yield from heights
     if not factory.needs("classes") and not factory.takes("contract"):
         yield None

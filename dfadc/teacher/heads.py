@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 
@@ -114,6 +114,28 @@ def read_head(tensors: Mapping[str, Tensor], path: str) -> ReplacedHead | None:
     last = next(reversed(list(ordered.values())))
     is_chained = _is_chained([shapes["weight"] for shapes in ordered.values()])
     return ReplacedHead(path, ordered) if len(last["weight"]) == 2 and is_chained else None
+
+
+def last_layer(module: nn.Module) -> str | None:
+    """Path of the last linear layer, or of the last convolution of a network that has none."""
+    for kind in (nn.Linear, nn.Conv2d):
+        names: list[str] = [name for name, layer in module.named_modules() if isinstance(layer, kind)]
+        if names:
+            return names[-1]
+    return None
+
+
+def give_one_output_(module: nn.Module) -> None:
+    """Replaces the last layer by one of a single output, with random weights, in place."""
+    path = last_layer(module)
+    assert path is not None, "its outputs were read off that layer"  # noqa: S101
+    layer: Any = module.get_submodule(path)
+    has_bias = layer.bias is not None
+    if isinstance(layer, nn.Linear):
+        module.set_submodule(path, nn.Linear(layer.in_features, 1, bias=has_bias))
+    else:
+        single = nn.Conv2d(layer.in_channels, 1, layer.kernel_size, layer.stride, layer.padding, bias=has_bias)
+        module.set_submodule(path, single)
 
 
 def _is_chained(shapes: list[tuple[int, ...]]) -> bool:

@@ -109,7 +109,8 @@ def read_transformers(weights: Path, config: Mapping[str, Any], *, trust: bool) 
         )
     module.original_name = f"transformers:{type(module).__name__}"
     note = f"{type(module).__name__} of transformers {transformers.__version__}, as {CONFIG} says"
-    return TeacherFile(weights, sniff_kind(weights), module=module, notes=(note,))
+    head = "Sigmoid" if config.get("problem_type") == "multi_label_classification" else ""
+    return TeacherFile(weights, sniff_kind(weights), module=module, notes=(note,), cut_head=head)
 
 
 def _loader(folder: Path, name: str, config: Mapping[str, Any]) -> str:

@@ -17,9 +17,8 @@ from dfadc.networks.user_code import UserCodeFailed
 from dfadc.preprocessing import Preprocessing
 from dfadc.storage import sha256_file
 from dfadc.teacher.file_kind import CODE_KINDS, FileKind, sniff_kind
-from dfadc.teacher.plan import TeacherPlan, build_planned_module, freeze_, plan_teacher
+from dfadc.teacher.plan import TeacherPlan, build_planned_module, freeze_, plan_teacher, try_planned
 from dfadc.teacher.prefixes import prefixes_of
-from dfadc.teacher.probe import run_dry
 from dfadc.teacher.read import TeacherFile, read_teacher_file
 from dfadc.teacher.unknown_file import describe_unknown, weights_in_folder
 
@@ -126,6 +125,7 @@ def inspect_teacher(
     architecture: str | None = None,
     fields: ContractFields | None = None,
     weights: str | None = None,
+    output: str | None = None,
 ) -> TeacherReport:
     """Reports on a teacher file of any kind without running code of it.
 
@@ -134,6 +134,7 @@ def inspect_teacher(
         architecture: as for ``load_teacher``.
         fields: as for ``load_teacher``.
         weights: as for ``load_teacher``.
+        output: as for ``load_teacher``.
 
     Raises:
         DfadcError: there is no such file, it cannot be read, or it is a damaged archive; or the code of a factory that
@@ -154,7 +155,7 @@ def inspect_teacher(
         **_all_unknown("the file was not opened"),
     )
     try:
-        contents = read_teacher_file(path, weights=weights)
+        contents = read_teacher_file(path, weights=weights, output=output)
     except DfadcError as exc:
         is_known = kind in (*CODE_KINDS, FileKind.ENGINE) or isinstance(exc, RequirementMissing)
         problem = None if is_known else exc.message
@@ -167,10 +168,12 @@ def inspect_teacher(
         unknown = {key: value for key, value in _all_unknown(reason).items() if key != "num_parameters"}
         listed = _list_weights(contents)
         return replace(basis, **unknown, weights=listed, problem=exc.message, hint=exc.hint)
-    return _inspect_planned(plan, basis, architecture)
+    return _inspect_planned(plan, basis, architecture, output)
 
 
-def _inspect_planned(plan: TeacherPlan, basis: TeacherReport, architecture: str | None) -> TeacherReport:
+def _inspect_planned(
+    plan: TeacherPlan, basis: TeacherReport, architecture: str | None, output: str | None
+) -> TeacherReport:
     """Completes the description with layers, FLOPs and outputs, as far as the network can be built."""
     report = replace(
         basis,
@@ -189,12 +192,11 @@ def _inspect_planned(plan: TeacherPlan, basis: TeacherReport, architecture: str 
         return replace(report, flops=unknown, norm_layers=unknown, outputs=unknown, problem=problem, hint=exc.hint)
     report = replace(report, num_parameters=count_parameters(module), norm_layers=find_norm_layers(module))
     try:
-        size = plan.known_input_size()
-        tried = run_dry(module, plan.fields, size, is_known=plan.is_known)
+        tried = try_planned(plan, module, output)
     except DfadcError as exc:
         unknown = Unknown(_reason(exc, architecture))
         return replace(report, flops=unknown, outputs=unknown, hint=exc.hint)
-    flops = count_flops(module, size)
+    flops = count_flops(tried.module, plan.known_input_size())
     known = replace(plan.fields, num_classes=tried.num_classes, task=tried.task)
     return replace(
         report,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dfadc.errors import DfadcError, RequirementMissing
+from dfadc.networks.logits import list_outputs
 from dfadc.networks.user_code import running_user_code
 from dfadc.teacher.exported_norms import ExportedBatchNorm
 from dfadc.teacher.file_kind import FileKind
@@ -50,16 +51,15 @@ class KerasNetwork(nn.Module):
 
     # Keras looks up its state by name in every call: dynamo would compile it piece by piece.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (N, C, H, W) -> logits (N, K)."""
+    def forward(self, images: Tensor) -> Any:
+        """Images (N, C, H, W) -> logits (N, K), or several outputs."""
         import keras  # noqa: PLC0415 -- an extra
 
         if self.is_channels_last:
             images = images.permute(0, 2, 3, 1)
         # Keras moves every tensor to its own current device, which is the GPU where there is one.
         with keras.device(str(images.device)):
-            logits: Tensor = self.network(images, training=False)
-        return logits
+            return self.network(images, training=False)
 
 
 def read_keras(path: Path, *, trust: bool) -> TeacherFile:
@@ -86,7 +86,8 @@ def read_keras(path: Path, *, trust: bool) -> TeacherFile:
     channels, side, is_channels_last = _image_axes(network, path)
     module = KerasNetwork(network, is_channels_last=is_channels_last)
     notes = [f"loaded by Keras {keras.__version__} on torch; its images {'NHWC' if is_channels_last else 'NCHW'}"]
-    if head := _cut_head(keras, network):
+    head = _cut_head(keras, network) if len(network.outputs) == 1 else ""
+    if head:
         notes.append(f"the last {head} was taken off: the outputs before it are the logits")
     _restore_norms_(module, torch.rand(2, channels, *(side or (64, 64))), path)
     spread = _pixel_range(network)
@@ -100,6 +101,7 @@ def read_keras(path: Path, *, trust: bool) -> TeacherFile:
         input_size=None if side is None else (channels, *side),
         channels=channels,
         notes=tuple(notes),
+        cut_head=head,
         arguments=None if spread is None else TrainingArguments("preprocessing layers of the network", values),
     )
 
@@ -168,12 +170,12 @@ def _image_axes(network: Any, path: Path) -> tuple[int, tuple[int, int] | None, 
     """Channels, (H, W) where they are fixed, and whether the channels are the last axis.
 
     Raises:
-        DfadcError: it is no network from one batch of images to one output.
+        DfadcError: it is no network of one batch of images.
     """
     inputs, outputs = getattr(network, "inputs", None) or [], getattr(network, "outputs", None) or []
-    if len(inputs) != 1 or len(outputs) != 1:
+    if len(inputs) != 1 or not outputs:
         raise DfadcError(
-            f"{path} has {len(inputs)} inputs and {len(outputs)} outputs; a teacher has one of each",
+            f"{path} has {len(inputs)} inputs and {len(outputs)} outputs; a teacher takes one batch of images",
             "save the part from the images to the logits: keras.Model(images, logits).save('teacher.keras')",
         )
     shape = list(inputs[0].shape)[1:]
@@ -214,19 +216,23 @@ def _restore_norms_(module: KerasNetwork, images: Tensor, path: Path) -> None:
         DfadcError: the outputs change.
     """
     with running_user_code(f"{path} cannot take its images", "check --input-size"), torch.no_grad():
-        before = module(images)
+        before = list_outputs(module(images))
         for layer in _layers_of(module.network):
             if type(layer).__name__ == "BatchNormalization":
                 norm = ExportedBatchNorm(_tensors_of(layer), layer.epsilon)
                 module.norms.append(norm)
                 vars(layer)["call"] = _NormCall(norm, layer.axis)
-        after = module(images)
-    span = float(before.max() - before.min()) or 1.0
-    difference = float((after - before).abs().max()) / span
+        after = list_outputs(module(images))
+    difference = max(_difference(after[key], before[key]) for key in before)
     if not difference <= _TOLERANCE:
         raise DfadcError(
             f"{path} gives other outputs with torch's batch norms ({difference:.1e} of their range)", _THROUGH_ONNX
         )
+
+
+def _difference(after: Tensor, before: Tensor) -> float:
+    """Largest difference as a share of the range."""
+    return float((after - before).abs().max()) / (float(before.max() - before.min()) or 1.0)
 
 
 def _tensors_of(layer: Any) -> nn.Module:

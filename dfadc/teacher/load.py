@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import contextlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,14 +17,14 @@ from dfadc.networks.full_precision import full_fp32
 from dfadc.networks.norm_layers import NormLayer, find_norm_layers, is_batch_norm_with_statistics
 from dfadc.storage import sha256_file
 from dfadc.teacher.inspect import TeacherReport, Unknown, inspect_teacher
-from dfadc.teacher.plan import TeacherPlan, build_planned_module, freeze_, plan_teacher
-from dfadc.teacher.probe import DryRun, run_dry
+from dfadc.teacher.plan import TeacherPlan, build_planned_module, freeze_, plan_teacher, try_planned
 from dfadc.teacher.read import read_teacher_file
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from dfadc.teacher.file_kind import FileKind
+    from dfadc.teacher.probe import DryRun
 
 __all__ = ["Placement", "Teacher", "TeacherReport", "Unknown", "inspect_teacher", "load_teacher"]
 
@@ -63,6 +63,7 @@ class Teacher:
         path: of the file.
         requested_architecture: what the caller named, to load the file again the same way; None where nothing.
         requested_weights: weights that the caller chose among several; None where it did not.
+        requested_output: output that the caller chose among several; None where it did not.
         notes: decisions while loading, for the user.
         warnings: oddities that may be right.
         placement: device and number format of :meth:`logits`.
@@ -79,13 +80,17 @@ class Teacher:
     path: Path
     requested_architecture: str | None = None
     requested_weights: str | None = None
+    requested_output: str | None = None
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     placement: Placement = field(default_factory=Placement)
 
     def placed(self, placement: Placement) -> Teacher:
         """The teacher at another placement; its network is moved in place."""
-        module = place(self.module.eval(), placement.device, placement.memory_format)
+        # An exported program has its mode built in and refuses the call.
+        with contextlib.suppress(NotImplementedError):
+            self.module.eval()
+        module = place(self.module, placement.device, placement.memory_format)
         return replace(self, module=module, placement=placement)
 
     def logits(self, images: Tensor, *, in_fp32: bool = False) -> Tensor:
@@ -101,7 +106,7 @@ class Teacher:
         device = self.placement.device
         images = images.to(device).contiguous(memory_format=self.placement.memory_format)
         dtype = None if in_fp32 else self.placement.autocast_dtype
-        full = full_fp32(device) if in_fp32 else nullcontext()
+        full = full_fp32(device) if in_fp32 else contextlib.nullcontext()
         with full, torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
             logits: Tensor = self.module(images)
         return logits
@@ -119,6 +124,7 @@ def load_teacher(
     fields: ContractFields | None = None,
     trust: bool = False,
     weights: str | None = None,
+    output: str | None = None,
 ) -> Teacher:
     """Loads a teacher file of any kind, safely, and freezes it.
 
@@ -129,16 +135,17 @@ def load_teacher(
         fields: parts of the contract that overrule every other source.
         trust: whether code in the file may run.
         weights: weights to take where a file holds several: ``ema``, ``raw``, a key or a prefix of names.
+        output: index or key of the logits where the network gives several outputs, as in ``0`` or ``heads.colour``.
 
     Raises:
         DfadcError: the file is missing, damaged, unsafe or no teacher; or architecture, size or classes are unknown
             or contradict each other; or its outputs are not finite logits.
     """
     path = Path(path)
-    contents = read_teacher_file(path, trust=trust, weights=weights, architecture=architecture)
+    contents = read_teacher_file(path, trust=trust, weights=weights, architecture=architecture, output=output)
     plan = plan_teacher(contents, architecture=architecture, fields=fields or ContractFields())
     module = freeze_(build_planned_module(plan))
-    tried = run_dry(module, plan.fields, plan.known_input_size(), is_known=plan.is_known)
+    tried = try_planned(plan, module, output)
     contract = _complete_contract(plan, tried)
     sources = {"num_classes": "shape of the outputs", "task": "shape of the outputs", **plan.sources}
     return Teacher(
@@ -153,6 +160,7 @@ def load_teacher(
         path=contents.path,
         requested_architecture=architecture,
         requested_weights=weights,
+        requested_output=output,
         notes=plan.notes,
         warnings=tried.warnings,
     )

@@ -17,7 +17,7 @@ from dfadc.networks.names import (
 )
 from dfadc.networks.stems import Stem, first_convolution
 from dfadc.teacher.candidates import candidates_of_other_head, own_candidates, torchvision_candidates
-from dfadc.teacher.heads import ReplacedHead, read_head
+from dfadc.teacher.heads import ReplacedHead, last_layer, read_head
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -149,7 +149,7 @@ def read_shapes(reference: nn.Module, state_dict: Mapping[str, Tensor]) -> tuple
     first = first_convolution(reference)
     if first is not None and (weight := state_dict.get(f"{first[0]}.weight")) is not None and weight.ndim == 4:
         channels = int(weight.shape[1]) * first[1].groups
-    head = _head_name(reference)
+    head = last_layer(reference)
     if head is not None and (weight := state_dict.get(f"{head}.weight")) is not None and weight.ndim >= 2:
         num_classes = int(weight.shape[0])
     return channels, num_classes
@@ -157,7 +157,7 @@ def read_shapes(reference: nn.Module, state_dict: Mapping[str, Tensor]) -> tuple
 
 def _replaceable(reference: nn.Module) -> list[str]:
     """Paths whose module may have been replaced: the last linear layer, and what holds linear layers and no others."""
-    head = _head_name(reference)
+    head = last_layer(reference)
     if head is None or not isinstance(reference.get_submodule(head), nn.Linear):
         return []
     parts = head.split(".")
@@ -206,7 +206,7 @@ def _fits(reference: nn.Module, state_dict: Mapping[str, Tensor], *, without: st
     given = _compared(state_dict, without)
     if expected.keys() != given.keys():
         return False
-    first, head = first_convolution(reference), _head_name(reference)
+    first, head = first_convolution(reference), last_layer(reference)
     for key, tensor in expected.items():
         wanted, found = list(tensor.shape), list(given[key].shape)
         if len(wanted) != len(found):
@@ -226,12 +226,3 @@ def _compared(state_dict: Mapping[str, Tensor], without: str | None) -> dict[str
         for key, tensor in state_dict.items()
         if not key.endswith(_COUNTER) and not (without and key.startswith(without))
     }
-
-
-def _head_name(module: nn.Module) -> str | None:
-    """The last linear layer, or the last convolution of a network that has none."""
-    for kind in (nn.Linear, nn.Conv2d):
-        names: list[str] = [name for name, layer in module.named_modules() if isinstance(layer, kind)]
-        if names:
-            return names[-1]
-    return None

@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto, helper, numpy_helper
 
 from dfadc.errors import DfadcError
+from dfadc.teacher.onnx_numbers import compute_quantisation_, constants_of, widen_
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,10 +22,10 @@ if TYPE_CHECKING:
 
 #: Operators that choose or repeat parts of the graph by data.
 _CONTROL_FLOW = ("If", "Loop", "Scan", "SequenceMap")
-#: Last operators that turn logits into probabilities.
-_HEADS = ("Softmax", "LogSoftmax", "Sigmoid")
+#: Last operators that turn logits into probabilities or classes.
+_HEADS = ("Softmax", "LogSoftmax", "Sigmoid", "ArgMax")
 #: Operators between such a head and the output that only rename or reshape.
-_PASSING = ("Identity", "Flatten", "Reshape", "Squeeze")
+_PASSING = ("Identity", "Flatten", "Reshape", "Squeeze", "Cast")
 _IMAGES = "images"
 
 
@@ -43,6 +44,8 @@ class OnnxGraph:
         is_channels_last: whether the original takes (N, H, W, C).
         is_uint8: whether the original takes pixels of 0..255 as uint8.
         notes: what was changed, for the user.
+        head: last operator that was taken off; empty where none was.
+        is_rounded: whether it holds quantisation, whose roundings may differ from a runtime's.
     """
 
     path: Path
@@ -55,13 +58,16 @@ class OnnxGraph:
     is_channels_last: bool
     is_uint8: bool
     notes: tuple[str, ...]
+    head: str = ""
+    is_rounded: bool = False
 
 
-def read_graph(path: Path, *, frees_batch: bool = True) -> OnnxGraph:
+def read_graph(path: Path, *, output: str | None = None, frees_batch: bool = True) -> OnnxGraph:
     """Reads an ONNX file and its external data.
 
     Args:
         path: the file.
+        output: name of the only output to keep; None keeps all.
         frees_batch: a fixed batch is made dynamic; else the model keeps it.
 
     Raises:
@@ -69,7 +75,12 @@ def read_graph(path: Path, *, frees_batch: bool = True) -> OnnxGraph:
     """
     original = _load(path)
     _refuse_unusable(original, path)
-    notes = _cut_head_(original)
+    notes = widen_(original)
+    if output is not None:
+        _keep_output_(original, output)
+    head = _cut_head_(original) if len(original.graph.output) == 1 else ""
+    if head:
+        notes.append(f"the last {head} was taken off: the outputs before it are the logits")
     image = _image_input(original, path)
     elements = image.type.tensor_type.elem_type
     if elements not in (TensorProto.FLOAT, TensorProto.UINT8):
@@ -84,6 +95,8 @@ def read_graph(path: Path, *, frees_batch: bool = True) -> OnnxGraph:
         )
     model = onnx.ModelProto()
     model.CopyFrom(original)
+    if is_rounded := compute_quantisation_(model, path):
+        notes.append("it is quantised: rounding passes gradients straight through")
     if batch is not None and frees_batch:
         _free_batch_(model, batch)
         notes.append(f"its batch of {batch} was made dynamic")
@@ -97,7 +110,18 @@ def read_graph(path: Path, *, frees_batch: bool = True) -> OnnxGraph:
     height, width = side
     known = None if height is None or width is None else (height, width)
     return OnnxGraph(
-        path, original, model, image.name, channels, known, batch, is_channels_last, is_uint8, tuple(notes)
+        path,
+        original,
+        model,
+        image.name,
+        channels,
+        known,
+        batch,
+        is_channels_last,
+        is_uint8,
+        tuple(notes),
+        head,
+        is_rounded,
     )
 
 
@@ -125,7 +149,7 @@ def _external_files(model: onnx.ModelProto) -> Iterator[str]:
 
 
 def _refuse_unusable(model: onnx.ModelProto, path: Path) -> None:
-    """Refuses graphs with control flow, 16-bit weights or several outputs.
+    """Refuses graphs with control flow.
 
     Raises:
         DfadcError: there is one.
@@ -136,16 +160,6 @@ def _refuse_unusable(model: onnx.ModelProto, path: Path) -> None:
                 f"{path} holds control flow (operator {node.op_type}), which cannot be converted",
                 "export the network without it, e.g. with torch.onnx.export(..., dynamo=True) in eval mode",
             )
-    for tensor in model.graph.initializer:
-        if tensor.data_type in (TensorProto.FLOAT16, TensorProto.BFLOAT16):
-            kind = TensorProto.DataType.Name(tensor.data_type)
-            raise DfadcError(f"{path} holds weights of type {kind} ({tensor.name})", "give the float32 file")
-    if len(model.graph.output) != 1:
-        names = ", ".join(value.name for value in model.graph.output)
-        raise DfadcError(
-            f"{path} has {len(model.graph.output)} outputs ({names}); a teacher has one",
-            "keep the logits alone: onnx.utils.extract_model(IN, OUT, input_names, [the logits' name])",
-        )
 
 
 def _image_input(model: onnx.ModelProto, path: Path) -> onnx.ValueInfoProto:
@@ -176,18 +190,39 @@ def _dimensions(value: onnx.ValueInfoProto) -> list[int | None]:
     return [dim.dim_value if dim.dim_value > 0 else None for dim in value.type.tensor_type.shape.dim]
 
 
-def _cut_head_(model: onnx.ModelProto) -> list[str]:
-    """Turns a last softmax, log-softmax or sigmoid into an identity, in place; the notes say so."""
+def _keep_output_(model: onnx.ModelProto, name: str) -> None:
+    """Removes all outputs but one, and the nodes that only the others need, in place."""
+    kept = next(value for value in model.graph.output if value.name == name)
+    kept = onnx.ValueInfoProto.FromString(kept.SerializeToString())
+    del model.graph.output[:]
+    model.graph.output.append(kept)
+    needed, nodes = {name}, []
+    for node in reversed(model.graph.node):
+        if needed.intersection(node.output):
+            nodes.append(node.SerializeToString())
+            needed.update(node.input)
+    del model.graph.node[:]
+    for node in reversed(nodes):
+        model.graph.node.add().ParseFromString(node)
+
+
+def _cut_head_(model: onnx.ModelProto) -> str:
+    """Turns a last softmax, sigmoid or argmax into an identity, in place; its name, or nothing where there is none."""
     producers = {name: node for node in model.graph.node for name in node.output}
-    node = producers.get(model.graph.output[0].name)
+    output = model.graph.output[0]
+    node = producers.get(output.name)
     while node is not None and node.op_type in _PASSING:
         node = producers.get(node.input[0])
     if node is None or node.op_type not in _HEADS:
-        return []
+        return ""
     head = node.op_type
+    if head == "ArgMax":
+        if node.output[0] != output.name:
+            return ""
+        output.CopyFrom(helper.make_tensor_value_info(output.name, TensorProto.FLOAT, None))
     node.op_type = "Identity"
     del node.attribute[:]
-    return [f"the last {head} was taken off: the outputs before it are the logits"]
+    return str(head)
 
 
 def _free_batch_(model: onnx.ModelProto, batch: int) -> None:
@@ -197,14 +232,7 @@ def _free_batch_(model: onnx.ModelProto, batch: int) -> None:
         if dims and dims[0].dim_value == batch:
             dims[0].dim_param = "N"
     del model.graph.value_info[:]
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    constants |= {
-        node.output[0]: attribute.t
-        for node in model.graph.node
-        if node.op_type == "Constant"
-        for attribute in node.attribute
-        if attribute.name == "value"
-    }
+    constants = constants_of(model)
     for node in model.graph.node:
         if node.op_type != "Reshape" or (shape := constants.get(node.input[1])) is None:
             continue

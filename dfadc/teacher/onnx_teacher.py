@@ -16,12 +16,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, fx, nn
 
+from dfadc.contract import ContractFields
 from dfadc.errors import DfadcError, RequirementMissing
+from dfadc.networks.logits import unwrap_logits
 from dfadc.networks.norm_layers import find_norm_layers
 from dfadc.teacher.exported_norms import ExportedBatchNorm
 from dfadc.teacher.file_kind import FileKind
-from dfadc.teacher.onnx_check import EXPORT_AGAIN, FOREIGN_ERRORS, check_against_runtime
+from dfadc.teacher.onnx_check import EXPORT_AGAIN, FOREIGN_ERRORS, check_against_runtime, named_outputs
 from dfadc.teacher.onnx_graph import first_line, read_graph
+from dfadc.teacher.onnx_numbers import pass_gradients_
+from dfadc.teacher.outputs import choose_output
 from dfadc.teacher.teacher_file import TeacherFile
 from dfadc.teacher.training_arguments import TrainingArguments
 
@@ -42,24 +46,32 @@ _TAKING_SIZES = (
 )
 
 
-def read_onnx(path: Path) -> TeacherFile:
+def read_onnx(path: Path, *, output: str | None = None) -> TeacherFile:
     """Reads an ONNX file, which holds no code and needs no trust.
+
+    Args:
+        path: the file.
+        output: output to take where the graph gives several (``--output``).
 
     Raises:
         RequirementMissing: onnx2fx is not installed.
         DfadcError: the file is damaged, is no network from one image to logits, or cannot be converted exactly.
     """
     graph = read_graph(path)
+    chosen, choice = _choose(graph, output)
+    if chosen is not None:
+        graph = read_graph(path, output=chosen)
     try:
         module, worst = _convert_and_check(graph)
     except DfadcError:
         if graph.batch != 1:
             raise
-        graph = read_graph(path, frees_batch=False)
+        graph = read_graph(path, output=chosen, frees_batch=False)
         module, worst = _convert_and_check(graph)
     is_mapped = isinstance(module, MappedOverImages)
     notes = [
         f"converted by onnx2fx; outputs within {worst:.0e} of their range of ONNX Runtime's",
+        *choice,
         *graph.notes,
         *(("its batch of 1 is part of the graph: it is mapped over the images",) if is_mapped else ()),
     ]
@@ -73,8 +85,25 @@ def read_onnx(path: Path) -> TeacherFile:
         input_size=None if graph.side is None else (graph.channels, *graph.side),
         channels=graph.channels,
         notes=tuple(notes),
+        cut_head=graph.head,
+        has_chosen_output=chosen is not None,
         arguments=TrainingArguments("the graph's uint8 input", values) if graph.is_uint8 else None,
     )
+
+
+def _choose(graph: OnnxGraph, wanted: str | None) -> tuple[str | None, list[str]]:
+    """The output to keep and a note; None where there is one.
+
+    Raises:
+        DfadcError: none or several can be logits, or the wanted one is not there.
+    """
+    if len(graph.original.graph.output) == 1:
+        return None, []
+    outputs, images = named_outputs(graph)
+    chosen = choose_output(outputs, images, wanted, ContractFields())
+    if chosen is None:
+        chosen = next(name for name, tensor in outputs.items() if tensor is unwrap_logits(outputs))
+    return chosen, [f"of several outputs {chosen} is taken (--output {chosen})"]
 
 
 class MappedOverImages(nn.Module):
@@ -105,6 +134,7 @@ def _convert_and_check(graph: OnnxGraph) -> tuple[nn.Module, float]:
     num_norms = _restore_norms_(converted)
     _keep_sizes_on_cpu_(converted)
     _register_parameters_(converted)
+    pass_gradients_(converted)
     is_fixed = graph.model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
     # A hook inside the map would see single images, whose statistics are none of a batch.
     module: nn.Module = MappedOverImages(converted) if is_fixed and not num_norms else converted

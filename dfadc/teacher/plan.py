@@ -13,15 +13,15 @@ from dfadc.networks.names import build_architecture, documented_contract
 from dfadc.networks.state_dict import load_strictly_
 from dfadc.networks.stems import SMALL_SIDE
 from dfadc.networks.user_code import guard_
+from dfadc.teacher.heads import give_one_output_
 from dfadc.teacher.identity import identify
 from dfadc.teacher.match import drop_auxiliary
-from dfadc.teacher.probe import KNOWN_FAMILIES
+from dfadc.teacher.output_head import ONE_LOGIT
+from dfadc.teacher.probe import KNOWN_FAMILIES, DryRun, run_dry
 from dfadc.teacher.sidecar import read_statements, sidecar_paths
 from dfadc.teacher.suggestions import commands, likely_sizes
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from torch import nn
 
     from dfadc.networks.stems import Stem
@@ -45,7 +45,7 @@ class TeacherPlan:
         fields: the contract, possibly with gaps.
         sources: field -> where its value came from.
         identity: the network and its weights.
-        path: of the file.
+        contents: the opened file.
         notes: decisions, for the user.
         tried: sources that were looked at, for the error of a missing size.
         requested: architecture that the user named.
@@ -56,7 +56,7 @@ class TeacherPlan:
     fields: ContractFields
     sources: dict[str, str]
     identity: Identity
-    path: Path
+    contents: TeacherFile
     notes: tuple[str, ...] = ()
     tried: tuple[str, ...] = ()
     requested: str | None = None
@@ -74,11 +74,12 @@ class TeacherPlan:
         """
         if self.fields.input_size is not None:
             return self.fields.input_size
-        found = commands(likely_sizes(self.identity), self.path, self.requested)
+        path = self.contents.path
+        found = commands(likely_sizes(self.identity), path, self.requested)
         paste = f"one of these: {', '.join(found)}" if found else "--input-size CxHxW, e.g. --input-size 3x32x32"
         raise DfadcError(
             f"the input size of the teacher is unknown; looked at: {', '.join(self.tried)}",
-            f"pass {paste}; or write it into a teacher.toml beside it (`dfadc inspect {self.path} --write-sidecar`)",
+            f"pass {paste}; or write it into a teacher.toml beside it (`dfadc inspect {path} --write-sidecar`)",
         )
 
 
@@ -110,7 +111,8 @@ def plan_teacher(contents: TeacherFile, *, architecture: str | None, fields: Con
     library, documented = _documented(identity, has_pixels=merged.mean is not None)
     sources[library] = documented
     resolved, origins = merge_fields(sources)
-    _refuse_single_logit(identity.num_classes)
+    if resolved.num_classes != 2:
+        _refuse_single_logit(identity.num_classes)
     _check_shapes(identity, resolved, origins)
     notes = [*contents.notes, *identity.notes]
     has_stem = any(said.stem for said in statements)
@@ -126,7 +128,7 @@ def plan_teacher(contents: TeacherFile, *, architecture: str | None, fields: Con
         resolved,
         origins,
         identity,
-        contents.path,
+        contents,
         tuple(notes),
         tried,
         architecture,
@@ -148,10 +150,33 @@ def build_planned_module(plan: TeacherPlan) -> nn.Module:
         built = build_architecture(plan.architecture, contract, stem=plan.stem)
         if identity.head is not None:
             built.module.set_submodule(identity.head.path, identity.head.build())
+        elif identity.num_classes == 1:
+            give_one_output_(built.module)
     assert identity.weights is not None, "a teacher file holds weights or a module"  # noqa: S101
     weights = drop_auxiliary(built.name, identity.weights)
-    load_strictly_(built.module, weights, architecture=built.name, source=str(plan.path))
+    load_strictly_(built.module, weights, architecture=built.name, source=str(plan.contents.path))
     return built.module
+
+
+def try_planned(plan: TeacherPlan, module: nn.Module, output: str | None) -> DryRun:
+    """Sends random images through the network of a plan.
+
+    Args:
+        plan: of the teacher.
+        module: its network, frozen.
+        output: ``--output``.
+
+    Raises:
+        DfadcError: the size is unknown, or the network is no teacher as it is.
+    """
+    return run_dry(
+        module,
+        plan.fields,
+        plan.known_input_size(),
+        is_known=plan.is_known,
+        output=None if plan.contents.has_chosen_output else output,
+        cut=plan.contents.cut_head,
+    )
 
 
 def freeze_(module: nn.Module) -> nn.Module:
@@ -212,17 +237,13 @@ def _may_have_small_stem(identity: Identity, resolved: ContractFields) -> bool:
 
 
 def _refuse_single_logit(num_classes: int | None) -> None:
-    """Refuses a network of one output before anything else is asked.
+    """Refuses a network of one output before anything else is asked, unless two classes are stated for it.
 
     Raises:
         DfadcError: it has one.
     """
     if num_classes == 1:
-        raise DfadcError(
-            "the teacher has num_classes = 1; distillation needs at least 2",
-            "give it two logits [0, z]: a module that returns torch.cat([torch.zeros_like(z), z], 1), named with "
-            "--teacher-arch file.py:factory",
-        )
+        raise DfadcError("the teacher has num_classes = 1; distillation needs at least 2", ONE_LOGIT)
 
 
 def _check_shapes(identity: Identity, resolved: ContractFields, origins: dict[str, str]) -> None:
@@ -244,7 +265,8 @@ def _check_shapes(identity: Identity, resolved: ContractFields, origins: dict[st
             f"the weights, which is for {identity.side}x{identity.side} images",
             f"pass --input-size {size[0]}x{identity.side}x{identity.side}",
         )
-    if identity.num_classes is not None and resolved.num_classes != identity.num_classes:
+    is_pair = (identity.num_classes, resolved.num_classes) == (1, 2)
+    if identity.num_classes is not None and resolved.num_classes != identity.num_classes and not is_pair:
         raise DfadcError(
             f"{resolved.num_classes} classes ({origins['num_classes']}), "
             f"but the last layer of the weights has {identity.num_classes}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,7 +17,8 @@ _SHARE = 0.5
 #: What wrappers keep beside a network and its forward does not use.
 _BESIDE = re.compile(
     r"^(criterion|loss|\w*_loss|loss_\w+|metric\w*|\w+_metric\w*|acc(uracy)?|\w+_acc(uracy)?|n_averaged|class_weights?|"
-    r"(model_)?ema\w*|teacher\w*|aux\w*|data_preprocessor|(train|val|test)_\w+)"
+    r"(model_)?ema\w*|teacher\w*|aux\w*|data_preprocessor|(train|val|test)_\w+|"
+    r"(.+\.)?(\w+_fake_quant|activation_post_process\w*))"
     r"(\.|$)",
     re.IGNORECASE,
 )
@@ -62,7 +63,33 @@ class View:
 
 
 def views_of(tensors: Mapping[str, Tensor]) -> Iterator[View]:
-    """The whole, then its part under each prefix that holds most of it, from the shortest on."""
+    """The whole, then its part under each prefix that holds most of it, from the shortest on.
+
+    Weights that pruning or weight normalisation keep in two parts follow as they are used, in views of their own.
+    """
+    yield from _plain_views(tensors)
+    merged = _merged(tensors)
+    if merged.keys() != tensors.keys():
+        note = "pruning masks and weight norms are multiplied into the weights"
+        yield from (replace(view, note=note) for view in _plain_views(merged))
+
+
+def _merged(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The weights of ``torch.nn.utils.prune`` (orig, mask) and ``weight_norm`` (g, v) as plain ones."""
+    found = dict(tensors)
+    for name in tensors:
+        stem, _, end = name.rpartition("_")
+        if end == "orig" and (mask := tensors.get(f"{stem}_mask")) is not None:
+            found[stem] = found.pop(name) * mask
+            del found[f"{stem}_mask"]
+        elif end == "g" and (direction := tensors.get(f"{stem}_v")) is not None and direction.ndim > 1:
+            length = direction.flatten(1).norm(dim=1).reshape(-1, *[1] * (direction.ndim - 1))
+            if tensors[name].shape == length.shape:
+                found[stem] = found.pop(name) * found.pop(f"{stem}_v") / length
+    return found
+
+
+def _plain_views(tensors: Mapping[str, Tensor]) -> Iterator[View]:
     yield View(tensors)
     kept = {name: tensor for name, tensor in tensors.items() if not _BESIDE.match(name)}
     if kept and len(kept) < len(tensors):

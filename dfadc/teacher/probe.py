@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
 from dfadc.contract import ContractFields, ImageContract, Task
 from dfadc.errors import DfadcError
-from dfadc.networks.adaptation import BATCH, Adapted, adapt, random_images
-from dfadc.networks.logits import LogitsOf, unwrap_logits
+from dfadc.networks.adaptation import BATCH, adapt, random_images
+from dfadc.networks.logits import LogitsOf
 from dfadc.networks.user_code import running_user_code
+from dfadc.teacher.gradients import keep_gradients_
+from dfadc.teacher.image_form import find_form
+from dfadc.teacher.output_head import as_logits
+from dfadc.teacher.outputs import choose_output
+from dfadc.teacher.probabilities import outputs_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,8 +47,6 @@ _WILD_LOGITS = 1e4
 _WILD_RATIO = 1e3
 _SMALLEST_VARIANCE = 1e-12
 
-#: How close to one a row of outputs must sum to be taken for probabilities.
-_PROBABILITY_TOLERANCE = 1e-3
 #: Largest difference between the logits of two images that counts as none, relative to their size.
 _CONSTANT_TOLERANCE = 1e-6
 
@@ -67,7 +69,13 @@ class DryRun:
 
 
 def run_dry(
-    module: nn.Module, fields: ContractFields, input_size: tuple[int, int, int], *, is_known: bool = False
+    module: nn.Module,
+    fields: ContractFields,
+    input_size: tuple[int, int, int],
+    *,
+    is_known: bool = False,
+    output: str | None = None,
+    cut: str = "",
 ) -> DryRun:
     """Sends random images in the contract's value range through a network, on the CPU.
 
@@ -76,26 +84,34 @@ def run_dry(
         fields: what is known of its contract.
         input_size: (C, H, W).
         is_known: the network bears every call (:data:`KNOWN_FAMILIES`), so one forward is enough.
+        output: path of the logits among several outputs.
+        cut: name of the last layer that the file's reader left out.
 
     Raises:
         DfadcError: it cannot take the images, gives no gradient to them, or its outputs are not finite logits.
     """
     contract = ImageContract(input_size, num_classes=2, mean=fields.mean, std=fields.std)
     images = random_images(contract)
+    notes: list[str] = []
     with _watching_first_norm(module) as watched:
-        tried = _run_once(module, images) if is_known else adapt(module, images, "the teacher", learns=False)
-    module, logits, notes = tried.module, tried.logits, list(tried.notes)
-    if logits.ndim == 4 and tuple(logits.shape[2:]) == (1, 1) and fields.task != "segmentation":
-        module, logits = _flattened(module), logits.flatten(1)
-        notes.append("the outputs (N, K, 1, 1) are flattened to logits (N, K)")
-    num_classes, task = _classes_of(logits)
-    if not tried.has_gradient:
+        if not is_known or output is not None:
+            module, notes = _adapted(module, images, output, fields)
+        with running_user_code("the teacher cannot take its images", "check --input-size"):
+            outputs = outputs_of(module, images[:BATCH])
+            if not outputs.requires_grad:
+                keep_gradients_(module)
+                outputs = outputs_of(module, images[:BATCH])
+                notes.append("its forward computes without gradients (no_grad): they are kept")
+    if not outputs.requires_grad:
         raise DfadcError(
             "no gradient flows through the teacher to its images",
-            "its forward runs under no_grad or on integers; adversarial distillation needs the gradient",
+            "its forward runs under inference_mode, detaches, computes on integers, or returns class indices (argmax); "
+            "adversarial distillation needs the gradient",
         )
-    warnings = (*_judge_logits(logits), *_judge_images(watched))
-    return DryRun(module, num_classes, task, (*notes, *warnings))
+    head = as_logits(module, images[:BATCH], outputs, fields, cut=cut)
+    num_classes, task = _classes_of(head.logits)
+    warnings = (*_judge_logits(head.logits), *_judge_images(watched))
+    return DryRun(head.module, num_classes, task, (*notes, *head.notes, *warnings))
 
 
 @contextmanager
@@ -135,23 +151,22 @@ def _judge_images(ratios: list[Tensor]) -> tuple[str, ...]:
     return (warning,)
 
 
-def _run_once(module: nn.Module, images: Tensor) -> Adapted:
-    """One forward of a network that needs no adaptation: a ResNet-50 at 224 px takes nine times as long to adapt."""
-    with running_user_code("the teacher cannot take its images", "check --input-size"):
-        logits = unwrap_logits(module(images[:BATCH].clone().requires_grad_())).float()
-    return Adapted(module, logits.detach(), logits.requires_grad, ())
+def _adapted(
+    module: nn.Module, images: Tensor, output: str | None, fields: ContractFields
+) -> tuple[nn.Module, list[str]]:
+    """A network that takes images as they are here and gives one tensor, with notes.
 
-
-def _flattened(module: nn.Module) -> nn.Module:
-    """A classifier whose last layer is a convolution, with logits (N, K); TorchScript takes no hooks and is wrapped."""
-    if isinstance(module, torch.jit.ScriptModule):
-        module = LogitsOf(module).train(module.training)
-    module.register_forward_hook(_flatten_logits)
-    return module
-
-
-def _flatten_logits(_: nn.Module, __: tuple[Any, ...], output: Any) -> Tensor:
-    return unwrap_logits(output).flatten(1)
+    ResNet-50 at 224 px takes nine times as long to adapt as one forward takes.
+    """
+    formed = find_form(module, images)
+    notes = list(formed.notes)
+    path = None if formed.output is None else choose_output(formed.output, images[:BATCH], output, fields)
+    module = formed.module
+    if path is not None:
+        module = LogitsOf(module, output=path)
+        notes.append(f"of several outputs {path} is taken (--output {path})")
+    tried = adapt(module, images, "the teacher", learns=False)
+    return tried.module, [*notes, *tried.notes]
 
 
 def _classes_of(logits: Tensor) -> tuple[int, Task]:
@@ -169,15 +184,7 @@ def _judge_logits(logits: Tensor) -> tuple[str, ...]:
             "the teacher's outputs are not finite (NaN or infinity) on images in the contract's range",
             "check the weights, --mean and --std",
         )
-    sums = logits.sum(dim=1)
-    if bool((logits >= 0).all()) and bool(((sums - 1).abs() < _PROBABILITY_TOLERANCE).all()):
-        raise DfadcError(
-            "the teacher's outputs are probabilities, not logits (none is negative and they sum to 1)",
-            "remove the final softmax: its gradient vanishes where the teacher is sure",
-        )
     warnings: list[str] = []
-    if bool((torch.logsumexp(logits, dim=1).abs() < _PROBABILITY_TOLERANCE).all()):
-        warnings.append("the outputs look like log-probabilities; remove the final log_softmax if you can")
     scale = float(logits.abs().max())
     if scale > _WILD_LOGITS:
         warnings.append(
@@ -187,6 +194,4 @@ def _judge_logits(logits: Tensor) -> tuple[str, ...]:
     spread = (logits[0] - logits[1]).abs().max()
     if float(spread) <= _CONSTANT_TOLERANCE * float(logits.abs().max()):
         warnings.append("two different random images give the same outputs: the teacher may be dead or untrained")
-    elif bool((logits >= 0).all()) and bool((logits <= 1).all()):
-        warnings.append("all outputs lie in [0, 1]: does the teacher end in a sigmoid?")
     return tuple(warnings)

@@ -28,6 +28,7 @@ class _Request(NamedTuple):
     trust: bool
     weights: str | None
     architecture: str | None = None
+    output: str | None = None
 
 
 def _read_checkpoint(request: _Request, kind: FileKind) -> TeacherFile:
@@ -38,7 +39,7 @@ def _read_checkpoint(request: _Request, kind: FileKind) -> TeacherFile:
 def _read_onnx(request: _Request) -> TeacherFile:
     from dfadc.teacher.onnx_teacher import read_onnx  # noqa: PLC0415 -- onnx and ONNX Runtime take half a second
 
-    return read_onnx(request.path)
+    return read_onnx(request.path, output=request.output)
 
 
 def _read_keras(request: _Request) -> TeacherFile:
@@ -75,7 +76,12 @@ READERS: dict[FileKind, Callable[[_Request], TeacherFile]] = {
 
 
 def read_teacher_file(
-    path: Path, *, trust: bool = False, weights: str | None = None, architecture: str | None = None
+    path: Path,
+    *,
+    trust: bool = False,
+    weights: str | None = None,
+    architecture: str | None = None,
+    output: str | None = None,
 ) -> TeacherFile:
     """Reads any kind of teacher file.
 
@@ -84,6 +90,7 @@ def read_teacher_file(
         trust: whether code in the file may run (``--trust-teacher``).
         weights: weights to take where a file holds several (``--teacher-weights``): ``ema``, ``raw`` or a key.
         architecture: ``file.py:Net`` that a trusted file may mean by ``__main__.Net``.
+        output: output to take where a graph gives several (``--output``).
 
     Raises:
         DfadcError: the file is missing, damaged, of a kind that cannot teach, or would run code and is not trusted.
@@ -95,7 +102,7 @@ def read_teacher_file(
     config = read_hub_config(path) if architecture is None else None
     if config is not None and "model_type" in config:
         return read_transformers(path, config, trust=trust)
-    contents = READERS[kind](_Request(path, trust, weights, architecture))
+    contents = READERS[kind](_Request(path, trust, weights, architecture, output))
     return contents if config is None else describe_timm(contents, config)
 
 

@@ -39,6 +39,8 @@ class TeacherFile:
         arguments: contract and architecture as a training framework saved them beside the weights; None where it did
             not.
         network_class: class of a whole network whose weights alone were read; empty for a state dict.
+        cut_head: last layer that the reader left out or that the file says to follow, such as Sigmoid; empty for none.
+        has_chosen_output: the reader has chosen among the network's outputs.
         inert: names of classes and functions in the file that were read as plain records; none of them ran.
     """
 
@@ -51,5 +53,7 @@ class TeacherFile:
     channels: int | None = None
     notes: tuple[str, ...] = ()
     arguments: TrainingArguments | None = None
+    cut_head: str = ""
+    has_chosen_output: bool = False
     inert: tuple[str, ...] = ()
     network_class: str = ""

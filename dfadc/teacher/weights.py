@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from itertools import takewhile
 
 from dfadc.errors import DfadcError
 from dfadc.teacher.module_tree import is_complete
@@ -43,8 +44,9 @@ def find_weights(value: object, source: object, choice: str | None = None) -> Fo
     largest = candidates[0]
     same = [found for found in candidates if is_version_of(found, largest)]
     is_averaged = _swapped if _is_of_mmengine(value) else AVERAGED.search
-    averaged = [found for found in same if is_averaged(found.key)]
-    raw = [found for found in same if not is_averaged(found.key)]
+    shared = _shared_length([found.key for found in same]) if len(same) > 1 else 0
+    averaged = [found for found in same if is_averaged(found.key[shared:])]
+    raw = [found for found in same if not is_averaged(found.key[shared:])]
     _refuse_other_average(candidates, raw, averaged, source, choice)
     if choice is not None and not (averaged if choice == "ema" else raw):
         keys = ", ".join(found.key or "(top)" for found in same)
@@ -52,6 +54,12 @@ def find_weights(value: object, source: object, choice: str | None = None) -> Fo
     wanted = raw if choice == "raw" or not averaged else averaged
     taken = wanted[0] if wanted is averaged else _preferred(wanted, source)
     return _explained(_completed(taken, raw), candidates, same, is_average=wanted is averaged)
+
+
+def _shared_length(keys: list[str]) -> int:
+    """Length of what several paths of keys begin with: ``ema.`` of ema.online_model and ema.ema_model."""
+    parts = takewhile(lambda level: len(set(level)) == 1, zip(*(key.split(".") for key in keys), strict=False))
+    return sum(len(level[0]) + 1 for level in parts)
 
 
 def _is_of_mmengine(value: object) -> bool:

@@ -103,6 +103,7 @@ class Training:
                 "path": str(teacher.path.resolve()),
                 "requested_architecture": teacher.requested_architecture,
                 "requested_weights": teacher.requested_weights,
+                "requested_output": teacher.requested_output,
                 "sha256": teacher.sha256,
                 "kind": str(teacher.kind),
                 "architecture": teacher.architecture,

@@ -59,16 +59,28 @@ def probe_teacher(teacher: Teacher) -> TeacherProbe:
             hooks.callback(layer.register_forward_pre_hook(lambda norm, _: passed.append(norm)).remove)
         logits = teacher.logits(synthetic_images(teacher.contract), in_fp32=True).float()
     scale = _judge(logits)
+    notes = _notes(logits, scale)
     used = [layer for layer in batch_norms if any(layer is norm for norm in passed)]
-    notes = []
     if len(used) < len(batch_norms):
         notes.append(f"{len(batch_norms) - len(used)} of the teacher's batch norms see no image and do not count")
+    return TeacherProbe(scale, tuple(logits.shape[2:]), used, tuple(notes))
+
+
+def _notes(logits: Tensor, scale: float) -> list[str]:
+    """Oddities of logits that may be right."""
+    notes = []
     if not UNUSUAL[0] <= scale <= UNUSUAL[1]:
         notes.append(
             f"the teacher's logits have an unusual scale ({scale:.3g}); plain L1 follows it, student.scaled_l1 and "
             "generator.discrepancy=scaled_l1 do not"
         )
-    return TeacherProbe(scale, tuple(logits.shape[2:]), used, tuple(notes))
+    classes = logits.argmax(dim=1).unique()
+    if len(classes) == 1:
+        notes.append(
+            f"the teacher gives all of {len(logits)} very different images (noise, smooth, flat) class "
+            f"{int(classes[0])}: check --mean, --std, the range of the pixels and the order of the channels (RGB, BGR)"
+        )
+    return notes
 
 
 def _judge(logits: Tensor) -> float:
@@ -92,7 +104,8 @@ def _judge(logits: Tensor) -> float:
     if not WILD[0] <= scale <= WILD[1]:
         raise DfadcError(
             f"the teacher's logits have a wild scale: they lie {scale:.3g} from their mean, where 1 to 20 is usual",
-            f"check --mean and --std; if it is meant, multiply its last layer by {1 / scale:.1g}",
+            "check --mean, --std and the range of the pixels (0..1, 0..255); if it is meant, multiply its last layer "
+            f"by {1 / scale:.1g}",
         )
     return scale
 

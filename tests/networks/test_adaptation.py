@@ -364,7 +364,6 @@ def test_a_batch_size_that_is_built_in_is_named() -> None:
 @pytest.mark.parametrize(
     ("name", "size", "says"),
     [
-        ("ChannelsLast", (1, 8, 8), "channels last (NHWC)"),
         ("TwoInputs", (1, 8, 8), "a second input"),
         ("Bytes", (1, 8, 8), "uint8 images"),
         ("Flat64", (3, 8, 8), "pass --input-size 1x8x8"),

@@ -10,7 +10,14 @@ import pytest
 import torch
 from command_line import run_command
 from torch import Tensor, nn
-from torchvision.models import VisionTransformer, googlenet, mobilenet_v3_small, resnet18, squeezenet1_1
+from torchvision.models import (
+    VisionTransformer,
+    get_model,
+    googlenet,
+    mobilenet_v3_small,
+    resnet18,
+    squeezenet1_1,
+)
 
 from dfadc.contract import ContractFields, ImageContract
 from dfadc.errors import DfadcError
@@ -318,11 +325,23 @@ def test_a_head_beside_a_backbone_is_one_network() -> None:
         assert any(f"backbone.* and {head}.* taken for one network" in note for note in teacher.notes)
 
 
-def test_one_logit_is_refused_before_the_size_is_asked() -> None:
+def test_one_logit_is_asked_about_before_the_size_is_asked() -> None:
     torch.save(squeezenet1_1(num_classes=1).state_dict(), "t.pt")
     with pytest.raises(DfadcError, match="num_classes = 1") as caught:
         load_teacher("t.pt")
-    assert "zeros_like(z), z" in caught.value.hint
+    assert "--num-classes 2" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_1", "mobilenet_v3_small"])
+def test_two_classes_of_one_logit(name: str) -> None:
+    network = get_model(name, num_classes=1).eval()
+    torch.save(network.state_dict(), "t.pt")
+    teacher = load_teacher("t.pt", fields=ContractFields(input_size=(3, 64, 64), num_classes=2))
+    images = torch.randn(2, 3, 64, 64)
+    logits = network(images).detach()
+    torch.testing.assert_close(teacher.module(images), torch.cat([torch.zeros_like(logits), logits], 1))
+    assert teacher.contract.num_classes == 2
+    assert any("[0, z]" in note for note in teacher.warnings)
 
 
 # ----------------------------------------------------------------------------------------- stems, inputs, positions
@@ -442,6 +461,77 @@ def test_a_missing_size_comes_with_commands_to_paste() -> None:
     with pytest.raises(DfadcError, match="input size of the teacher is unknown") as caught:
         load_teacher("t.pt")
     assert "`dfadc inspect t.pt --input-size 3x224x224` (documented for torchvision:squeezenet1_1)" in caught.value.hint
+
+
+PUBLISHED = """
+import timm, torch, torchvision
+from torch import nn
+from torch.hub import load_state_dict_from_url
+
+
+class OfTorchvision(nn.Module):
+    def __init__(self, pretrained=True):
+        super().__init__()
+        weights = torchvision.models.SqueezeNet1_1_Weights.DEFAULT if pretrained else None
+        self.model = torchvision.models.squeezenet1_1(weights=weights)
+        self.model.classifier[1] = nn.Conv2d(512, 4, 1).cuda()
+        self.scale = torch.ones(1).cuda()
+
+    def forward(self, x):
+        return self.scale * self.model(x)
+
+
+class OfTimm(nn.Module):
+    def __init__(self, name="mobilenetv3_small_050", pretrained=True):
+        super().__init__()
+        self.model = timm.create_model(name, pretrained=pretrained, num_classes=4)
+
+    def forward(self, x):
+        return self.model(x)
+
+
+class OfItsOwn(OfTimm):
+    def __init__(self, pretrained=True):
+        super().__init__(pretrained=False)
+        if pretrained:
+            weights = load_state_dict_from_url("https://nowhere.invalid/net.pth")
+            weights.pop("model.classifier.weight")
+            self.load_state_dict(weights)
+"""
+
+
+@pytest.mark.parametrize("name", ["OfTorchvision", "OfTimm", "OfItsOwn"])
+@pytest.mark.filterwarnings("ignore")
+def test_published_weights_of_a_constructor_are_not_fetched(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file's weights would overwrite them, and without network fetching them fails or hangs."""
+    pytest.importorskip("timm")
+    Path("published.py").write_text(PUBLISHED)
+    monkeypatch.delitem(sys.modules, "published", raising=False)
+    from dfadc.networks.factory import import_file
+
+    with monkeypatch.context() as patched, torch.random.fork_rng():
+        patched.setattr(Tensor, "cuda", lambda self: self)
+        patched.setattr(nn.Module, "cuda", lambda self: self)
+        torch.manual_seed(0)
+        network = getattr(import_file(Path("published.py")), name)(pretrained=False).eval()
+    before = nn.Module.load_state_dict, nn.Module.cuda, Tensor.cuda, torch.hub.load_state_dict_from_url
+    torch.save(network.state_dict(), "t.pt")
+    teacher = load_teacher("t.pt", architecture=f"published.py:{name}", fields=RGB)
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(teacher.module(images), network(images))
+    assert before == (nn.Module.load_state_dict, nn.Module.cuda, Tensor.cuda, torch.hub.load_state_dict_from_url)
+
+
+def test_a_file_of_a_package_may_import_its_neighbours() -> None:
+    Path("zoo_of_mine").mkdir()
+    Path("zoo_of_mine/__init__.py").write_text("from .small import Small\n")
+    Path("zoo_of_mine/blocks.py").write_text("from torch import nn\nLayer = nn.Conv2d\n")
+    code = "from torch import nn\nfrom .blocks import Layer\n\n\ndef Small(n_classes=3):\n"
+    code += "    return nn.Sequential(Layer(3, n_classes, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())\n"
+    Path("zoo_of_mine/small.py").write_text(code)
+    network = nn.Sequential(nn.Conv2d(3, 7, 3))
+    torch.save(network.state_dict(), "t.pt")
+    assert load_teacher("t.pt", architecture="zoo_of_mine/small.py:Small", fields=RGB).contract.num_classes == 7
 
 
 def test_a_factory_that_needs_a_size_is_tried_at_usual_ones() -> None:

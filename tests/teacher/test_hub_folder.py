@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from dfadc.contract import ContractFields
 from dfadc.errors import DfadcError, RequirementMissing
 from dfadc.teacher.file_kind import FileKind
 from dfadc.teacher.load import Teacher, inspect_teacher, load_teacher
@@ -72,6 +73,16 @@ def test_hugging_face_folder(saving: dict[str, Any], file: str, tmp_path: Path) 
     assert teacher.path == tmp_path / file
     # A run remembers the file, and loads the teacher from it again.
     assert_is_resnet(load_teacher(teacher.path), network)
+
+
+def test_a_folder_of_several_labels_an_image_is_asked_about(tmp_path: Path) -> None:
+    network = save_transformers(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"problem_type": "multi_label_classification"}))
+    with pytest.raises(DfadcError, match="a sigmoid for each of its 4 outputs") as caught:
+        load_teacher(tmp_path)
+    assert "--task classification" in caught.value.hint
+    assert_is_resnet(load_teacher(tmp_path, fields=ContractFields(task="classification")), network)
 
 
 def test_hugging_face_folder_of_pickled_weights(tmp_path: Path) -> None:

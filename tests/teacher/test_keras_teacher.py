@@ -75,6 +75,36 @@ def test_keras_file_teaches(suffix: str, tmp_path: Path) -> None:
     assert bool(images.grad.any())
 
 
+def test_one_of_several_outputs(tmp_path: Path) -> None:
+    with keras.device("cpu"):
+        images = keras.Input(SIZE)
+        maps = keras.layers.Conv2D(6, 3)(images)
+        pooled = keras.layers.GlobalAveragePooling2D()(maps)
+        heads = [keras.layers.Dense(size, name=f"head_{size}", activation="softmax")(pooled) for size in (3, 4)]
+        network = keras.Model(images, heads)
+    path = save(network, tmp_path / "teacher.keras")
+    with pytest.raises(DfadcError, match=r"several outputs that may be logits: 0 \(2, 3\), 1 \(2, 4\)"):
+        load_teacher(path)
+    batch = torch.rand(2, 1, 8, 8)
+    with keras.device("cpu"):
+        wanted = network(batch.permute(0, 2, 3, 1))[1].detach()
+    torch.testing.assert_close(load_teacher(path, output="1").logits(batch).softmax(1), wanted)
+
+
+@pytest.mark.parametrize(("classes", "last"), [(3, "softmax"), (1, "sigmoid")])
+def test_maps_of_pixels_are_turned(classes: int, last: str, tmp_path: Path) -> None:
+    """Keras gives them as (N, H, W, K)."""
+    with keras.device("cpu"):
+        layers = [keras.Input((8, 10, 1)), keras.layers.Conv2D(classes, 3, padding="same", activation=last)]
+        network = keras.Sequential(layers)
+    fields = ContractFields(num_classes=2) if classes == 1 else ContractFields()
+    teacher = load_teacher(save(network, tmp_path / "teacher.keras"), fields=fields)
+    assert (teacher.contract.task, teacher.contract.num_classes) == ("segmentation", max(classes, 2))
+    images = torch.rand(2, 1, 8, 10)
+    found = teacher.logits(images).softmax(1)[:, -classes:]
+    torch.testing.assert_close(found, outputs_of(network, images).permute(0, 3, 1, 2))
+
+
 def test_batch_norms_are_found_and_watched(tmp_path: Path) -> None:
     teacher = load_teacher(save(build(), tmp_path / "teacher.keras"))
     (norm,) = teacher.batch_norms

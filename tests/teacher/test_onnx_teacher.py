@@ -171,7 +171,11 @@ def test_fixed_shapes_compile_as_one_graph(tmp_path: Path) -> None:
     ("last", "name"), [(nn.Softmax(1), "Softmax"), (nn.LogSoftmax(1), "LogSoftmax"), (nn.Sigmoid(), "Sigmoid")]
 )
 def test_last_probabilities_are_cut(last: nn.Module, name: str, tmp_path: Path) -> None:
-    teacher = load_teacher(export(small_network(last), tmp_path / "teacher.onnx"))
+    path = export(small_network(last), tmp_path / "teacher.onnx")
+    if name == "Sigmoid":
+        with pytest.raises(DfadcError, match="a sigmoid for each of its 5 outputs"):
+            load_teacher(path)
+    teacher = load_teacher(path, fields=ContractFields(task="classification"))
     images = torch.rand(4, *SIZE)
     torch.testing.assert_close(teacher.logits(images), small_network()(images))
     assert any(f"the last {name} was taken off" in note for note in teacher.notes)
@@ -278,11 +282,187 @@ def test_size_that_the_graph_leaves_open_is_asked_for(tmp_path: Path) -> None:
     assert load_teacher(path, fields=ContractFields(input_size=(3, 20, 24))).contract.input_size == (3, 20, 24)
 
 
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_a_quantised_graph_passes_gradients(per_channel: bool, tmp_path: Path) -> None:
+    """As ONNX Runtime quantises: the gradients are about those of the float network."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    path = export(small_network(), tmp_path / "float.onnx")
+
+    class Images(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            name = onnx.load(path).graph.input[0].name
+            self.batches = iter([{name: np.random.default_rng(0).random((8, *SIZE), np.float32)}])
+
+        def get_next(self) -> dict[str, Any] | None:
+            return next(self.batches, None)
+
+    quantised = tmp_path / "teacher.onnx"
+    kind = QuantType.QInt8 if per_channel else QuantType.QUInt8
+    quantize_static(
+        path, quantised, Images(), quant_format=QuantFormat.QDQ, per_channel=per_channel, activation_type=kind
+    )
+    teacher = load_teacher(quantised)
+    assert any("rounding passes gradients" in note for note in teacher.notes)
+    images = torch.rand(4, *SIZE, requires_grad=True)
+    logits = teacher.logits(images)
+    span = float((logits.max() - logits.min()).detach())
+    torch.testing.assert_close(logits.detach(), of_runtime(quantised, images.detach()), rtol=0, atol=0.05 * span)
+    assert not torch.equal(logits, small_network()(images))
+    found, wanted = (
+        torch.autograd.grad(each.square().sum(), images)[0].flatten() for each in (logits, small_network()(images))
+    )
+    assert float(torch.cosine_similarity(found, wanted, dim=0)) > 0.9
+
+
+def test_a_graph_of_half_precision_is_widened(tmp_path: Path) -> None:
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    for keeps_io in (True, False):
+        model = convert_float_to_float16(
+            onnx.load(export(small_network(), tmp_path / "f.onnx")), keep_io_types=keeps_io
+        )
+        teacher = load_teacher(saved(model, tmp_path))
+        images = torch.rand(4, *SIZE)
+        torch.testing.assert_close(teacher.logits(images), small_network()(images), rtol=1e-2, atol=1e-2)
+        assert any("FLOAT16 values are computed in float32" in note for note in teacher.notes)
+
+
+class TwoOutputs(nn.Module):
+    def __init__(self, *, features: bool) -> None:
+        super().__init__()
+        self.network, self.other, self.features = small_network(), nn.Linear(32, 3), features
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        maps = self.network[:3](images)
+        other = maps if self.features else self.other(maps.flatten(1))
+        return self.network[3:](maps), other
+
+
+def test_one_of_several_outputs(tmp_path: Path) -> None:
+    network = TwoOutputs(features=False)
+    path = export(network, tmp_path / "teacher.onnx", output_names=["breed", "age"])
+    assert "breed" in run_command("inspect", path).out
+    assert "finite logits of 3 classes" in run_command("inspect", path, "--output", "age").out
+    with pytest.raises(DfadcError, match=r"several outputs that may be logits: breed \(2, 5\), age \(2, 3\)") as caught:
+        load_teacher(path)
+    assert "--output breed | --output age" in caught.value.hint
+    images = torch.rand(3, *SIZE)
+    for name, index in (("breed", 0), ("1", 1)):
+        teacher = load_teacher(path, output=name)
+        torch.testing.assert_close(teacher.logits(images), network(images)[index])
+    with pytest.raises(DfadcError, match="no output 'colour'"):
+        load_teacher(path, output="colour")
+    network = TwoOutputs(features=True)
+    teacher = load_teacher(export(network, tmp_path / "teacher.onnx", output_names=["y", "maps"]))
+    torch.testing.assert_close(teacher.logits(images), network(images)[0])
+    assert any("y is taken" in note for note in teacher.notes)
+
+
+def test_a_last_argmax_is_cut(tmp_path: Path) -> None:
+    class Classes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = nn.Conv2d(3, 4, 3, padding=1)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.network(images).argmax(1)  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    network = Classes()
+    teacher = load_teacher(export(network, tmp_path / "teacher.onnx"))
+    assert (teacher.contract.task, teacher.contract.num_classes) == ("segmentation", 4)
+    images = torch.rand(2, *SIZE)
+    torch.testing.assert_close(teacher.logits(images).argmax(1), network(images))
+
+
+def _graph_of_tf2onnx(generator: np.random.Generator) -> onnx.ModelProto:
+    """As tf2onnx 1.16 writes a Keras classifier: NHWC input with a colon, squeezed mean, MatMul, Add, Softmax."""
+    weights = {
+        "StatefulPartitionedCall/m/conv/Conv2D/ReadVariableOp:0": generator.normal(size=(4, 3, 3, 3)).astype(
+            np.float32
+        ),
+        "StatefulPartitionedCall/m/conv/BiasAdd": generator.normal(size=4).astype(np.float32),
+        "const_axes__12": np.array([2, 3], np.int64),
+        "StatefulPartitionedCall/m/dense/MatMul/ReadVariableOp:0": generator.normal(size=(4, 5)).astype(np.float32),
+        "StatefulPartitionedCall/m/dense/BiasAdd/ReadVariableOp:0": generator.normal(size=5).astype(np.float32),
+    }
+    names = list(weights)
+    nodes = [
+        helper.make_node("Transpose", ["input_1:0"], ["Conv2D__6:0"], perm=[0, 3, 1, 2]),
+        helper.make_node(
+            "Conv",
+            ["Conv2D__6:0", *names[:2]],
+            ["BiasAdd:0"],
+            auto_pad="SAME_UPPER",
+            strides=[2, 2],
+            kernel_shape=[3, 3],
+        ),
+        helper.make_node("Relu", ["BiasAdd:0"], ["Relu:0"]),
+        helper.make_node("ReduceMean", ["Relu:0"], ["Mean:0"], axes=[2, 3], keepdims=1),
+        helper.make_node("Squeeze", ["Mean:0", names[2]], ["Mean_Squeeze__13:0"]),
+        helper.make_node("MatMul", ["Mean_Squeeze__13:0", names[3]], ["MatMul:0"]),
+        helper.make_node("Add", ["MatMul:0", names[4]], ["Add:0"]),
+        helper.make_node("Softmax", ["Add:0"], ["dense"]),
+    ]
+    inputs = [("input_1:0", TensorProto.FLOAT, ["unk__16", 32, 32, 3])]
+    outputs = [("dense", TensorProto.FLOAT, ["unk__17", 5])]
+    model = graph_of(nodes, weights, inputs=inputs, outputs=outputs, opset=15)
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 2))
+    model.producer_name = "tf2onnx"
+    return model
+
+
+def _graph_of_paddle(generator: np.random.Generator) -> onnx.ModelProto:
+    """As paddle2onnx 1.0 writes one: batch -1, weights in Constant nodes, batch norm, pooling to 1x1, Softmax."""
+    weights: dict[str, Any] = {
+        "conv2d_0.w_0": generator.normal(size=(4, 3, 3, 3)).astype(np.float32),
+        "batch_norm_0.w_0": generator.random(4, np.float32),
+        "batch_norm_0.b_0": generator.random(4, np.float32),
+        "batch_norm_0.w_1": generator.random(4, np.float32),
+        "batch_norm_0.w_2": 1 + generator.random(4, np.float32),
+        "shape": np.array([0, 4], np.int64),
+        "linear_0.w_0": generator.normal(size=(4, 5)).astype(np.float32),
+        "linear_0.b_0": generator.normal(size=5).astype(np.float32),
+        "six": np.array(6, np.float32),
+        "zero": np.array(0, np.float32),
+    }
+    constants = [
+        helper.make_node("Constant", [], [name], value=numpy_helper.from_array(value))
+        for name, value in weights.items()
+    ]
+    norms = ["batch_norm_0.w_0", "batch_norm_0.b_0", "batch_norm_0.w_1", "batch_norm_0.w_2"]
+    nodes = [
+        *constants,
+        helper.make_node("Conv", ["x", "conv2d_0.w_0"], ["conv2d_0.tmp_0"], pads=[1, 1, 1, 1], strides=[2, 2], group=1),
+        helper.make_node("BatchNormalization", ["conv2d_0.tmp_0", *norms], ["batch_norm_0.tmp_3"], epsilon=1e-5),
+        helper.make_node("Clip", ["batch_norm_0.tmp_3", "zero", "six"], ["relu6_0.tmp_0"]),
+        helper.make_node("GlobalAveragePool", ["relu6_0.tmp_0"], ["pool2d_0.tmp_0"]),
+        helper.make_node("Reshape", ["pool2d_0.tmp_0", "shape"], ["flatten_0.tmp_0"]),
+        helper.make_node("MatMul", ["flatten_0.tmp_0", "linear_0.w_0"], ["linear_0.tmp_0"]),
+        helper.make_node("Add", ["linear_0.tmp_0", "linear_0.b_0"], ["linear_0.tmp_1"]),
+        helper.make_node("Softmax", ["linear_0.tmp_1"], ["softmax_0.tmp_0"], axis=1),
+    ]
+    inputs = [("x", TensorProto.FLOAT, [-1, 3, 32, 32])]
+    model = graph_of(nodes, {}, inputs=inputs, outputs=[("softmax_0.tmp_0", TensorProto.FLOAT, [-1, 5])], opset=11)
+    model.producer_name = "PaddlePaddle"
+    return model
+
+
+@pytest.mark.parametrize("make", [_graph_of_tf2onnx, _graph_of_paddle])
+def test_graphs_of_other_exporters(make: Callable[[np.random.Generator], onnx.ModelProto], tmp_path: Path) -> None:
+    path = saved(make(np.random.default_rng(0)), tmp_path)
+    teacher = load_teacher(path)
+    images = torch.rand(3, *SIZE)
+    given = images.permute(0, 2, 3, 1).contiguous() if make is _graph_of_tf2onnx else images
+    torch.testing.assert_close(teacher.logits(images).softmax(1), of_runtime(path, given))
+    assert len(teacher.batch_norms) == (make is _graph_of_paddle)
+
+
 def _refused_graphs() -> dict[str, tuple[onnx.ModelProto, str]]:
     weights: dict[str, Any] = {}
     nodes = classifier(weights)
     two = [("images", TensorProto.FLOAT, ["N", 3, 32, 32]), ("mask", TensorProto.FLOAT, ["N", 1])]
-    outputs = [("logits", TensorProto.FLOAT, None), ("pooled", TensorProto.FLOAT, None)]
     branch = helper.make_graph([], "branch", [], [])
     chosen = helper.make_node("If", ["flag"], ["other"], then_branch=branch, else_branch=branch)
     foreign = helper.make_node("Sharpen", ["images"], ["sharp"], domain="com.vendor")
@@ -290,6 +470,12 @@ def _refused_graphs() -> dict[str, tuple[onnx.ModelProto, str]]:
     unknown.opset_import.append(helper.make_opsetid("com.vendor", 1))
     quantised = [
         helper.make_node("QuantizeLinear", ["images", "step", "zero"], ["integers"]),
+        helper.make_node("MaxPool", ["integers"], ["largest"], kernel_shape=[2, 2]),
+        helper.make_node("DequantizeLinear", ["largest", "step", "zero"], ["rounded"]),
+        *classifier(weights, images="rounded"),
+    ]
+    integers = [
+        helper.make_node("DynamicQuantizeLinear", ["images"], ["integers", "step", "zero"]),
         helper.make_node("DequantizeLinear", ["integers", "step", "zero"], ["rounded"]),
         *classifier(weights, images="rounded"),
     ]
@@ -297,12 +483,11 @@ def _refused_graphs() -> dict[str, tuple[onnx.ModelProto, str]]:
     return {
         "control flow": (graph_of([*nodes, chosen], {**weights, "flag": np.array(True)}), "operator If"),
         "several inputs": (graph_of(nodes, weights, inputs=two), r"2 inputs \(images, mask\)"),
-        "several outputs": (graph_of(nodes, weights, outputs=outputs), r"2 outputs \(logits, pooled\)"),
         "text": (graph_of(nodes, weights, inputs=[("tokens", TensorProto.FLOAT, ["N", 8])]), "tokens of 2 axes"),
-        "half": (graph_of(nodes, {"kernel": weights["kernel"].astype(np.float16)}), "FLOAT16"),
         "integers": (graph_of(nodes, weights, inputs=[("images", TensorProto.INT32, ["N", 3, 9, 9])]), "type INT32"),
         "operator": (unknown, "Sharpen"),
-        "quantised": (graph_of(quantised, {**weights, **grid}), "QuantizeLinear"),
+        "quantised": (graph_of(quantised, {**weights, **grid}), "QuantizeLinear integers without DequantizeLinear"),
+        "computes with integers": (graph_of(integers, weights), "DynamicQuantizeLinear"),
     }
 
 

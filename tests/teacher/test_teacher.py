@@ -48,13 +48,12 @@ class Odd(nn.Module):
         if self.way == "no gradient":
             return logits.detach()
         return {
-            "probabilities": logits.softmax(1),
             "log-probabilities": logits.log_softmax(1),
-            "tuple": (logits, logits),
             "nan": logits * float("nan"),
             "constant": logits * 0 - 1,
             "dict": {"logits": logits},
             "vector": logits.sum(1),
+            "matrix": logits[:, :, None].expand(-1, -1, 4),
         }.get(self.way, logits)
 
 
@@ -219,11 +218,10 @@ def test_safetensors_with_our_contract_but_no_architecture(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("way", "message"),
     [
-        ("probabilities", "probabilities, not logits"),
-        ("tuple", "tuple of 2, not a tensor"),
         ("nan", "not finite"),
         ("no gradient", "no gradient flows"),
-        ("vector", "have shape"),
+        ("vector", "one output for an image"),
+        ("matrix", "have shape"),
     ],
 )
 def test_odd_outputs_are_refused(way: str, message: str, tmp_path: Path) -> None:
@@ -236,7 +234,7 @@ def test_odd_outputs_that_may_be_right_are_warned_about(tmp_path: Path) -> None:
     constant = load_teacher(_saved(Odd("constant"), tmp_path), fields=RGB, trust=True)
     assert any("same outputs" in warning for warning in constant.warnings)
     logs = load_teacher(_saved(Odd("log-probabilities"), tmp_path), fields=RGB, trust=True)
-    assert any("log-probabilities" in warning for warning in logs.warnings)
+    assert any("log-probabilities, which are logits" in warning for warning in logs.warnings)
 
 
 def test_dicts_are_unwrapped_and_dense_logits_are_segmentation(tmp_path: Path) -> None:

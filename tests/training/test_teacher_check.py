@@ -64,9 +64,21 @@ def test_a_wild_scale_is_refused_with_the_factor_that_mends_it(factor: float) ->
 
 @pytest.mark.parametrize("factor", [2e3, 1e-3])
 def test_an_unusual_scale_is_noted(factor: float) -> None:
-    (note,) = probe(Bent(factor)).notes
+    note, *_ = probe(Bent(factor)).notes
     assert "unusual scale" in note
     assert "scaled_l1" in note
+
+
+def test_one_class_for_all_images_is_noted_with_its_likely_cause() -> None:
+    class OneClass(Bent):
+        def forward(self, images: Tensor) -> Tensor:
+            logits = super().forward(images)
+            return logits + 100 * torch.eye(logits.shape[1])[2]
+
+    (note,) = probe(OneClass(1.0)).notes
+    assert "class 2" in note
+    assert "--mean, --std" in note
+    assert not any("very different" in each for each in probe(Bent(30.0)).notes)
 
 
 def test_logits_that_are_not_finite_are_refused() -> None:
