@@ -46,10 +46,11 @@ class OpenVinoExporter:
         openvino = import_openvino()
         source = load_onnx(source_onnx)
         metadata = read_metadata(source)
-        if request.precision is Precision.INT8:
-            source = with_unsigned_activations(source)
+        is_int8 = request.precision is Precision.INT8
         try:
-            model = shared_core().read_model(source.SerializeToString())
+            model = shared_core().read_model(
+                with_unsigned_activations(source).SerializeToString() if is_int8 else source_onnx
+            )
         except RuntimeError as exc:
             raise ExportFailed(f"OpenVINO cannot take {source_onnx.name}: {_last_line(exc)}") from exc
         parent = sha256_file(source_onnx)
