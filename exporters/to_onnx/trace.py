@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import onnx_ir
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+from onnxscript.optimizer import fold_constants, remove_unused_nodes
 from torch.onnx import OnnxExporterError
 
 from dfadc.errors import ExportFailed
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
     import onnx
     from torch import Tensor, nn
+
+#: Elements of a constant that replaces what computes it, at most.
+_LARGEST_CONSTANT = 2**20
 
 
 def trace(network: nn.Module, images: Tensor, output_name: str, *, dynamic_size: bool) -> onnx.ModelProto:
@@ -59,6 +63,7 @@ def trace(network: nn.Module, images: Tensor, output_name: str, *, dynamic_size:
     model = program.model
     _check_batch_is_dynamic(model.graph)
     _name_nodes(model.graph)
+    _fold(model)
     ClearMetadataAndDocStringPass()(model)
     model.producer_version = (model.producer_version or "").partition("+")[0]
     return onnx_ir.to_proto(model)
@@ -71,6 +76,18 @@ def _check_batch_is_dynamic(graph: onnx_ir.Graph) -> None:
                 f"the batch of {value.name!r} is fixed: {value.shape}",
                 "the forward pass contains the batch size as a constant; use images.shape[0] or flatten(1)",
             )
+
+
+def _fold(model: onnx_ir.Model) -> None:
+    """Replaces what does not depend on the images by its value, such as the attention mask of a shifted window.
+
+    torch leaves it in the graph. In INT8 it was quantised as if images went through it, and OpenVINO (2026.4) did not
+    compile the sum of such a mask and the attention.
+    """
+    fold_constants(
+        model, input_size_limit=_LARGEST_CONSTANT, output_size_limit=_LARGEST_CONSTANT, should_fold=lambda _: True
+    )
+    remove_unused_nodes(model)
 
 
 def _name_nodes(graph: onnx_ir.Graph) -> None:

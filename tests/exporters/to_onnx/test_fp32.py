@@ -238,3 +238,27 @@ def test_an_unwritable_folder_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageFailed):
         export_small(small_network(), tmp_path / "file" / "student.onnx")
+
+
+class Masked(nn.Module):
+    """Adds a mask that is filled in at every call, as shifted windows do it; nothing of it depends on the images."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        mask = images.new_zeros(8, 8)
+        mask[:4, 4:] = -1.0
+        mask[4:, :4] = 2.0
+        differences = mask.flatten()[None] - mask.flatten()[:, None]
+        mask = differences.masked_fill(differences != 0, -100.0)[0].view(8, 8)
+        return (images + mask).flatten(1)
+
+
+def test_what_does_not_depend_on_the_images_is_a_constant(tmp_path: Path) -> None:
+    contract = ImageContract((1, 8, 8), 64)
+    result = export_onnx(Masked().eval(), tmp_path / "masked.onnx", contract=contract, metadata={})
+    graph = onnx.load(result.path).graph
+    depends = {graph.input[0].name}
+    for node in graph.node:
+        assert depends.intersection(node.input), f"{node.name} ({node.op_type}) depends on no image"
+        depends.update(node.output)
+    images = torch.randn(3, 1, 8, 8)
+    np.testing.assert_allclose(run(result.path, images), Masked()(images).numpy(), atol=1e-5)
