@@ -15,11 +15,12 @@ from command_line import run_command
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "docs" / "quickstart.md"]
-#: Budgets that would take minutes become a few steps; everything else is run as it stands.
+FEW_IMAGES = ("verify.num_samples=1024", "calibration.num_images=32")
+SETTINGS = " ".join(f"--set {each}" for each in FEW_IMAGES)
+#: Budgets that would take minutes become a few steps and images; everything else is run as it stands.
 SHORTENED = {
-    "--minutes 4": "--steps 2 --batch-size 16",
-    "teacher.pt --student mobilenetv2": "teacher.pt --student mobilenetv2 --steps 1 --batch-size 8 -e onnx "
-    "--set verify.num_samples=256 --set calibration.num_images=32",
+    "--minutes 4": f"--steps 2 --batch-size 16 {SETTINGS}",
+    "teacher.pt --student mobilenetv2": f"teacher.pt --student mobilenetv2 --steps 1 --batch-size 8 -e onnx {SETTINGS}",
 }
 
 
@@ -73,7 +74,7 @@ def test_the_python_block_runs(
     monkeypatch.chdir(checkout)
     (source,) = blocks(ROOT / "README.md", "python")
     assert blocks(ROOT / "docs" / "python.md", "python") == [source]
-    short = 'recipe=load_recipe("auto", ["steps=2", "batch_size=16"])'
+    short = f'recipe=load_recipe("auto", {["steps=2", "batch_size=16", *FEW_IMAGES]})'
     changed = source.replace('recipe="auto"', short).replace("load_teacher,", "load_recipe, load_teacher,", 1)
     assert short in changed
     exec(compile(changed, "README.md", "exec"), {})  # noqa: S102
