@@ -15,6 +15,8 @@ from dfadc.distillation.distillation import Distillation
 from dfadc.distillation.generator.networks import build_generator
 from dfadc.distillation.state import TrainingState
 from dfadc.networks.flops import count_parameters
+from dfadc.networks.network_file import save_network
+from dfadc.networks.zoo.compact_resnet import CompactResNet
 from dfadc.recipe.load import load_recipe
 from dfadc.recipe.resolve import StudentFacts, resolve_recipe
 from dfadc.student.inherit import corresponding_layers
@@ -132,3 +134,15 @@ def as_teacher(module: nn.Module, contract: ImageContract = SMALL_CONTRACT) -> T
         num_parameters=count_parameters(module),
         path=Path("teacher.safetensors"),
     )
+
+
+def save_untrained_teacher(folder: Path, contract: ImageContract) -> Path:
+    """A teacher whose batch norms have seen images; training it would add nothing to what these tests show."""
+    torch.manual_seed(0)
+    network = CompactResNet(contract, width=8)
+    with torch.no_grad():
+        for _ in range(10):
+            network(torch.randn(32, *contract.input_size))
+    path = folder / "teacher.safetensors"
+    save_network(path, network, architecture="compact_resnet_8", stem="default", contract=contract)
+    return path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
 
 
-class EvaluationImages:
+class EvaluationImages(ABC):
     """Images as read, with a target for each, normalised batch by batch."""
 
     __slots__ = ()
@@ -34,9 +35,9 @@ class EvaluationImages:
         return len(self.images)
 
     @property
+    @abstractmethod
     def targets(self) -> npt.NDArray[np.integer[Any]]:
         """Labels or masks, in the order of the images."""
-        raise NotImplementedError
 
     @property
     def sha256(self) -> str:

@@ -83,12 +83,16 @@ def in_training_mode(module: nn.Module) -> Iterator[None]:
         yield
 
 
+def set_mode_(module: nn.Module, *, training: bool) -> None:
+    """Puts a network into train or eval mode, in place; an exported program, whose mode is built in, stays as it is."""
+    with contextlib.suppress(NotImplementedError):  # what such a program raises
+        module.train(training)
+
+
 @contextmanager
 def _in_mode(module: nn.Module, *, training: bool) -> Iterator[None]:
     modes = [(layer, layer.training) for layer in module.modules()]
-    # An exported program has its mode built in and refuses the call.
-    with contextlib.suppress(NotImplementedError):
-        module.train(training)
+    set_mode_(module, training=training)
     try:
         yield
     finally:

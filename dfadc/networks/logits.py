@@ -81,7 +81,20 @@ def unwrap_logits(output: object) -> Tensor:
     )
 
 
-class LogitsOf(nn.Module):
+class Wrapper(nn.Module):
+    """Network around another one, in the mode of that.
+
+    Args:
+        wrapped: the other network.
+    """
+
+    def __init__(self, wrapped: nn.Module) -> None:
+        super().__init__()
+        self.wrapped = wrapped
+        self.training = wrapped.training
+
+
+class LogitsOf(Wrapper):
     """Wraps a network whose logits sit in a dict or an object.
 
     torchvision's segmentation networks enlarge their logits as the last thing they do; here they do not: the losses are
@@ -93,10 +106,8 @@ class LogitsOf(nn.Module):
     """
 
     def __init__(self, wrapped: nn.Module, *, output: str | None = None) -> None:
-        super().__init__()
-        self.wrapped = wrapped
+        super().__init__(wrapped)
         self.output = output
-        self.training = wrapped.training
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W), normalised -> logits (N, K) or (N, K, h, w)."""

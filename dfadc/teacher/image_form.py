@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dfadc.networks.adaptation import BATCH
 from dfadc.networks.flops import in_eval_mode
-from dfadc.networks.logits import list_outputs
+from dfadc.networks.logits import Wrapper, list_outputs
 from dfadc.networks.user_code import UserCodeFailed, running_user_code
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Formed(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-class ImageForm(nn.Module):
+class ImageForm(Wrapper):
     """Wraps a network that takes images in another form.
 
     Args:
@@ -47,10 +47,8 @@ class ImageForm(nn.Module):
     """
 
     def __init__(self, wrapped: nn.Module, form: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.wrapped = wrapped
+        super().__init__(wrapped)
         self.form = form
-        self.training = wrapped.training
 
     def forward(self, images: Tensor) -> object:
         """Images (N, C, H, W), normalised -> the network's output."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ import torch
 from dfadc.contract import ContractFields, ImageContract
 from dfadc.errors import DfadcError
 from dfadc.networks.adaptation import place
-from dfadc.networks.flops import count_parameters
+from dfadc.networks.flops import count_parameters, set_mode_
 from dfadc.networks.full_precision import full_fp32
 from dfadc.networks.norm_layers import NormLayer, find_norm_layers, is_batch_norm_with_statistics
 from dfadc.storage import sha256_file
@@ -87,9 +87,7 @@ class Teacher:
 
     def placed(self, placement: Placement) -> Teacher:
         """The teacher at another placement; its network is moved in place."""
-        # An exported program has its mode built in and refuses the call.
-        with contextlib.suppress(NotImplementedError):
-            self.module.eval()
+        set_mode_(self.module, training=False)
         module = place(self.module, placement.device, placement.memory_format)
         return replace(self, module=module, placement=placement)
 
@@ -106,7 +104,7 @@ class Teacher:
         device = self.placement.device
         images = images.to(device).contiguous(memory_format=self.placement.memory_format)
         dtype = None if in_fp32 else self.placement.autocast_dtype
-        full = full_fp32(device) if in_fp32 else contextlib.nullcontext()
+        full = full_fp32(device) if in_fp32 else nullcontext()
         with full, torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
             logits: Tensor = self.module(images)
         return logits

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from dfadc.contract import ContractFields, ImageContract, merge_fields
 from dfadc.errors import DfadcError
 from dfadc.networks.construct import SkipInitialisation
+from dfadc.networks.flops import set_mode_
 from dfadc.networks.names import build_architecture, documented_contract
 from dfadc.networks.state_dict import load_strictly_
 from dfadc.networks.stems import SMALL_SIDE
@@ -182,9 +182,7 @@ def try_planned(plan: TeacherPlan, module: nn.Module, output: str | None) -> Dry
 def freeze_(module: nn.Module) -> nn.Module:
     """Puts a network into eval mode, fp32, with no trainable parameter, in place."""
     module.float()
-    # An exported program has its mode built in and refuses the call.
-    with contextlib.suppress(NotImplementedError):
-        module.eval()
+    set_mode_(module, training=False)
     # Not module.requires_grad_(), which TorchScript refuses.
     for parameter in module.parameters():
         parameter.requires_grad = False

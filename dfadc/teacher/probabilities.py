@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from dfadc.networks.logits import LogitsOf, unwrap_logits
+from dfadc.networks.logits import LogitsOf, Wrapper, unwrap_logits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -107,17 +107,12 @@ def without_probabilities(module: nn.Module, images: Tensor, output: Tensor, kin
     )
 
 
-class _AfterSigmoid(nn.Module):
+class _AfterSigmoid(Wrapper):
     """Wraps a network that gives sigmoids, whose logits are computed back; never cast, for bf16 knows few p near 1.
 
     Args:
         wrapped: images -> sigmoids of logits.
     """
-
-    def __init__(self, wrapped: nn.Module) -> None:
-        super().__init__()
-        self.wrapped = wrapped
-        self.training = wrapped.training
 
     def forward(self, images: Tensor) -> Tensor:
         """Images -> logits."""
@@ -138,17 +133,12 @@ class _Recorder(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class _BeforeSigmoid(nn.Module):
+class _BeforeSigmoid(Wrapper):
     """Wraps a network whose forward ends in a call of a sigmoid: log(p / (1 - p)) would be infinite where p is 1.
 
     Args:
         wrapped: images -> sigmoids of logits.
     """
-
-    def __init__(self, wrapped: nn.Module) -> None:
-        super().__init__()
-        self.wrapped = wrapped
-        self.training = wrapped.training
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, images: Tensor) -> Tensor:

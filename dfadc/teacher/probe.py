@@ -26,19 +26,9 @@ if TYPE_CHECKING:
 KNOWN_FAMILIES = tuple(
     f"torchvision:{name}"
     for name in (
-        *(
-            "alexnet",
-            "convnext",
-            "densenet",
-            "efficientnet",
-            "googlenet",
-            "inception",
-            "mnasnet",
-            "mobilenet",
-            "regnet",
-        ),
-        *("resnet", "resnext", "shufflenet", "squeezenet", "vgg", "wide_resnet"),
-    )
+        "alexnet convnext densenet efficientnet googlenet inception mnasnet mobilenet regnet resnet resnext shufflenet "
+        "squeezenet vgg wide_resnet"
+    ).split()
 )
 
 #: Logits above this are of no trained classifier on images that it knows.

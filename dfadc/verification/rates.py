@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -39,7 +40,7 @@ def wilson_interval(k: int, n: int) -> tuple[float, float]:
     return max(0.0, min(centre - half, rate)), min(1.0, max(centre + half, rate))
 
 
-class Rate:
+class Rate(ABC):
     """k of n, with the 95 % interval of k / n that :meth:`bounds` computes."""
 
     __slots__ = ()
@@ -47,9 +48,9 @@ class Rate:
     n: int
     k: int
 
+    @abstractmethod
     def bounds(self) -> tuple[float, float]:
         """Lower and upper end of the interval."""
-        raise NotImplementedError
 
     @property
     def rate(self) -> float:

@@ -87,12 +87,12 @@ def describe(job: Job, record: Record) -> None:
 #: In the order of their worth; the last takes what is left.
 STAGES = {
     "environment": Stage(describe, 30),
-    "auto, 1 minute": Stage(partial(distil, minutes=1), 150),
+    "GPU tests": Stage(run_gpu_tests, 150),
+    "auto, 1 minute": Stage(partial(distil, minutes=1), 120),
+    "step of auto": Stage(step_of_auto, 45),
+    "step at 224 px": Stage(step_at_224, 90),
+    "the paper's loop": Stage(compare_loops, 120),
     "TensorRT-RTX": Stage(partial(use_engines, minutes=1), 130),
-    "the paper's loop": Stage(compare_loops, 150),
-    "step of auto": Stage(step_of_auto, 60),
-    "step at 224 px": Stage(step_at_224, 100),
-    "GPU tests": Stage(run_gpu_tests, 240),
     "auto, 3 minutes": Stage(partial(distil, minutes=3), 270),
 }
 

@@ -50,7 +50,7 @@ class Job:
 
 
 class Record:
-    """What a stage has measured so far.
+    """Results of a stage so far.
 
     Args:
         path: of its JSON file.
@@ -84,7 +84,7 @@ class Record:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """What a stage wrote; empty where it wrote nothing."""
+    """Record that a stage wrote; empty where it wrote none."""
     if not path.is_file():
         return {}
     found: dict[str, Any] = json.loads(path.read_text())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from miniature import SMALL_CONTRACT, SmallNetwork, build_run
+from miniature import SMALL_CONTRACT, SmallNetwork, build_run, save_untrained_teacher
 from torch import Tensor, nn
 
 from dfadc.contract import ImageContract
@@ -16,7 +16,6 @@ from dfadc.distillation.generator.latents import FreshLatents
 from dfadc.distillation.loop import distill
 from dfadc.distillation.monitor import Monitor
 from dfadc.networks.full_precision import full_fp32
-from dfadc.networks.network_file import save_network
 from dfadc.networks.zoo.compact_resnet import CompactResNet
 from dfadc.recipe.load import load_recipe
 from dfadc.sampling.freeze import collect_calibration, freeze_samples
@@ -172,14 +171,7 @@ def test_a_session_of_torch_computes_what_the_cpu_does(device: str) -> None:
 @pytest.fixture(scope="module")
 def teacher_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     contract = ImageContract((1, 8, 8), 10, mean=(0.3,), std=(0.4,))
-    torch.manual_seed(0)
-    network = CompactResNet(contract, width=8)
-    with torch.no_grad():
-        for _ in range(10):
-            network(torch.randn(32, 1, 8, 8))
-    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
-    save_network(path, network, architecture="compact_resnet_8", stem="default", contract=contract)
-    return path
+    return save_untrained_teacher(tmp_path_factory.mktemp("teacher"), contract)
 
 
 @on_each_device

@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "examples" / "gpu" / "measure_gpu.py"
 #: The last stage is the third for longer.
 STAGES = (
-    *("environment", "GPU tests", "auto, 1 minute", "TensorRT-RTX"),
-    *("the paper's loop", "step of auto", "step at 224 px"),
+    *("environment", "GPU tests", "auto, 1 minute", "step of auto"),
+    *("step at 224 px", "the paper's loop", "TensorRT-RTX"),
 )
 
 

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from command_line import run_command, settings
 from conftest import QUICK_RECIPE
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
+from onnx_files import (
+    SIZE,
+    classifier,
+    export,
+    export_by_tracing,
+    graph_of,
+    of_runtime,
+    saved,
+    small_network,
+    torchvision_network,
+)
 from torch import Tensor, nn
-from torchvision.models import get_model
 
 from dfadc.contract import ContractFields
 from dfadc.errors import DfadcError, RequirementMissing
@@ -27,103 +35,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 onnx2fx = pytest.importorskip("onnx2fx")
-
-SIZE = (3, 32, 32)
-
-
-def export(module: nn.Module, path: Path, *, opset: int = 20, dynamic: bool = True, **settings: Any) -> Path:
-    """Exports a network by torch's present exporter."""
-    images = torch.rand(2 if dynamic else 1, *settings.pop("size", SIZE))
-    shapes = ({0: torch.export.Dim.DYNAMIC},) if dynamic else None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            module.eval(),
-            (images,),
-            path,
-            dynamo=True,
-            opset_version=opset,
-            dynamic_shapes=shapes,
-            verbose=False,
-            external_data=settings.pop("external_data", False),
-            **settings,
-        )
-    return path
-
-
-def export_by_tracing(module: nn.Module, path: Path, *, opset: int, **settings: Any) -> Path:
-    """Exports a network by torch's older exporter."""
-    axes = {"x": {0: "n"}, "y": {0: "n"}}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            module.eval(),
-            (torch.rand(2, *SIZE),),
-            path,
-            dynamo=False,
-            opset_version=opset,
-            input_names=["x"],
-            output_names=["y"],
-            dynamic_axes=axes,
-            **settings,
-        )
-    return path
-
-
-def small_network(last: nn.Module | None = None) -> nn.Sequential:
-    torch.manual_seed(0)
-    layers = [nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 5)]
-    return nn.Sequential(*layers, *([last] if last is not None else []))
-
-
-def torchvision_network(name: str) -> nn.Module:
-    """A random network with statistics unlike those of a fresh one."""
-    torch.manual_seed(0)
-    network: nn.Module = get_model(name, num_classes=10).eval()
-    for layer in network.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            assert layer.running_mean is not None
-            assert layer.running_var is not None
-            layer.running_mean.normal_(0, 0.1)
-            layer.running_var.uniform_(0.5, 1.5)
-    return network
-
-
-def graph_of(nodes: list[onnx.NodeProto], weights: dict[str, Any], **settings: Any) -> onnx.ModelProto:
-    """A graph by hand: images -> logits."""
-    inputs = settings.pop("inputs", [("images", TensorProto.FLOAT, ["N", 3, 32, 32])])
-    outputs = settings.pop("outputs", [("logits", TensorProto.FLOAT, None)])
-    tensors = [numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()]
-    graph = helper.make_graph(
-        nodes,
-        "by_hand",
-        [helper.make_tensor_value_info(*value) for value in inputs],
-        [helper.make_tensor_value_info(*value) for value in outputs],
-        tensors,
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", settings.pop("opset", 17))], ir_version=8)
-
-
-def saved(model: onnx.ModelProto, folder: Path) -> Path:
-    onnx.save(model, folder / "teacher.onnx")
-    return folder / "teacher.onnx"
-
-
-def classifier(weights: dict[str, Any], *, images: str = "images", channels: int = 3) -> list[onnx.NodeProto]:
-    """Convolution, mean over the image and logits; ``weights`` is filled."""
-    generator = np.random.default_rng(0)
-    weights["kernel"] = generator.normal(size=(4, channels, 3, 3)).astype(np.float32)
-    return [
-        helper.make_node("Conv", [images, "kernel"], ["maps"]),
-        helper.make_node("Relu", ["maps"], ["active"]),
-        helper.make_node("GlobalAveragePool", ["active"], ["pooled"]),
-        helper.make_node("Flatten", ["pooled"], ["logits"]),
-    ]
-
-
-def of_runtime(path: Path, images: Tensor) -> Tensor:
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: images.numpy()})[0])
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5"])
@@ -282,52 +193,6 @@ def test_size_that_the_graph_leaves_open_is_asked_for(tmp_path: Path) -> None:
     assert load_teacher(path, fields=ContractFields(input_size=(3, 20, 24))).contract.input_size == (3, 20, 24)
 
 
-@pytest.mark.parametrize("per_channel", [False, True])
-def test_a_quantised_graph_passes_gradients(per_channel: bool, tmp_path: Path) -> None:
-    """As ONNX Runtime quantises: the gradients are about those of the float network."""
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-
-    path = export(small_network(), tmp_path / "float.onnx")
-
-    class Images(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            name = onnx.load(path).graph.input[0].name
-            self.batches = iter([{name: np.random.default_rng(0).random((8, *SIZE), np.float32)}])
-
-        def get_next(self) -> dict[str, Any] | None:
-            return next(self.batches, None)
-
-    quantised = tmp_path / "teacher.onnx"
-    kind = QuantType.QInt8 if per_channel else QuantType.QUInt8
-    quantize_static(
-        path, quantised, Images(), quant_format=QuantFormat.QDQ, per_channel=per_channel, activation_type=kind
-    )
-    teacher = load_teacher(quantised)
-    assert any("rounding passes gradients" in note for note in teacher.notes)
-    images = torch.rand(4, *SIZE, requires_grad=True)
-    logits = teacher.logits(images)
-    span = float((logits.max() - logits.min()).detach())
-    torch.testing.assert_close(logits.detach(), of_runtime(quantised, images.detach()), rtol=0, atol=0.05 * span)
-    assert not torch.equal(logits, small_network()(images))
-    found, wanted = (
-        torch.autograd.grad(each.square().sum(), images)[0].flatten() for each in (logits, small_network()(images))
-    )
-    assert float(torch.cosine_similarity(found, wanted, dim=0)) > 0.9
-
-
-def test_a_graph_of_half_precision_is_widened(tmp_path: Path) -> None:
-    from onnxruntime.transformers.float16 import convert_float_to_float16
-
-    for keeps_io in (True, False):
-        model = convert_float_to_float16(
-            onnx.load(export(small_network(), tmp_path / "f.onnx")), keep_io_types=keeps_io
-        )
-        teacher = load_teacher(saved(model, tmp_path))
-        images = torch.rand(4, *SIZE)
-        torch.testing.assert_close(teacher.logits(images), small_network()(images), rtol=1e-2, atol=1e-2)
-        assert any("FLOAT16 values are computed in float32" in note for note in teacher.notes)
-
-
 class TwoOutputs(nn.Module):
     def __init__(self, *, features: bool) -> None:
         super().__init__()
@@ -374,89 +239,6 @@ def test_a_last_argmax_is_cut(tmp_path: Path) -> None:
     assert (teacher.contract.task, teacher.contract.num_classes) == ("segmentation", 4)
     images = torch.rand(2, *SIZE)
     torch.testing.assert_close(teacher.logits(images).argmax(1), network(images))
-
-
-def _graph_of_tf2onnx(generator: np.random.Generator) -> onnx.ModelProto:
-    """As tf2onnx 1.16 writes a Keras classifier: NHWC input with a colon, squeezed mean, MatMul, Add, Softmax."""
-    weights = {
-        "StatefulPartitionedCall/m/conv/Conv2D/ReadVariableOp:0": generator.normal(size=(4, 3, 3, 3)).astype(
-            np.float32
-        ),
-        "StatefulPartitionedCall/m/conv/BiasAdd": generator.normal(size=4).astype(np.float32),
-        "const_axes__12": np.array([2, 3], np.int64),
-        "StatefulPartitionedCall/m/dense/MatMul/ReadVariableOp:0": generator.normal(size=(4, 5)).astype(np.float32),
-        "StatefulPartitionedCall/m/dense/BiasAdd/ReadVariableOp:0": generator.normal(size=5).astype(np.float32),
-    }
-    names = list(weights)
-    nodes = [
-        helper.make_node("Transpose", ["input_1:0"], ["Conv2D__6:0"], perm=[0, 3, 1, 2]),
-        helper.make_node(
-            "Conv",
-            ["Conv2D__6:0", *names[:2]],
-            ["BiasAdd:0"],
-            auto_pad="SAME_UPPER",
-            strides=[2, 2],
-            kernel_shape=[3, 3],
-        ),
-        helper.make_node("Relu", ["BiasAdd:0"], ["Relu:0"]),
-        helper.make_node("ReduceMean", ["Relu:0"], ["Mean:0"], axes=[2, 3], keepdims=1),
-        helper.make_node("Squeeze", ["Mean:0", names[2]], ["Mean_Squeeze__13:0"]),
-        helper.make_node("MatMul", ["Mean_Squeeze__13:0", names[3]], ["MatMul:0"]),
-        helper.make_node("Add", ["MatMul:0", names[4]], ["Add:0"]),
-        helper.make_node("Softmax", ["Add:0"], ["dense"]),
-    ]
-    inputs = [("input_1:0", TensorProto.FLOAT, ["unk__16", 32, 32, 3])]
-    outputs = [("dense", TensorProto.FLOAT, ["unk__17", 5])]
-    model = graph_of(nodes, weights, inputs=inputs, outputs=outputs, opset=15)
-    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 2))
-    model.producer_name = "tf2onnx"
-    return model
-
-
-def _graph_of_paddle(generator: np.random.Generator) -> onnx.ModelProto:
-    """As paddle2onnx 1.0 writes one: batch -1, weights in Constant nodes, batch norm, pooling to 1x1, Softmax."""
-    weights: dict[str, Any] = {
-        "conv2d_0.w_0": generator.normal(size=(4, 3, 3, 3)).astype(np.float32),
-        "batch_norm_0.w_0": generator.random(4, np.float32),
-        "batch_norm_0.b_0": generator.random(4, np.float32),
-        "batch_norm_0.w_1": generator.random(4, np.float32),
-        "batch_norm_0.w_2": 1 + generator.random(4, np.float32),
-        "shape": np.array([0, 4], np.int64),
-        "linear_0.w_0": generator.normal(size=(4, 5)).astype(np.float32),
-        "linear_0.b_0": generator.normal(size=5).astype(np.float32),
-        "six": np.array(6, np.float32),
-        "zero": np.array(0, np.float32),
-    }
-    constants = [
-        helper.make_node("Constant", [], [name], value=numpy_helper.from_array(value))
-        for name, value in weights.items()
-    ]
-    norms = ["batch_norm_0.w_0", "batch_norm_0.b_0", "batch_norm_0.w_1", "batch_norm_0.w_2"]
-    nodes = [
-        *constants,
-        helper.make_node("Conv", ["x", "conv2d_0.w_0"], ["conv2d_0.tmp_0"], pads=[1, 1, 1, 1], strides=[2, 2], group=1),
-        helper.make_node("BatchNormalization", ["conv2d_0.tmp_0", *norms], ["batch_norm_0.tmp_3"], epsilon=1e-5),
-        helper.make_node("Clip", ["batch_norm_0.tmp_3", "zero", "six"], ["relu6_0.tmp_0"]),
-        helper.make_node("GlobalAveragePool", ["relu6_0.tmp_0"], ["pool2d_0.tmp_0"]),
-        helper.make_node("Reshape", ["pool2d_0.tmp_0", "shape"], ["flatten_0.tmp_0"]),
-        helper.make_node("MatMul", ["flatten_0.tmp_0", "linear_0.w_0"], ["linear_0.tmp_0"]),
-        helper.make_node("Add", ["linear_0.tmp_0", "linear_0.b_0"], ["linear_0.tmp_1"]),
-        helper.make_node("Softmax", ["linear_0.tmp_1"], ["softmax_0.tmp_0"], axis=1),
-    ]
-    inputs = [("x", TensorProto.FLOAT, [-1, 3, 32, 32])]
-    model = graph_of(nodes, {}, inputs=inputs, outputs=[("softmax_0.tmp_0", TensorProto.FLOAT, [-1, 5])], opset=11)
-    model.producer_name = "PaddlePaddle"
-    return model
-
-
-@pytest.mark.parametrize("make", [_graph_of_tf2onnx, _graph_of_paddle])
-def test_graphs_of_other_exporters(make: Callable[[np.random.Generator], onnx.ModelProto], tmp_path: Path) -> None:
-    path = saved(make(np.random.default_rng(0)), tmp_path)
-    teacher = load_teacher(path)
-    images = torch.rand(3, *SIZE)
-    given = images.permute(0, 2, 3, 1).contiguous() if make is _graph_of_tf2onnx else images
-    torch.testing.assert_close(teacher.logits(images).softmax(1), of_runtime(path, given))
-    assert len(teacher.batch_norms) == (make is _graph_of_paddle)
 
 
 def _refused_graphs() -> dict[str, tuple[onnx.ModelProto, str]]:

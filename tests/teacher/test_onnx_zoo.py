@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 import torchvision
+from onnx_files import export_by_tracing
 from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights, list_models
 
@@ -74,19 +74,7 @@ def comes_back(network: nn.Module, side: int, opset: int, path: Path) -> tuple[f
     The outputs' is the largest of three draws of images, the gradients' the smallest: where a ReLU's input is within
     1e-7 of zero, rounding alone moves a gradient by 1e-3 of its range, in the network itself too.
     """
-    axes = {"x": {0: "n"}, "y": {0: "n"}}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            network,
-            (torch.rand(2, 3, side, side),),
-            path,
-            dynamo=False,
-            opset_version=opset,
-            input_names=["x"],
-            output_names=["y"],
-            dynamic_axes=axes,
-        )
+    export_by_tracing(network, path, opset=opset, size=(3, side, side))
     teacher = load_teacher(path, fields=ContractFields(input_size=(3, side, side)))
     outputs, gradients = [], []
     for seed in range(3):

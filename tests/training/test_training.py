@@ -12,6 +12,7 @@ import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from miniature import save_untrained_teacher
 from states import assert_same_state
 from torch import Tensor, nn
 
@@ -19,7 +20,6 @@ from dfadc.contract import ContractFields, ImageContract
 from dfadc.distillation.loop import distill
 from dfadc.errors import DfadcError, Interrupted
 from dfadc.networks.network_file import save_network
-from dfadc.networks.zoo.compact_resnet import CompactResNet
 from dfadc.recipe.load import change_recipe, load_recipe, recipe_names
 from dfadc.run_lock import claim_folder
 from dfadc.sampling.freeze import write_results
@@ -68,15 +68,7 @@ class DropoutNetwork(nn.Module):
 
 @pytest.fixture(scope="module")
 def teacher_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained teacher whose batch norms have seen images: training it would add nothing here."""
-    torch.manual_seed(0)
-    network = CompactResNet(CONTRACT, width=8)
-    with torch.no_grad():
-        for _ in range(10):
-            network(torch.randn(32, 1, 8, 8))
-    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
-    save_network(path, network, architecture="compact_resnet_8", stem="default", contract=CONTRACT)
-    return path
+    return save_untrained_teacher(tmp_path_factory.mktemp("teacher"), CONTRACT)
 
 
 @pytest.fixture
