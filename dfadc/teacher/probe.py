@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 #: Torchvision's networks that bear channels_last, single images and any number of them, as a test shows.
 KNOWN_FAMILIES = tuple(
     f"torchvision:{name}"
-    for name in ["alexnet", "convnext", "densenet", "efficientnet", "googlenet", "inception", "mnasnet", "mobilenet", "regnet", "resnet", "resnext", "shufflenet", "squeezenet", "vgg", "wide_resnet"]
+    for name in (
+        *("alexnet", "convnext", "densenet", "efficientnet", "googlenet", "inception", "mnasnet", "mobilenet"),
+        *("regnet", "resnet", "resnext", "shufflenet", "squeezenet", "vgg", "wide_resnet"),
+    )
 )
 
 #: Logits above this are of no trained classifier on images that it knows.
