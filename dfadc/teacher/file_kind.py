@@ -33,6 +33,8 @@ class FileKind(StrEnum):
 
 #: Kinds that are code, and run only where the user trusts them.
 CODE_KINDS = (FileKind.TORCHSCRIPT, FileKind.EXPORTED_PROGRAM)
+#: Kinds of other frameworks, whose classes of converted networks would tell a user nothing.
+CONVERTED_KINDS = (FileKind.ONNX, FileKind.KERAS)
 
 #: A checkpoint that unpacks to more is refused before it is opened.
 MAX_UNPACKED_BYTES = 16 * 2**30

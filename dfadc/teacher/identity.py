@@ -13,6 +13,7 @@ from dfadc.networks.stems import Stem, parse_stem
 from dfadc.teacher.accept import Choices, Identity, accept, choose_match
 from dfadc.teacher.candidates import nearest_names
 from dfadc.teacher.factory_fit import fit_factory
+from dfadc.teacher.file_kind import CONVERTED_KINDS
 from dfadc.teacher.heads import Activation, parse_activation
 from dfadc.teacher.match import (
     Match,
@@ -59,7 +60,7 @@ def identify(
     if architecture is None and said is not None and said.architecture is not None:
         refuse_factory_from_file(said.architecture, contents.path)
     if contents.module is not None and architecture is None:
-        return _identify_module(contents.module, stated, contents.channels)
+        return _identify_module(contents.module, contents, stated)
     tensors = contents.state_dict if contents.module is None else contents.module.state_dict()
     assert tensors is not None, "a teacher file holds weights or a module"  # noqa: S101
     stem = next((each.stem for each in statements if each.stem is not None), None)
@@ -88,17 +89,18 @@ def _options(named: str, stem: Stem | None, stated: ContractFields) -> tuple[Arc
     return plain, Choices(stem, activation, stated.input_size)
 
 
-def _identify_module(module: nn.Module, stated: ContractFields, channels: int | None) -> Identity:
+def _identify_module(module: nn.Module, contents: TeacherFile, stated: ContractFields) -> Identity:
     """A whole module needs no name, but a known one tells its library's documentation.
 
     Args:
-        module: the network.
+        module: the network in the file.
+        contents: of the file.
         stated: contract fields that flags and files give.
-        channels: C where the file states it; the weights of a graph stand in no order that could tell it.
     """
     weights: dict[str, Tensor] = dict(module.state_dict())
-    # The first tensor with four axes is the convolution that sees the images.
+    # The first tensor with four axes is the convolution that sees the images; those of a graph stand in no such order.
     first = next((tensor for tensor in weights.values() if tensor.ndim == 4), None)
+    channels = contents.channels
     if channels is None and first is not None:
         channels = int(first.shape[1])
     matches = match_architecture(weights, input_size=_size(weights, stated.input_size))
@@ -106,8 +108,10 @@ def _identify_module(module: nn.Module, stated: ContractFields, channels: int | 
     if len(matches) == 1:
         found = matches[0]
         return Identity(found.architecture, found.stem, found.channels, found.num_classes, module=module, side=side)
-    kind = getattr(module, "original_name", None) or f"{type(module).__module__}.{type(module).__qualname__}"
-    return Identity(f"{kind} (whole module)", channels=channels, module=module, side=side)
+    if contents.kind in CONVERTED_KINDS:
+        return Identity(f"{contents.kind} network", channels=channels, module=module, side=side)
+    name = getattr(module, "original_name", None) or f"{type(module).__module__}.{type(module).__qualname__}"
+    return Identity(f"{name} (whole module)", channels=channels, module=module, side=side)
 
 
 def _identify_named(

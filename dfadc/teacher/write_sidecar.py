@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from dfadc.errors import DfadcError
 from dfadc.storage import atomic_write_bytes
+from dfadc.teacher.file_kind import CONVERTED_KINDS
 from dfadc.teacher.inspect import TeacherReport, Unknown
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ def _architecture(report: TeacherReport) -> list[str]:
     name = report.architecture
     if isinstance(name, Unknown):
         return ['# architecture = "torchvision:resnet18"  # unknown; this is an example']
+    if report.kind in CONVERTED_KINDS:
+        return [f"# architecture: {name}, which the file holds"]
     if "whole module" in name or (":" in name and not name.startswith(("torchvision:", "timm:", "smp:"))):
         return [f"# architecture: {name}, which only --teacher-arch may name"]
     return [f"architecture = {json.dumps(name)}", f"stem = {json.dumps(str(report.stem))}"]

@@ -64,6 +64,7 @@ def test_keras_file_teaches(suffix: str, tmp_path: Path) -> None:
     network = build()
     path = save(network, tmp_path / f"teacher.{suffix}")
     teacher = load_teacher(path)
+    assert teacher.architecture == "Keras network"
     assert teacher.contract.input_size == (1, 8, 8)
     assert teacher.contract.num_classes == 5
     assert any("the last softmax was taken off" in note for note in teacher.notes)
