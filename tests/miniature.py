@@ -19,7 +19,8 @@ from dfadc.networks.network_file import save_network
 from dfadc.networks.zoo.compact_resnet import CompactResNet
 from dfadc.recipe.load import load_recipe
 from dfadc.recipe.resolve import StudentFacts, resolve_recipe
-from dfadc.student.inherit import corresponding_layers
+from dfadc.student.channels import choose_channels
+from dfadc.student.inherit import corresponding_layers, why_no_copy
 from dfadc.teacher.file_kind import FileKind
 from dfadc.teacher.load import Teacher
 
@@ -82,7 +83,10 @@ def build_run(
     student = SmallNetwork(contract) if student is None else student
     few = ["replay.repeats=2"] if load_recipe(recipe).replay.repeats else []
     asked = load_recipe(recipe, [*MINIATURE, *few, *overrides])
-    facts = StudentFacts("student", is_inherited=False, num_hints=len(corresponding_layers(student, loaded.module)))
+    is_copy = not why_no_copy(student, loaded.module)
+    kept = choose_channels(student, loaded.module, torch.zeros(2, *contract.input_size)) if is_copy else None
+    hints = corresponding_layers(student, loaded.module, kept)
+    facts = StudentFacts("student", is_inherited=False, num_hints=len(hints))
     settings = resolve(asked, contract, len(loaded.batch_norms), facts)
     policy = replace(choose_policy(settings.compute, torch.device(device)), channels_last=channels_last)
     generator = build_generator(settings.generator, contract) if generator is None else generator
@@ -96,7 +100,9 @@ def build_run(
         reservoir_size=RESERVOIR,
     )
     loaded = loaded.placed(policy.placement(images_at_once(settings, contract)))
-    run = Distillation(loaded, loaded.batch_norms, state, recipe=settings, policy=policy, adversarial=adversarial)
+    run = Distillation(
+        loaded, loaded.batch_norms, state, recipe=settings, policy=policy, adversarial=adversarial, hints=hints
+    )
     return run.__enter__()
 
 

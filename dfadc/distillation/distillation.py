@@ -11,11 +11,14 @@ from dfadc.distillation.objectives import GeneratorObjective, StudentObjective
 from dfadc.distillation.step_plan import StepPlan
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import nn
 
     from dfadc.distillation.compute.policy import ComputePolicy
     from dfadc.distillation.state import TrainingState
     from dfadc.recipe.schema import Recipe
+    from dfadc.student.inherit import Correspondence
     from dfadc.teacher.load import Teacher
 
 
@@ -29,6 +32,7 @@ class Distillation:
         recipe: resolved.
         policy: how tensors are computed.
         adversarial: weight of the discrepancy in the generator's loss.
+        hints: layers that the student's loss compares.
     """
 
     def __init__(
@@ -40,6 +44,7 @@ class Distillation:
         recipe: Recipe,
         policy: ComputePolicy,
         adversarial: float = 1.0,
+        hints: Sequence[Correspondence] = (),
     ) -> None:
         self.teacher = teacher
         self.batch_norms = batch_norms
@@ -47,7 +52,7 @@ class Distillation:
         self.recipe = recipe
         self.policy = policy
         self.plan = StepPlan.of(recipe)
-        self.student = StudentObjective(teacher, state, recipe=recipe, policy=policy)
+        self.student = StudentObjective(teacher, state, recipe=recipe, policy=policy, hints=hints)
         self.generator = GeneratorObjective(
             teacher, batch_norms, state, recipe=recipe, policy=policy, adversarial=adversarial
         )

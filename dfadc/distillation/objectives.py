@@ -14,10 +14,9 @@ from dfadc.distillation.losses import priors
 from dfadc.distillation.losses.batch_norm import BatchNormMatching
 from dfadc.distillation.losses.discrepancy import DISCREPANCIES, kl, l1, scaled_l1
 from dfadc.distillation.losses.hints import LayerHints
-from dfadc.student.inherit import corresponding_layers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import nn
 
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from dfadc.distillation.images.batches import StudentBatch
     from dfadc.distillation.state import TrainingState
     from dfadc.recipe.schema import Recipe
+    from dfadc.student.inherit import Correspondence
     from dfadc.teacher.load import Teacher
 
 
@@ -82,15 +82,23 @@ class StudentObjective:
         state: student, generator, replay buffer and random streams.
         recipe: resolved.
         policy: how tensors are computed.
+        hints: layers of student and teacher that correspond.
     """
 
-    def __init__(self, teacher: Teacher, state: TrainingState, *, recipe: Recipe, policy: ComputePolicy) -> None:
+    def __init__(
+        self,
+        teacher: Teacher,
+        state: TrainingState,
+        *,
+        recipe: Recipe,
+        policy: ComputePolicy,
+        hints: Sequence[Correspondence] = (),
+    ) -> None:
         self.teacher = teacher
         self.state = state
         self.recipe = recipe
         self.policy = policy
-        layers = corresponding_layers(state.student.module, teacher.module) if recipe.student.hints > 0 else []
-        self.hints = LayerHints(layers) if layers else None
+        self.hints = LayerHints(hints) if recipe.student.hints > 0 and hints else None
         self.loss: Callable[[StudentBatch], StudentStep] = self._loss
 
     def compile(self, backend: str) -> None:

@@ -66,6 +66,11 @@ def resolve_recipe(
         notes.append(f"the teacher has {num_batch_norms} batch-norm layers: their statistics guide the generator")
     if recipe.generator.architecture == "scalable" and not contract.has_pixels:
         notes.append("mean and std are unknown: the generator's images are standardised instead of bounded to pixels")
+    if not recipe.steps and not student.is_inherited:
+        raise DfadcError(
+            f"0 steps, and {student.architecture} has nothing to start from: it is not the teacher made smaller",
+            "--steps 100 or more, or a student of the teacher's own family",
+        )
     if conflicts := find_conflicts(recipe, contract):
         raise DfadcError("; ".join(problem for problem, _ in conflicts), "; ".join(way for _, way in conflicts))
     warm_up_notes(recipe)
@@ -154,6 +159,8 @@ def warm_up_notes(recipe: Recipe) -> tuple[str, ...]:
     Raises:
         DfadcError: the steps are too few for the warm-up.
     """
+    if not recipe.steps:
+        return ("0 steps: the student stays as it starts",)
     student_start, adversarial_start = recipe.student.start, recipe.generator.adversarial_start
     start = math.ceil(student_start * recipe.steps)
     if start >= recipe.steps:

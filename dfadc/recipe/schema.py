@@ -205,7 +205,7 @@ class Recipe(Settings):
 
     name: str = Field("custom", description="recipe that the run started from")
     description: str = Field("", description="one line for `dfadc recipe list`")
-    steps: int = Field(1000, ge=1, description="training steps")
+    steps: int = Field(1000, ge=0, description="training steps; 0: the student stays as it starts")
     batch_size: int = Field(64, ge=2, le=65536, description="images of each update")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of every random draw")
     student: StudentSettings = Field(StudentSettings(), description="the student's side")

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dfadc.array_file import read_arrays
+from dfadc.distillation.images.class_order import class_order
 from dfadc.errors import DfadcError
-from dfadc.sampling.class_balance import class_order
 from dfadc.storage import atomic_write
 
 if TYPE_CHECKING:

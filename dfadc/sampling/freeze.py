@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dfadc.distillation.generator.networks import draws_pixels
+from dfadc.distillation.images.balanced import draw_balanced
 from dfadc.networks.full_precision import full_fp32
 from dfadc.networks.logits import answering_pixels
 from dfadc.networks.network_file import save_network, serialise
@@ -22,6 +23,7 @@ from dfadc.sampling.generators import (
     can_refine,
     draw,
     draw_prior,
+    needs_prior,
     train_adversary,
     train_prior,
 )
@@ -70,12 +72,14 @@ def write_results(training: Training, folder: RunFolder, on_note: Callable[[str]
     )
     _write_generator(run.state, run, folder.generator)
     prior_steps, adversary_steps = verification_steps(run.recipe)
-    on_note(
-        f"finishing: a prior generator of {prior_steps} updates and samples of it, then "
-        f"{ADVERSARY_RESTARTS} adversaries of {adversary_steps}"
+    first = (
+        f"a prior generator of {prior_steps} updates and samples of it" if needs_prior(run) else "procedural samples"
     )
-    prior, adversary = train_prior(run), train_adversary(run)
-    _write_generator(prior, run, folder.prior)
+    on_note(f"finishing: {first}, then {ADVERSARY_RESTARTS} adversaries of {adversary_steps}")
+    prior = train_prior(run) if needs_prior(run) else None
+    adversary = train_adversary(run)
+    if prior is not None:
+        _write_generator(prior, run, folder.prior)
     samples = freeze_samples(run, prior=prior, adversary=adversary)
     networks = {TEACHER_SHA256: training.teacher.sha256, STUDENT_SHA256: sha256_file(folder.student)}
     samples = replace(samples, provenance={**samples.provenance, **networks})
@@ -101,9 +105,10 @@ def freeze_samples(
     snapshots = snapshots[torch.linspace(0, max(0, len(snapshots) - 1), num_snapshots).round().long()]
     most = _batch_size(run)
     num_prior, num_adversary = (recipe.verify.count_of(source, total) for source in ("prior", "adversary"))
+    has_prior = prior is not None or not needs_prior(run)
     images = {
         "snapshots": _stored(snapshots.split(most), contract),
-        "prior": _stored(draw_prior(run, prior, num_prior, most) if prior else (), contract),
+        "prior": _stored(draw_prior(run, prior, num_prior, most) if has_prior else (), contract),
         "adversary": _draw(run, adversary, num_adversary),
     }
     rest = total - sum(map(len, images.values()))
@@ -130,13 +135,14 @@ def _provenance(run: Distillation, prior_samples: int) -> dict[str, str | int | 
     recipe = run.recipe
     prior_steps, adversary_steps = verification_steps(recipe)
     refined = refine_steps(recipe, prior_samples) if prior_samples and can_refine(run) else 0
+    share = PROCEDURAL_SHARE if refined else 0.0
     return {
         "seed": recipe.seed,
         "step": run.state.step,
-        "prior_steps": prior_steps,
+        **({"prior_steps": prior_steps} if needs_prior(run) else {}),
         "prior_seed": PRIOR_SEED,
         "sharpen_steps": refined,
-        "procedural_share": PROCEDURAL_SHARE if refined else 0.0,
+        "procedural_share": share if needs_prior(run) else 1.0,
         "adversary_steps": adversary_steps,
         "adversary_restarts": ADVERSARY_RESTARTS,
     }
@@ -150,7 +156,7 @@ def collect_calibration(run: Distillation, *, prior: TrainingState | None, exclu
     candidates = {
         "reservoir": _stored(reservoir.images[: len(reservoir)].cpu().split(_batch_size(run)), contract),
         "generator": _draw(run, run.state, wanted),
-        "prior": _draw(run, prior, wanted),
+        "prior": _draw(run, prior, wanted) if needs_prior(run) else _draw_procedural(run, wanted),
     }
     answers = _classes_of_images(candidates, run)
     return choose_calibration(candidates, answers, num_images=settings.num_images, exclude=exclude.images)
@@ -159,6 +165,12 @@ def collect_calibration(run: Distillation, *, prior: TrainingState | None, exclu
 def _draw(run: Distillation, state: TrainingState | None, count: int) -> StoredImages:
     """``count`` images as they are stored; none where there is no such generator."""
     return _stored(() if state is None else draw(state, count, _batch_size(run)), run.teacher.contract)
+
+
+def _draw_procedural(run: Distillation, count: int) -> StoredImages:
+    """``count`` procedural images of balanced classes, as they are stored; others than the samples."""
+    drawn = draw_balanced(count, run.teacher, torch.Generator().manual_seed(run.recipe.seed + 3))
+    return _stored(drawn.split(_batch_size(run)), run.teacher.contract)
 
 
 def _batch_size(run: Distillation) -> int:

@@ -9,11 +9,10 @@ import torch
 
 from dfadc.distillation.distillation import Distillation
 from dfadc.distillation.generator.networks import build_generator, draws_pixels
-from dfadc.distillation.images.procedural import draw_procedural
+from dfadc.distillation.images.balanced import draw_balanced
 from dfadc.distillation.loop import update_generator
 from dfadc.distillation.state import TrainingState
 from dfadc.recipe.load import change_recipe
-from dfadc.sampling.class_balance import class_order
 from dfadc.sampling.lengths import ADVERSARY_RESTARTS, refine_steps, verification_steps
 from dfadc.sampling.refine import refine
 
@@ -43,8 +42,6 @@ _PRIOR_RATE = 1e-2
 #: students of the digits teacher (examples/believability) the rank correlation with real accuracy, the mean over 200
 #: halves of them, is 0.97; with a prior generator for each of their three seeds it was 0.95.
 PRIOR_SEED = 11
-#: Procedural images that are drawn for each that is taken.
-_DRAWN_FOR_EACH = 8
 #: Images on which the restarts of the adversary are compared, at most: no more than verification takes in all.
 _TRIAL_SIZE = 512
 
@@ -87,7 +84,7 @@ def draw(state: TrainingState, count: int, batch_size: int = 128) -> Iterator[Te
 
 def draw_prior(
     run: Distillation,
-    prior: TrainingState,
+    prior: TrainingState | None,
     count: int,
     batch_size: int = 128,
     *,
@@ -96,8 +93,13 @@ def draw_prior(
 ) -> Iterator[Tensor]:
     """``count`` images of the prior generator, as :func:`draw` draws them, and of procedural ones, refined.
 
-    Where nothing is to be refined, all are the generator's.
+    Where nothing is to be refined, all are the generator's. Without a generator all are procedural ones that the
+    teacher is sure of: students of a teacher without batch norm agree with it there about as often as on real images.
     """
+    if prior is None:
+        rng = torch.Generator().manual_seed(PRIOR_SEED)
+        yield from draw_balanced(count, run.teacher, rng, surest=True).split(batch_size)
+        return
     steps = refine_steps(run.recipe, count) if steps is None else steps
     if not steps or not can_refine(run):
         yield from draw(prior, count, batch_size)
@@ -109,7 +111,6 @@ def draw_prior(
             yield refine(images, run.teacher, run.batch_norms, steps=steps).cpu()
 
 
-@torch.no_grad()
 def draw_procedural_classes(run: Distillation, count: int) -> Tensor:
     """Procedural images of the classes that the teacher sees in them, as evenly as they come.
 
@@ -122,15 +123,12 @@ def draw_procedural_classes(run: Distillation, count: int) -> Tensor:
     Returns:
         (N, C, H, W) in the contract's value range, on the CPU.
     """
-    rng = torch.Generator().manual_seed(PRIOR_SEED)
-    kept, classes = torch.empty(0, *run.teacher.contract.input_size), torch.empty(0, dtype=torch.long)
-    for _ in range(_DRAWN_FOR_EACH if count else 0):
-        drawn = draw_procedural(count, run.teacher.contract, rng)
-        found = run.teacher.logits(drawn, in_fp32=True).argmax(dim=1).cpu()
-        kept, classes = torch.cat([kept, drawn]), torch.cat([classes, found])
-        chosen = class_order(classes.tolist())[:count]
-        kept, classes = kept[chosen], classes[chosen]
-    return kept
+    return draw_balanced(count, run.teacher, torch.Generator().manual_seed(PRIOR_SEED))
+
+
+def needs_prior(run: Distillation) -> bool:
+    """True if a prior generator is trained: not for a classifier without batch norm, whose samples are procedural."""
+    return bool(run.batch_norms) or run.teacher.contract.task == "segmentation"
 
 
 def can_refine(run: Distillation) -> bool:

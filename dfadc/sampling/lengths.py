@@ -17,16 +17,18 @@ ADVERSARY_RESTARTS = 2
 _PRIOR_SHARE, _ADVERSARY_SHARE = 1 / 3, 1 / 10
 #: The same for the pixels of the samples, of all images that the teacher answers in the run.
 _REFINE_SHARE = 1 / 4
+#: Steps of the run that the shares are taken of where it has none, for a student that stays as it starts.
+_SHORTEST = 100
 
 
 def verification_steps(recipe: Recipe) -> tuple[int, int]:
     """Updates of the prior generator and of each adversary, within their shares of the run's generator updates."""
-    updates = recipe.steps * recipe.generator.steps
+    updates = (recipe.steps or _SHORTEST) * recipe.generator.steps
     prior, adversary = (max(1, int(share * updates)) for share in (_PRIOR_SHARE, _ADVERSARY_SHARE))
     return min(PRIOR_STEPS, prior), min(ADVERSARY_STEPS, adversary)
 
 
 def refine_steps(recipe: Recipe, count: int) -> int:
     """Updates of the pixels of ``count`` samples."""
-    answered = recipe.steps * (recipe.student.steps + recipe.generator.steps) * recipe.batch_size
+    answered = (recipe.steps or _SHORTEST) * (recipe.student.steps + recipe.generator.steps) * recipe.batch_size
     return min(REFINE_STEPS, int(_REFINE_SHARE * answered / max(1, count)))

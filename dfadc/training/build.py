@@ -19,6 +19,7 @@ from dfadc.recipe.resolve import StudentFacts, resolve_recipe
 from dfadc.student.build import build_student, with_logits_like
 from dfadc.student.inherit import corresponding_layers, inherit
 from dfadc.teacher.load import Placement
+from dfadc.training.closed_form import fit_student_
 from dfadc.training.plan import NetworkFlops, size_notes
 from dfadc.training.run import Training
 from dfadc.training.sample_size import check_gates_can_pass, size_note
@@ -54,11 +55,11 @@ def prepare(teacher: Teacher, student: str, *, recipe: Recipe, device: str, has_
         recipe = change_recipe(recipe, {"student.weights": str(Path(rules.weights).resolve())})
     torch.manual_seed(recipe.seed)
     built = _build_student(student, teacher, rules)
+    hints = corresponding_layers(built.module, teacher.module, built.kept)
     probe = probe_teacher(teacher)
     resolved: tuple[str, ...] = ()
     if not has_checkpoint:
-        num_hints = len(corresponding_layers(built.module, teacher.module))
-        facts = StudentFacts(built.architecture, built.is_inherited, num_hints)
+        facts = StudentFacts(built.architecture, built.is_inherited, len(hints))
         num_batch_norms = len(probe.batch_norms)
         recipe, resolved = resolve_recipe(recipe, teacher.contract, num_batch_norms=num_batch_norms, student=facts)
     check_gates_can_pass(recipe.verify, teacher.contract)
@@ -71,6 +72,8 @@ def prepare(teacher: Teacher, student: str, *, recipe: Recipe, device: str, has_
     largest = max(math.inf if each is None else each for each in (flops.teacher, flops.student, flops.generator))
     policy, changed = fit_policy(choose_policy(recipe.compute, choose_device(device), largest), built.module)
     teacher = teacher.placed(policy.placement(images_at_once(recipe, teacher.contract)))
+    if built.is_inherited and not has_checkpoint:
+        notes = (*notes, fit_student_(built, teacher, flops, recipe.seed))
     state = TrainingState(
         built.module,
         generator,
@@ -79,7 +82,7 @@ def prepare(teacher: Teacher, student: str, *, recipe: Recipe, device: str, has_
         policy=policy,
         logit_size=probe.logit_size,
     )
-    run = Distillation(teacher, probe.batch_norms, state, recipe=recipe, policy=policy)
+    run = Distillation(teacher, probe.batch_norms, state, recipe=recipe, policy=policy, hints=hints)
     notes = (*notes, *((fewer,) if fewer else ()), *changed, *run.fp32_layers.notes)
     return Training(run, student=built, flops=flops, notes=notes)
 
@@ -99,9 +102,9 @@ def _build_student(name: str, teacher: Teacher, rules: StudentSettings) -> Stude
     """
     weights = Path(rules.weights) if rules.weights else None
     built = build_student(name, teacher.contract, stem=rules.stem, weights=weights)
-    if weights is not None or rules.inherit == "off":
-        return built
-    if rules.stem == "auto" and built.stem == "small":
+    if weights is not None:
+        return inherit(built, teacher, "off")
+    if rules.inherit != "off" and rules.stem == "auto" and built.stem == "small":
         copy = inherit(build_student(name, teacher.contract, stem="default"), teacher, "auto")
         if copy.is_inherited:
             note = "default stem, as the teacher has; --set student.stem=small keeps maps larger, from random weights"

@@ -253,7 +253,7 @@ def test_a_student_that_cannot_take_the_images(digits_teacher: Path) -> None:
         (("--set", "batch_size=many"), 'batch_size = "many"'),
         (("--set", "student.ema_decay=1.5"), "student.ema_decay = 1.5"),
         (("--set", "student.optimizer.learning_rate=nan"), "student.optimizer.learning_rate"),
-        (("--steps", 0), "steps = 0"),
+        (("--steps", -1), "steps = -1"),
         (("--precision", "fp8"), 'compute.precision = "fp8"'),
         (("--recipe", "quick"), "unknown recipe 'quick'"),
         (("--recipe", "nowhere.toml"), "nowhere.toml"),

@@ -20,7 +20,8 @@ from dfadc.networks.zoo.compact_resnet import CompactResNet
 from dfadc.recipe.load import load_recipe
 from dfadc.sampling.freeze import collect_calibration, freeze_samples
 from dfadc.sampling.generators import train_adversary, train_prior
-from dfadc.student.inherit import corresponding_layers, inherit_weights_
+from dfadc.student.channels import choose_channels
+from dfadc.student.inherit import copy_weights_, corresponding_layers
 from dfadc.teacher.load import load_teacher
 from dfadc.training.build import prepare
 from dfadc.verification.samples import SampleSet
@@ -193,12 +194,13 @@ def test_a_teacher_there_is_inherited_from(device: str) -> None:
     contract = ImageContract((1, 28, 28), 5)
     torch.manual_seed(0)
     teacher, expected, student = (CompactResNet(contract, width=width) for width in (12, 6, 6))
-    assert inherit_weights_(expected, teacher)
+    kept = choose_channels(student, teacher, torch.randn(2, *contract.input_size))
+    copy_weights_(expected, teacher, kept)
     teacher.to(device)
     student.to(device)
-    assert inherit_weights_(student, teacher)
+    copy_weights_(student, teacher, kept)
     for name, tensor in student.state_dict().items():
         assert torch.equal(tensor.cpu(), expected.state_dict()[name]), name
-    layers = corresponding_layers(student, teacher)
+    layers = corresponding_layers(student, teacher, kept)
     assert {layer.channels.device.type for layer in layers} == {device}
     assert all(isinstance(layer.student, nn.BatchNorm2d) for layer in layers)

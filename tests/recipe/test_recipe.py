@@ -191,7 +191,7 @@ def test_an_unknown_key_like_no_other_is_named_alone() -> None:
 
 def test_all_problems_are_named_at_once() -> None:
     with pytest.raises(DfadcError) as caught:
-        load_recipe("auto", ["steps=0", "batch_size=1", "student.foo=1", "student.l1=-1"])
+        load_recipe("auto", ["steps=-1", "batch_size=1", "student.foo=1", "student.l1=-1"])
     for path in ("steps", "batch_size", "student.foo", "student.l1"):
         assert path in caught.value.message
     assert "recipe show" in caught.value.hint
@@ -271,8 +271,8 @@ def test_a_change_is_a_validated_copy() -> None:
     recipe = load_recipe("auto")
     assert change_recipe(recipe, {"steps": 5, "prior.balance": 0.5}).prior.balance == 0.5
     assert recipe == load_recipe("auto")
-    with pytest.raises(DfadcError, match="recipe auto: steps = 0"):
-        change_recipe(recipe, {"steps": 0})
+    with pytest.raises(DfadcError, match="recipe auto: steps = -1"):
+        change_recipe(recipe, {"steps": -1})
 
 
 def test_a_saved_recipe_names_its_file_in_errors() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from dfadc.contract import ImageContract
 from dfadc.distillation.generator.networks import build_generator
 from dfadc.networks.network_file import load_network, save_network
 from dfadc.networks.zoo.compact_resnet import CompactResNet
+from dfadc.pipeline.distill import run_distillation
 from dfadc.recipe.load import change_recipe, load_recipe
 from dfadc.recipe.schema import GeneratorSettings
 from dfadc.run_folder import RunFolder
@@ -26,10 +28,9 @@ from dfadc.training.sample_size import choose_num_samples
 from dfadc.verification.samples import SampleSet
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from dfadc.training.run import Training
 
+LENET5 = Path(__file__).resolve().parents[2] / "examples" / "fashion_mnist" / "teacher_lenet5.safetensors"
 WITH_PIXELS = ImageContract((1, 8, 8), 10, mean=(0.3,), std=(0.4,))
 WITHOUT_PIXELS = ImageContract((1, 8, 8), 10)
 MINIATURE: dict[str, Any] = {
@@ -171,3 +172,23 @@ def test_freezing_draws_unseen_latents_and_moves_no_player(tmp_path: Path) -> No
     freeze_samples(training.run)
     assert torch.equal(state.latent_rng.get_state(), latents)
     assert all(torch.equal(value, before[name]) for name, value in state.student.module.state_dict().items())
+
+
+def test_without_batch_norm_the_gate_asks_what_the_teacher_is_sure_of(tmp_path: Path) -> None:
+    """Procedural images, the same for every run of the teacher, whatever its length; no prior generator is trained."""
+    teacher, stored = load_teacher(LENET5), []
+    for steps in (0, 2):
+        path = tmp_path / f"run_{steps}"
+        recipe = change_recipe(load_recipe("auto"), {**MINIATURE, "steps": steps})
+        run_distillation(teacher, "lenet5_half", out=path, recipe=recipe)
+        samples = SampleSet.load(path / "samples.npz")
+        assert "prior_steps" not in samples.provenance
+        assert samples.provenance["procedural_share"] == 1.0
+        assert not (path / "prior.safetensors").exists()
+        is_prior = samples.of_source("prior")
+        stored.append(samples.images[is_prior])
+        logits = np.sort(samples.teacher_logits, axis=1)
+        margin = logits[:, -1] - logits[:, -2]
+        assert margin[is_prior].mean() > 2 * margin[~is_prior].mean()
+        assert len(np.unique(samples.teacher_logits[is_prior].argmax(axis=1))) == 10
+    assert np.array_equal(stored[0], stored[1])

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor, nn
 
@@ -33,7 +33,7 @@ class LayerHints:
     variance.
     """
 
-    def __init__(self, layers: list[Correspondence]) -> None:
+    def __init__(self, layers: Sequence[Correspondence]) -> None:
         self._layers = layers
         self._attached = self._comparing = False
         self._expected: list[Tensor | None] = [None] * len(layers)

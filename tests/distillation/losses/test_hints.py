@@ -13,7 +13,8 @@ from torch import nn
 from dfadc.contract import ImageContract
 from dfadc.distillation.losses.hints import LayerHints
 from dfadc.student.build import build_student
-from dfadc.student.inherit import Correspondence, corresponding_layers, inherit_weights_
+from dfadc.student.channels import choose_channels
+from dfadc.student.inherit import Correspondence, copy_weights_, corresponding_layers, why_no_copy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +27,15 @@ LENET_KINDS = [nn.Conv2d, nn.Conv2d, nn.Conv2d, nn.Linear]
 
 def images(count: int) -> Tensor:
     return torch.randn(count, *SMALL_CONTRACT.input_size, generator=torch.Generator().manual_seed(3))
+
+
+def layers_of(student: nn.Module, teacher: nn.Module, contract: ImageContract) -> list[Correspondence]:
+    """Those of a student that is the teacher made smaller; it gets the teacher's weights."""
+    if why_no_copy(student, teacher):
+        return corresponding_layers(student, teacher, None)
+    kept = choose_channels(student, teacher, torch.randn(2, *contract.input_size))
+    copy_weights_(student, teacher, kept)
+    return corresponding_layers(student, teacher, kept)
 
 
 def hooks_of(module: nn.Module) -> int:
@@ -41,8 +51,7 @@ def test_a_layer_corresponds_to_the_channels_that_the_student_inherits() -> None
     for norm in teacher.modules():
         if isinstance(norm, nn.BatchNorm2d):
             nn.init.uniform_(norm.weight)
-    assert inherit_weights_(student, teacher)
-    layers = corresponding_layers(student, teacher)
+    layers = layers_of(student, teacher, SMALL_CONTRACT)
     assert [layer.student for layer in layers] == [student.features[1], student.features[4]]
     assert [layer.teacher for layer in layers] == [teacher.features[1], teacher.features[4]]
     assert [layer.axis for layer in layers] == [1, 1]
@@ -54,7 +63,7 @@ def test_a_layer_corresponds_to_the_channels_that_the_student_inherits() -> None
 def test_without_batch_norm_it_is_what_is_narrower() -> None:
     contract = ImageContract((1, 28, 28), 10)
     student, teacher = (build_student(name, contract).module for name in ("lenet5_half", "lenet5"))
-    layers = corresponding_layers(student, teacher)
+    layers = layers_of(student, teacher, contract)
     kinds = [type(layer.student) for layer in layers]
     assert kinds == LENET_KINDS
     assert [layer.axis for layer in layers] == [1 if kind is nn.Conv2d else -1 for kind in kinds]
@@ -73,7 +82,8 @@ def test_without_batch_norm_it_is_what_is_narrower() -> None:
 )
 def test_nobody_else_has_any(student: str, teacher: str) -> None:
     contract = ImageContract((1, 32, 32), 10)
-    assert corresponding_layers(*(build_student(name, contract).module for name in (student, teacher))) == []
+    narrow, wide = (build_student(name, contract).module for name in (student, teacher))
+    assert layers_of(narrow, wide, contract) == []
 
 
 # ----------------------------------------------------------------------------------------------------- the distance
@@ -127,7 +137,8 @@ def test_they_are_added_with_their_weight_and_move_the_student() -> None:
     student, teacher = run.state.student.module, run.teacher.module
     seen: list[Tensor] = []
     expected = []
-    for layer in corresponding_layers(student, teacher):
+    kept = choose_channels(student, teacher, images(2))
+    for layer in corresponding_layers(student, teacher, kept):
         handles = [each.register_forward_hook(lambda *args: seen.append(args[2])) for each in layer[:2]]
         student(step.images)
         teacher(step.images)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dfadc.sampling.class_balance import class_order
+from dfadc.distillation.images.class_order import class_order
 
 
 def test_the_first_of_every_class_comes_before_the_second_of_any() -> None:
