@@ -14,13 +14,13 @@ from dfadc.distillation.compute.policy import choose_policy, images_at_once
 from dfadc.distillation.distillation import Distillation
 from dfadc.distillation.generator.networks import build_generator
 from dfadc.distillation.state import TrainingState
+from dfadc.networks.adaptation import random_images
 from dfadc.networks.flops import count_parameters
 from dfadc.networks.network_file import save_network
 from dfadc.networks.zoo.compact_resnet import CompactResNet
 from dfadc.recipe.load import load_recipe
 from dfadc.recipe.resolve import StudentFacts, resolve_recipe
-from dfadc.student.channels import choose_channels
-from dfadc.student.inherit import corresponding_layers, why_no_copy
+from dfadc.student.inherit import corresponding_layers, find_copy
 from dfadc.teacher.file_kind import FileKind
 from dfadc.teacher.load import Teacher
 
@@ -83,10 +83,10 @@ def build_run(
     student = SmallNetwork(contract) if student is None else student
     few = ["replay.repeats=2"] if load_recipe(recipe).replay.repeats else []
     asked = load_recipe(recipe, [*MINIATURE, *few, *overrides])
-    is_copy = not why_no_copy(student, loaded.module)
-    kept = choose_channels(student, loaded.module, torch.zeros(2, *contract.input_size)) if is_copy else None
-    hints = corresponding_layers(student, loaded.module, kept)
-    facts = StudentFacts("student", is_inherited=False, num_hints=len(hints))
+    copy = find_copy(student, loaded.module, random_images(contract))
+    part = None if isinstance(copy, str) else copy
+    num_hints = len(corresponding_layers(student, loaded.module, part))
+    facts = StudentFacts("student", is_inherited=False, num_hints=num_hints)
     settings = resolve(asked, contract, len(loaded.batch_norms), facts)
     policy = replace(choose_policy(settings.compute, torch.device(device)), channels_last=channels_last)
     generator = build_generator(settings.generator, contract) if generator is None else generator
@@ -100,6 +100,7 @@ def build_run(
         reservoir_size=RESERVOIR,
     )
     loaded = loaded.placed(policy.placement(images_at_once(settings, contract)))
+    hints = corresponding_layers(student, loaded.module, part)
     run = Distillation(
         loaded, loaded.batch_norms, state, recipe=settings, policy=policy, adversarial=adversarial, hints=hints
     )

@@ -93,19 +93,14 @@ def draw_prior(
 ) -> Iterator[Tensor]:
     """``count`` images of the prior generator, as :func:`draw` draws them, and of procedural ones, refined.
 
-    Where nothing is to be refined, all are the generator's. Without a generator all are procedural ones that the
-    teacher is sure of: students of a teacher without batch norm agree with it there about as often as on real images.
+    Where nothing is to be refined, all are the generator's. Without a generator all begin as procedural ones.
     """
-    if prior is None:
-        rng = torch.Generator().manual_seed(PRIOR_SEED)
-        yield from draw_balanced(count, run.teacher, rng, surest=True).split(batch_size)
-        return
     steps = refine_steps(run.recipe, count) if steps is None else steps
-    if not steps or not can_refine(run):
+    if prior is not None and not (steps and can_refine(run)):
         yield from draw(prior, count, batch_size)
         return
-    num_procedural = int(procedural_share * count)
-    drawn = draw(prior, count - num_procedural, batch_size)
+    num_procedural = count if prior is None else int(procedural_share * count)
+    drawn = draw(prior, count - num_procedural, batch_size) if prior is not None else iter(())
     for images in chain(drawn, draw_procedural_classes(run, num_procedural).split(batch_size)):
         if len(images):
             yield refine(images, run.teacher, run.batch_norms, steps=steps).cpu()
@@ -127,13 +122,17 @@ def draw_procedural_classes(run: Distillation, count: int) -> Tensor:
 
 
 def needs_prior(run: Distillation) -> bool:
-    """True if a prior generator is trained: not for a classifier without batch norm, whose samples are procedural."""
+    """True if a prior generator is trained: not for a classifier without batch norm.
+
+    Such a generator draws what no image looks like: good students of LeNet5 agreed with it on 29% of its images and on
+    90% of real ones. Refined procedural images tell them apart.
+    """
     return bool(run.batch_norms) or run.teacher.contract.task == "segmentation"
 
 
 def can_refine(run: Distillation) -> bool:
-    """True if samples are refined: not for segmentation or without batch norm, where it was not measured."""
-    return bool(run.batch_norms) and run.teacher.contract.task == "classification"
+    """True if samples are refined: not for segmentation, where it was not measured."""
+    return run.teacher.contract.task == "classification"
 
 
 def _train(run: Distillation, *, seed: int, steps: int, adversarial: float, optimizer: dict[str, Any]) -> TrainingState:

@@ -18,7 +18,7 @@ _PRIOR_SHARE, _ADVERSARY_SHARE = 1 / 3, 1 / 10
 #: The same for the pixels of the samples, of all images that the teacher answers in the run.
 _REFINE_SHARE = 1 / 4
 #: Steps of the run that the shares are taken of where it has none, for a student that stays as it starts.
-_SHORTEST = 100
+_SHORTEST = 300
 
 
 def verification_steps(recipe: Recipe) -> tuple[int, int]:

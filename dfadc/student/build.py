@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dfadc.contract import ImageContract
-    from dfadc.student.channels import Kept
+    from dfadc.student.inherit import SmallerCopy
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Student:
         stem: the stem that was built; pass it to ``save_network``.
         num_parameters: of the module.
         notes: what was adapted, for the user.
-        kept: the teacher's channels that its own stand for; None: it is not the teacher made smaller.
+        copy: what it is a part of where it is the teacher made smaller.
         is_inherited: whether it starts from its teacher's weights.
     """
 
@@ -55,7 +55,7 @@ class Student:
     stem: Stem
     num_parameters: int
     notes: tuple[str, ...] = ()
-    kept: Kept | None = None
+    copy: SmallerCopy | None = None
     is_inherited: bool = False
 
 

@@ -15,6 +15,8 @@ from dfadc.student.attention import find_attention
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from dfadc.student.pairing import Pairing
+
 #: Tensor of a state dict, and an axis of it.
 Axis = tuple[str, int]
 #: The teacher's channels, by index, that a student keeps along an axis.
@@ -44,17 +46,19 @@ class Group(NamedTuple):
 
 
 @torch.no_grad()
-def choose_channels(student: nn.Module, teacher: nn.Module, images: Tensor) -> Kept:
+def choose_channels(student: nn.Module, teacher: nn.Module, pairing: Pairing, images: Tensor) -> Kept:
     """For each axis along which the student is narrower the teacher's channels that it keeps, in order, on the CPU.
 
     Args:
         student: a narrower copy of the teacher.
         teacher: left as it is.
+        pairing: of both.
         images: (N, C, H, W), any, on the teacher's device.
     """
-    own, given = student.state_dict(), teacher.state_dict()
+    given, own = pairing.given(teacher), student.state_dict()
+    own = {name: own[name] for name in pairing.tensors}
     chosen = _choose_heads(student, teacher, own, given)
-    for group in _groups(student, teacher, own, given, taken=set(chosen), images=images):
+    for group in _groups(student, teacher, own, given, taken=set(chosen), is_same=_Permuted(teacher, pairing, images)):
         if all(given[name].ndim == 1 for (name, _), _ in group.axes):  # a buffer as long as no weight is wide
             chosen |= {axis: torch.arange(group.widths[1]) for axis, _ in group.axes}
             continue
@@ -131,7 +135,7 @@ def _groups(
     given: Mapping[str, Tensor],
     *,
     taken: set[Axis],
-    images: Tensor,
+    is_same: _Permuted,
 ) -> list[Group]:
     """Groups of axes: the channels that one layer hands to the next alone, then all others by their widths."""
     axes = [
@@ -141,7 +145,6 @@ def _groups(
         if given[name].shape[axis] != tensor.shape[axis] and (name, axis) not in taken
     ]
     groups: list[Group] = []
-    is_same = _Permuted(teacher, images)
     for (name, axis), widths in axes:
         is_writer = axis == 0 and own[name].ndim > 1 and (name, 0) not in taken
         if is_writer and is_same.works and (found := _find_own(name, widths, axes, own, is_same)) is not None:
@@ -210,12 +213,13 @@ class _Permuted:
 
     Args:
         network: left as it is.
+        pairing: of a student, whose names its tensors are called by here.
         images: (N, C, H, W).
     """
 
-    def __init__(self, network: nn.Module, images: Tensor) -> None:
-        self._network, self._images = network, images
-        self._state = network.state_dict()
+    def __init__(self, network: nn.Module, pairing: Pairing, images: Tensor) -> None:
+        self._network, self._names, self._images = network, pairing.tensors, images
+        self._state = pairing.given(network)
         self.works = True
         try:
             self._logits = self._compute({})
@@ -238,7 +242,8 @@ class _Permuted:
         return float(error)
 
     def _compute(self, state: dict[str, Tensor]) -> Tensor:
-        logits: Tensor = functional_call(self._network, state, (self._images,))
+        moved = {self._names[name]: tensor for name, tensor in state.items()}
+        logits: Tensor = functional_call(self._network, moved, (self._images,))
         return logits.float()
 
 

@@ -12,12 +12,12 @@ from dfadc.errors import DfadcError
 from dfadc.networks.adaptation import random_images
 from dfadc.student.attention import find_attention
 from dfadc.student.channels import choose_channels
+from dfadc.student.pairing import BATCH_NORM, is_narrower, kind_of, pair, stride_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from dfadc.student.build import Student
     from dfadc.student.channels import Kept
+    from dfadc.student.pairing import Pairing
     from dfadc.teacher.load import Teacher
 
 
@@ -36,54 +36,67 @@ def inherit(student: Student, teacher: Teacher, wish: Literal["auto", "on", "off
     Raises:
         DfadcError: the student is no smaller copy of the teacher, and ``wish`` is ``on``.
     """
-    reason = why_no_copy(student.module, teacher.module)
-    if reason and wish == "on":
-        raise DfadcError(
-            f"student.inherit = on, and {student.architecture} is not the teacher {teacher.architecture} made narrower "
-            f"or shallower: {reason}",
-            "--set student.inherit=auto, or a student of the teacher's own family",
-        )
-    if reason:
-        note = f"starts from random weights, for it is not the teacher made smaller: {reason}"
+    found = find_copy(student.module, teacher.module, random_images(teacher.contract))
+    if isinstance(found, str):
+        if wish == "on":
+            raise DfadcError(
+                f"student.inherit = on, and {student.architecture} is not the teacher {teacher.architecture} made "
+                f"narrower or shallower: {found}",
+                "--set student.inherit=auto, or a student of the teacher's own family",
+            )
+        note = f"starts from random weights, for it is not the teacher made smaller: {found}"
         return student if wish == "off" else replace(student, notes=(*student.notes, note))
-    kept = choose_channels(student.module, teacher.module, random_images(teacher.contract))
     if wish == "off":
-        return replace(student, kept=kept)
-    copy_weights_(student.module, teacher.module, kept)
+        return replace(student, copy=found)
+    copy_weights_(student.module, teacher.module, found)
     note = (
         f"starts as {teacher.architecture} made smaller, from the teacher's weights (student.inherit); --set "
         "student.inherit=off starts from random ones"
     )
-    return replace(student, notes=(*student.notes, note), kept=kept, is_inherited=True)
+    return replace(student, notes=(*student.notes, note), copy=found, is_inherited=True)
 
 
-def why_no_copy(student: nn.Module, teacher: nn.Module) -> str:
-    """Why a student is not its teacher made smaller; empty where it is.
+class SmallerCopy(NamedTuple):
+    """What a student is a part of.
 
-    It is where each of its tensors has one of the same name in the teacher, as large or larger and with the same
-    kernel; both end in the same layer, move in the same strides, attention has heads to leave out, and something is
-    smaller.
+    Args:
+        pairing: its tensors and layers, and the teacher's.
+        kept: the teacher's channels that it keeps.
     """
-    own, given = student.state_dict(), teacher.state_dict()
-    if list(own)[-1:] != list(given)[-1:]:
-        return f"its last layer is {_last_layer(own)}, the teacher's {_last_layer(given)}"
-    if unknown := next((name for name in own if name not in given), None):
-        return f"the teacher has no {unknown}"
-    if len(own) == len(given) and all(tensor.shape == given[name].shape for name, tensor in own.items()):
+
+    pairing: Pairing
+    kept: Kept
+
+
+def find_copy(student: nn.Module, teacher: nn.Module, images: Tensor) -> SmallerCopy | str:
+    """What a student is a part of, or why it is not its teacher made smaller.
+
+    It is where each of its tensors has one in the teacher, as large or larger and with the same kernel; both end in the
+    same layer, move in the same strides, attention has heads to leave out, and something is smaller.
+
+    Args:
+        student: the student.
+        teacher: in eval mode.
+        images: (N, C, H, W), any.
+    """
+    pairing = pair(student, teacher, images)
+    if isinstance(pairing, str):
+        return pairing
+    own, given = student.state_dict(), pairing.given(teacher)
+    same = all(own[name].shape == tensor.shape for name, tensor in given.items())
+    if same and len(given) == len(teacher.state_dict()):
         return "nothing is smaller"
-    for name, tensor in own.items():
-        if not _is_narrower(tensor.shape, given[name].shape):
-            return f"{name} is {tuple(tensor.shape)}, the teacher's {tuple(given[name].shape)}"
-    return _other_strides(student, teacher) or _other_heads(student, teacher)
-
-
-def _last_layer(state: Mapping[str, Tensor]) -> str:
-    return ["", *state][-1].rpartition(".")[0] or "one without a name"
+    for name, tensor in given.items():
+        if not is_narrower(own[name].shape, tensor.shape):
+            return f"{name} is {tuple(own[name].shape)}, the teacher's {tuple(tensor.shape)}"
+    if reason := _other_strides(student, teacher, pairing) or _other_heads(student, teacher, pairing):
+        return reason
+    return SmallerCopy(pairing, choose_channels(student, teacher, pairing, images))
 
 
 @torch.no_grad()
-def copy_weights_(student: nn.Module, teacher: nn.Module, kept: Kept) -> None:
-    """Gives a student the teacher's weights of the same names, of each layer the channels that it keeps.
+def copy_weights_(student: nn.Module, teacher: nn.Module, copy: SmallerCopy) -> None:
+    """Gives a student the teacher's weights, of each layer the channels that it keeps.
 
     Source: weight selection (Xu et al. 2024, arXiv 2311.18823). Deviation: the channels with most of the weights'
     energy instead of evenly spaced ones.
@@ -91,15 +104,14 @@ def copy_weights_(student: nn.Module, teacher: nn.Module, kept: Kept) -> None:
     Args:
         student: a smaller copy; its parameters and statistics are overwritten.
         teacher: is left as it is.
-        kept: by :func:`dfadc.student.channels.choose_channels`.
+        copy: what it is a part of.
     """
-    given = teacher.state_dict()
-    for name, tensor in student.state_dict().items():
-        selected = given[name]
-        for axis in range(tensor.ndim):
-            if (channels := kept.get((name, axis))) is not None:
-                selected = selected.index_select(axis, channels.to(selected.device))
-        tensor.copy_(selected)
+    own = student.state_dict()
+    for name, selected in copy.pairing.given(teacher).items():
+        for axis in range(selected.ndim):
+            if (channels := copy.kept.get((name, axis))) is not None:
+                selected = selected.index_select(axis, channels.to(selected.device))  # noqa: PLW2901
+        own[name].copy_(selected)
 
 
 class Correspondence(NamedTuple):
@@ -118,7 +130,7 @@ class Correspondence(NamedTuple):
     axis: int
 
 
-def corresponding_layers(student: nn.Module, teacher: nn.Module, kept: Kept | None) -> list[Correspondence]:
+def corresponding_layers(student: nn.Module, teacher: nn.Module, copy: SmallerCopy | None) -> list[Correspondence]:
     """The layers of a student that is its teacher made narrower.
 
     They are the batch norms, whose outputs have the same scale in both; without any, convolutions and linear layers
@@ -128,15 +140,15 @@ def corresponding_layers(student: nn.Module, teacher: nn.Module, kept: Kept | No
     Args:
         student: the student.
         teacher: the teacher.
-        kept: the teacher's channels that the student stands for; None: it is no smaller copy.
+        copy: what the student is a part of; None: it is no smaller copy.
 
     Returns:
         Nothing for any other student, and for a teacher whose layers take no hooks.
     """
-    if kept is None or student.state_dict().keys() != teacher.state_dict().keys():
+    if copy is None or set(copy.pairing.tensors.values()) != teacher.state_dict().keys():
         return []
-    pairs = paired_layers(student, teacher, kept)
-    norms = [pair for pair in pairs if isinstance(pair.student, nn.modules.batchnorm._BatchNorm)]  # noqa: SLF001
+    pairs = paired_layers(student, teacher, copy)
+    norms = [pair for pair in pairs if isinstance(pair.student, BATCH_NORM)]
     others = [
         pair
         for pair in pairs
@@ -146,44 +158,44 @@ def corresponding_layers(student: nn.Module, teacher: nn.Module, kept: Kept | No
     return norms or others
 
 
-def paired_layers(student: nn.Module, teacher: nn.Module, kept: Kept) -> list[Correspondence]:
-    """Batch norms, convolutions and linear layers of a smaller copy with the teacher's of the same name."""
+def paired_layers(student: nn.Module, teacher: nn.Module, copy: SmallerCopy) -> list[Correspondence]:
+    """Batch norms, convolutions and linear layers of a smaller copy with the teacher's layers."""
     named, pairs = dict(teacher.named_modules()), []
     for name, layer in student.named_modules():
-        original = named.get(name)
-        if original is None or type(layer) is not type(original) or not isinstance(layer, _LAYERS):
+        original = named[copy.pairing.layers[name]] if copy.pairing.layers.get(name) in named else None
+        if original is None or kind_of(layer) is None:
             continue
-        tensor = next((key for key in ("weight", "running_mean") if getattr(layer, key, None) is not None), None)
+        if name not in copy.pairing.folded and kind_of(layer) is not kind_of(original):
+            continue
+        tensor = next((key for key in ("weight", "running_mean", "bias") if (name, key) in _named(copy)), None)
         if tensor is None:
             continue
-        wide = getattr(original, tensor)
-        channels = kept.get((f"{name}.{tensor}", 0), torch.arange(len(wide)))
+        wide = len(getattr(original, tensor))
+        channels = copy.kept.get((f"{name}.{tensor}", 0), torch.arange(wide))
         axis = -1 if isinstance(layer, nn.Linear) else 1
-        pairs.append(Correspondence(layer, original, channels.to(wide.device), axis))
+        device = next(original.parameters(), torch.empty(0)).device
+        pairs.append(Correspondence(layer, original, channels.to(device), axis))
     return pairs
 
 
-#: Layers with channels that a student's can be compared with.
-_LAYERS = (nn.modules.batchnorm._BatchNorm, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)  # noqa: SLF001
+def _named(copy: SmallerCopy) -> set[tuple[str, str]]:
+    """Layer and tensor of all names."""
+    return {(name.rpartition(".")[0], name.rpartition(".")[2]) for name in copy.pairing.tensors}
 
 
-def _other_strides(student: nn.Module, teacher: nn.Module) -> str:
+def _other_strides(student: nn.Module, teacher: nn.Module, pairing: Pairing) -> str:
     """A layer that moves in other strides: a small stem takes strides away, and pooling."""
     layers = dict(teacher.named_modules())
     for name, layer in student.named_modules():
-        if name in layers and _stride(layer) != _stride(layers[name]):
+        original = layers.get(pairing.layers[name]) if name in pairing.layers else None
+        if original is not None and name not in pairing.folded and stride_of(layer) != stride_of(original):
             return f"{name} moves in other strides, and its maps have another size (student.stem)"
     return ""
 
 
-def _stride(layer: nn.Module) -> object:
-    stride = getattr(layer, "stride", 1)
-    return (stride, stride) if isinstance(stride, int) else stride
-
-
-def _other_heads(student: nn.Module, teacher: nn.Module) -> str:
+def _other_heads(student: nn.Module, teacher: nn.Module, pairing: Pairing) -> str:
     """An attention block whose heads the teacher does not have."""
-    own, given = student.state_dict(), teacher.state_dict()
+    own, given = student.state_dict(), pairing.given(teacher)
     theirs = find_attention(teacher)
     for name, block in find_attention(student).items():
         original, part = theirs.get(name), block.parts[0]
@@ -199,15 +211,3 @@ def _other_heads(student: nn.Module, teacher: nn.Module) -> str:
                 f"of {sizes[1]}: neither heads nor channels of each can be left out"
             )
     return ""
-
-
-def _is_narrower(smaller: torch.Size, larger: torch.Size) -> bool:
-    """A tensor has outputs, inputs and a kernel; the kernel is the same.
-
-    Class tokens and positions (1, N, D) have their channels last, and the same positions.
-    """
-    if len(smaller) != len(larger):
-        return False
-    if len(smaller) == 3 and smaller[:2] == larger[:2] and smaller[0] == 1:
-        return smaller[2] <= larger[2]
-    return smaller[2:] == larger[2:] and all(own <= given for own, given in zip(smaller, larger, strict=True))

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dfadc.student.pairing import BATCH_NORM
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -88,6 +90,10 @@ def _collect_targets(teacher: nn.Module, layers: Sequence[Correspondence], image
         if index not in positions:
             positions[index] = torch.randperm(rows.shape[1], generator=rng)[:_POSITIONS].to(rows.device)
         rows = rows[:, positions[index]][..., layers[index].channels]
+        if layers[index].student.bias is None and isinstance(
+            layer.bias, Tensor
+        ):  # it is in a batch norm of the student
+            rows = rows - layer.bias[layers[index].channels]
         outputs.setdefault(index, []).append(rows.flatten(0, 1).float())
 
     with ExitStack() as hooks:
@@ -172,3 +178,41 @@ def _patches(layer: nn.Conv2d | nn.Linear, given: Tensor, positions: Tensor) -> 
         given.float(), layer.kernel_size, dilation=layer.dilation, padding=layer.padding, stride=layer.stride
     )
     return unfolded[:, :, positions].transpose(1, 2).flatten(0, 1)
+
+
+@torch.no_grad()
+def normalise_(student: nn.Module, names: Sequence[str], images: Tensor) -> None:
+    """Gives batch norms that scale nothing the statistics of their inputs, and scales and shifts that undo them.
+
+    The student computes what it did, and goes on doing so where training normalises.
+
+    Args:
+        student: in which they are.
+        names: of batch norms with mean 0, variance 1 and weight 1.
+        images: (N, C, H, W), normalised, on the student's device.
+    """
+    norms = {name: layer for name, layer in student.named_modules() if name in names and isinstance(layer, BATCH_NORM)}
+    sums: dict[str, Tensor] = {}
+
+    def add(name: str, _: nn.Module, given: tuple[Tensor, ...]) -> None:
+        maps = given[0].float()
+        axes = [axis for axis in range(maps.ndim) if axis != 1]
+        found = torch.stack([maps.mean(axes), maps.square().mean(axes)]) * len(maps) / len(images)
+        sums[name] = sums[name] + found if name in sums else found
+
+    was_training = student.training
+    student.eval()
+    try:
+        with ExitStack() as hooks:
+            for name, norm in norms.items():
+                hooks.callback(norm.register_forward_pre_hook(partial(add, name)).remove)
+            for batch in images.split(_BATCH_SIZE) if names else ():
+                student(batch)
+    finally:
+        student.train(was_training)
+    for name, (mean, square) in sums.items():
+        norm, variance = norms[name], (square - mean.square()).clamp_min(0)
+        norm.get_buffer("running_mean").copy_(mean)
+        norm.get_buffer("running_var").copy_(variance)
+        norm.get_parameter("weight").copy_((variance + norm.eps).sqrt())
+        norm.get_parameter("bias").add_(mean)

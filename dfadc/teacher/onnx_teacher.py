@@ -20,10 +20,10 @@ from dfadc.contract import ContractFields
 from dfadc.errors import DfadcError, RequirementMissing
 from dfadc.networks.logits import unwrap_logits
 from dfadc.networks.norm_layers import find_norm_layers
-from dfadc.teacher.exported_norms import ExportedBatchNorm
 from dfadc.teacher.file_kind import FileKind
 from dfadc.teacher.onnx_check import EXPORT_AGAIN, FOREIGN_ERRORS, check_against_runtime, named_outputs
 from dfadc.teacher.onnx_graph import first_line, read_graph
+from dfadc.teacher.onnx_layers import restore_layers_
 from dfadc.teacher.onnx_numbers import pass_gradients_
 from dfadc.teacher.outputs import choose_output
 from dfadc.teacher.teacher_file import TeacherFile
@@ -131,7 +131,8 @@ def _convert_and_check(graph: OnnxGraph) -> tuple[nn.Module, float]:
         DfadcError: it cannot be converted exactly for any number of images.
     """
     converted = _convert(graph)
-    num_norms = _restore_norms_(converted)
+    num_norms = restore_layers_(converted)
+    _recompile_(converted)
     _keep_sizes_on_cpu_(converted)
     _register_parameters_(converted)
     pass_gradients_(converted)
@@ -163,31 +164,6 @@ def _convert(graph: OnnxGraph) -> fx.GraphModule:
     except (onnx2fx.Onnx2FxError, *FOREIGN_ERRORS) as exc:
         raise DfadcError(f"{graph.path} cannot be converted: {first_line(exc)}", EXPORT_AGAIN) from exc
     return module
-
-
-def _restore_norms_(module: fx.GraphModule) -> int:
-    """Turns batch-norm nodes with constant statistics into layers, in place, so that they can be found and watched."""
-    restored = 0
-    for node in list(module.graph.nodes):
-        if node.op != "call_function" or node.meta.get("onnx_op_type") != "BatchNormalization":
-            continue
-        images, *sources, epsilon, trains = node.args
-        if trains or any(source.op != "get_attr" for source in sources):
-            continue
-        container = nn.Module()
-        tensors = [getattr(module, source.target) for source in sources]
-        for name, tensor in zip(("weight", "bias"), tensors[:2], strict=True):
-            container.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
-        for name, tensor in zip(("running_mean", "running_var"), tensors[2:], strict=True):
-            container.register_buffer(name, tensor)
-        name = f"batch_norm_{restored}"
-        module.add_submodule(name, ExportedBatchNorm(container, epsilon))
-        with module.graph.inserting_before(node):
-            node.replace_all_uses_with(module.graph.call_module(name, (images,)))
-        module.graph.erase_node(node)
-        restored += 1
-    _recompile_(module)
-    return restored
 
 
 def _recompile_(module: fx.GraphModule) -> None:

@@ -55,7 +55,7 @@ def prepare(teacher: Teacher, student: str, *, recipe: Recipe, device: str, has_
         recipe = change_recipe(recipe, {"student.weights": str(Path(rules.weights).resolve())})
     torch.manual_seed(recipe.seed)
     built = _build_student(student, teacher, rules)
-    hints = corresponding_layers(built.module, teacher.module, built.kept)
+    hints = corresponding_layers(built.module, teacher.module, built.copy)
     probe = probe_teacher(teacher)
     resolved: tuple[str, ...] = ()
     if not has_checkpoint:
@@ -82,6 +82,7 @@ def prepare(teacher: Teacher, student: str, *, recipe: Recipe, device: str, has_
         policy=policy,
         logit_size=probe.logit_size,
     )
+    hints = corresponding_layers(built.module, teacher.module, built.copy)  # where both are now
     run = Distillation(teacher, probe.batch_norms, state, recipe=recipe, policy=policy, hints=hints)
     notes = (*notes, *((fewer,) if fewer else ()), *changed, *run.fp32_layers.notes)
     return Training(run, student=built, flops=flops, notes=notes)

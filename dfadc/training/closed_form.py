@@ -9,7 +9,7 @@ import torch
 from dfadc.distillation.images.balanced import draw_balanced
 from dfadc.networks.full_precision import full_fp32
 from dfadc.student.inherit import paired_layers
-from dfadc.student.regression import can_fit, fit_layers_
+from dfadc.student.regression import can_fit, fit_layers_, normalise_
 
 if TYPE_CHECKING:
     from dfadc.student.build import Student
@@ -34,8 +34,8 @@ def fit_student_(student: Student, teacher: Teacher, flops: NetworkFlops, seed: 
     Returns:
         A note for the plan.
     """
-    assert student.kept is not None, "a student that inherits is its teacher made smaller"  # noqa: S101
-    layers = [pair for pair in paired_layers(student.module, teacher.module, student.kept) if can_fit(pair.student)]
+    assert student.copy is not None, "a student that inherits is its teacher made smaller"  # noqa: S101
+    layers = [pair for pair in paired_layers(student.module, teacher.module, student.copy) if can_fit(pair.student)]
     count = num_images(flops, len(layers))
     rng = torch.Generator().manual_seed(seed)
     images = draw_balanced(count, teacher, rng, drawn_for_each=_DRAWN_FOR_EACH)
@@ -43,6 +43,7 @@ def fit_student_(student: Student, teacher: Teacher, flops: NetworkFlops, seed: 
     student.module.to(device)
     with full_fp32(device):
         fit_layers_(student.module, teacher.module, layers, images.to(device))
+        normalise_(student.module, student.copy.pairing.folded, images.to(device))
     return f"its {len(layers)} layers are fitted to the teacher's on {count:,} procedural images, in closed form"
 
 

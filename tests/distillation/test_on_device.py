@@ -20,8 +20,7 @@ from dfadc.networks.zoo.compact_resnet import CompactResNet
 from dfadc.recipe.load import load_recipe
 from dfadc.sampling.freeze import collect_calibration, freeze_samples
 from dfadc.sampling.generators import train_adversary, train_prior
-from dfadc.student.channels import choose_channels
-from dfadc.student.inherit import copy_weights_, corresponding_layers
+from dfadc.student.inherit import copy_weights_, corresponding_layers, find_copy
 from dfadc.teacher.load import load_teacher
 from dfadc.training.build import prepare
 from dfadc.verification.samples import SampleSet
@@ -194,13 +193,14 @@ def test_a_teacher_there_is_inherited_from(device: str) -> None:
     contract = ImageContract((1, 28, 28), 5)
     torch.manual_seed(0)
     teacher, expected, student = (CompactResNet(contract, width=width) for width in (12, 6, 6))
-    kept = choose_channels(student, teacher, torch.randn(2, *contract.input_size))
-    copy_weights_(expected, teacher, kept)
+    copy = find_copy(student, teacher.eval(), torch.randn(2, *contract.input_size))
+    assert not isinstance(copy, str)
+    copy_weights_(expected, teacher, copy)
     teacher.to(device)
     student.to(device)
-    copy_weights_(student, teacher, kept)
+    copy_weights_(student, teacher, copy)
     for name, tensor in student.state_dict().items():
         assert torch.equal(tensor.cpu(), expected.state_dict()[name]), name
-    layers = corresponding_layers(student, teacher, kept)
+    layers = corresponding_layers(student, teacher, copy)
     assert {layer.channels.device.type for layer in layers} == {device}
     assert all(isinstance(layer.student, nn.BatchNorm2d) for layer in layers)

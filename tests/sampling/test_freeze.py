@@ -175,9 +175,9 @@ def test_freezing_draws_unseen_latents_and_moves_no_player(tmp_path: Path) -> No
 
 
 def test_without_batch_norm_the_gate_asks_what_the_teacher_is_sure_of(tmp_path: Path) -> None:
-    """Procedural images, the same for every run of the teacher, whatever its length; no prior generator is trained."""
-    teacher, stored = load_teacher(LENET5), []
-    for steps in (0, 2):
+    """Refined procedural images; no prior generator is trained."""
+    teacher = load_teacher(LENET5)
+    for steps in (0, 40):
         path = tmp_path / f"run_{steps}"
         recipe = change_recipe(load_recipe("auto"), {**MINIATURE, "steps": steps})
         run_distillation(teacher, "lenet5_half", out=path, recipe=recipe)
@@ -185,10 +185,7 @@ def test_without_batch_norm_the_gate_asks_what_the_teacher_is_sure_of(tmp_path: 
         assert "prior_steps" not in samples.provenance
         assert samples.provenance["procedural_share"] == 1.0
         assert not (path / "prior.safetensors").exists()
-        is_prior = samples.of_source("prior")
-        stored.append(samples.images[is_prior])
-        logits = np.sort(samples.teacher_logits, axis=1)
-        margin = logits[:, -1] - logits[:, -2]
-        assert margin[is_prior].mean() > 2 * margin[~is_prior].mean()
-        assert len(np.unique(samples.teacher_logits[is_prior].argmax(axis=1))) == 10
-    assert np.array_equal(stored[0], stored[1])
+        logits = samples.teacher_logits[samples.of_source("prior")]
+        surest = np.exp(logits - logits.max(axis=1, keepdims=True))
+        assert (1 / surest.sum(axis=1)).mean() > 0.8
+        assert len(np.unique(logits.argmax(axis=1))) == 10

@@ -12,7 +12,7 @@ from dfadc.networks.norm_layers import is_batch_norm_with_statistics
 from dfadc.pipeline.distill import load_teacher
 from dfadc.recipe.load import load_recipe
 from dfadc.sampling.lengths import refine_steps
-from dfadc.sampling.refine import refine
+from dfadc.sampling.refine import refine, total_variation
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,9 +75,23 @@ def test_without_updates_the_images_stay(teacher: Teacher, noisy: Tensor) -> Non
 
 
 def test_it_takes_a_quarter_of_what_the_run_takes_at_most() -> None:
-    # 8 images, 5 + 1 updates a step: 48 images answered in each.
+    # 8 images, 5 + 1 updates a step: 48 images answered in each. Without steps as many as of 300.
     small = ["batch_size=8", "student.steps=5"]
     assert refine_steps(load_recipe("auto", ["steps=100000", *small]), 512) == 40
     assert refine_steps(load_recipe("auto", ["steps=1000", *small]), 512) == 23
     assert refine_steps(load_recipe("auto", ["steps=2", *small]), 512) == 0
+    assert refine_steps(load_recipe("auto", ["steps=0", *small]), 512) == 7
     assert refine_steps(load_recipe("auto", ["steps=100000", *small]), 0) == 40
+
+
+def test_without_batch_norms_neighbouring_pixels_are_drawn_together(teacher: Teacher, noisy: Tensor) -> None:
+    refined = refine(noisy, teacher, [], steps=40)
+    (confidence, _, classes), (surer, _, same) = (look(teacher, each) for each in (noisy, refined))
+    assert surer > confidence
+    assert total_variation(refined) < total_variation(noisy) / 2
+    assert (classes == same).float().mean() > 0.9
+
+
+def test_total_variation_counts_both_axes() -> None:
+    images = torch.tensor([[[[0.0, 1.0], [0.0, 3.0]]]])
+    assert float(total_variation(images)) == (0 + 2) / 2 + (1 + 3) / 2

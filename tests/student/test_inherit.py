@@ -15,8 +15,7 @@ from dfadc.contract import ImageContract
 from dfadc.errors import DfadcError
 from dfadc.networks.network_file import save_network
 from dfadc.student.build import build_student
-from dfadc.student.channels import choose_channels
-from dfadc.student.inherit import copy_weights_, corresponding_layers, inherit, why_no_copy
+from dfadc.student.inherit import copy_weights_, corresponding_layers, find_copy, inherit
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,9 +32,10 @@ def flattening(width: int) -> nn.Module:
 
 def inherit_weights_(student: nn.Module, teacher: nn.Module, size: tuple[int, int, int] = CONTRACT.input_size) -> bool:
     """Whether the student is the teacher made smaller; then it has its weights."""
-    if why_no_copy(student, teacher):
+    copy = find_copy(student, teacher, torch.randn(2, *size))
+    if isinstance(copy, str):
         return False
-    copy_weights_(student, teacher, choose_channels(student, teacher, torch.randn(2, *size)))
+    copy_weights_(student, teacher, copy)
     return True
 
 
@@ -117,7 +117,7 @@ def test_others_keep_their_own_weights(student: str, teacher: str) -> None:
     torch.manual_seed(0)
     own, given = (build_student(name, contract).module for name in (student, teacher))
     before = {name: tensor.clone() for name, tensor in own.state_dict().items()}
-    assert not inherit_weights_(own, given)
+    assert not inherit_weights_(own, given, (1, 32, 32))
     torch.testing.assert_close(own.state_dict(), before, rtol=0, atol=0)
 
 
@@ -126,9 +126,12 @@ def test_a_small_stem_makes_it_another_network() -> None:
     contract = ImageContract((3, 32, 32), 5)
     teacher = build_student("shufflenet_v2_x1_0", contract, stem="default").module
     students = {stem: build_student("shufflenet_v2_x0_5", contract, stem=stem).module for stem in ("small", "default")}
-    assert "other strides" in why_no_copy(students["small"], teacher)
-    assert not why_no_copy(students["default"], teacher)
-    assert corresponding_layers(students["default"], teacher, {})
+    images = torch.randn(2, 3, 32, 32)
+    refusal, copy = (find_copy(students[stem], teacher, images) for stem in ("small", "default"))
+    assert isinstance(refusal, str)
+    assert "other strides" in refusal
+    assert not isinstance(copy, str)
+    assert corresponding_layers(students["default"], teacher, copy)
 
 
 def test_who_insists_is_told_where_it_is_impossible(saved_teacher: Path) -> None:
@@ -169,15 +172,16 @@ def test_a_teacher_on_an_accelerator_is_inherited_from(
 ) -> None:
     """Fake tensors have a device and no values: no accelerator is needed to see that devices meet."""
     teacher, student = (build(name) for name in pair)
-    kept = choose_channels(student, teacher, torch.randn(2, *CONTRACT.input_size))
+    copy = find_copy(student, teacher, torch.randn(2, *CONTRACT.input_size))
+    assert not isinstance(copy, str)
     with FakeTensorMode(allow_non_fake_inputs=True), DoublesOnTheCpuAlone():  # type: ignore[no-untyped-call]
         for module, device in ((teacher, teacher_device), (student, student_device)):
             for layer in module.modules():
                 for name, tensor in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
                     fake = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
                     setattr(layer, name, nn.Parameter(fake) if isinstance(tensor, nn.Parameter) else fake)
-        copy_weights_(student, teacher, kept)
+        copy_weights_(student, teacher, copy)
         if student_device == teacher_device:
-            layers = corresponding_layers(student, teacher, kept)
+            layers = corresponding_layers(student, teacher, copy)
             assert layers
             assert {layer.channels.device for layer in layers} == {torch.device(teacher_device)}

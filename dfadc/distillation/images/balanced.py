@@ -25,7 +25,6 @@ def draw_balanced(
     rng: torch.Generator,
     *,
     drawn_for_each: int = DRAWN_FOR_EACH,
-    surest: bool = False,
 ) -> Tensor:
     """Procedural images, of which those are kept that make the classes even; they are drawn several times over.
 
@@ -34,22 +33,16 @@ def draw_balanced(
         teacher: a classifier.
         rng: on the CPU.
         drawn_for_each: images drawn for each that is kept.
-        surest: of each class those are kept where the teacher's largest logit leads the second by most, instead of the
-            first ones.
 
     Returns:
         (N, C, H, W) in the contract's value range, on the CPU.
     """
     kept = torch.empty(0, *teacher.contract.input_size)
-    logits = torch.empty(0, teacher.contract.num_classes)
+    classes = torch.empty(0, dtype=torch.long)
     for _ in range(drawn_for_each if count else 0):
         drawn = draw_procedural(count, teacher.contract, rng)
         kept = torch.cat([kept, drawn])
-        logits = torch.cat([logits, teacher.logits(drawn, in_fp32=True).float().cpu()])
-        if surest:
-            best = logits.topk(2, dim=1).values
-            order = (best[:, 0] - best[:, 1]).argsort(descending=True, stable=True)
-            kept, logits = kept[order], logits[order]
-        chosen = class_order(logits.argmax(dim=1).tolist())[:count]
-        kept, logits = kept[chosen], logits[chosen]
+        classes = torch.cat([classes, teacher.logits(drawn, in_fp32=True).argmax(dim=1).cpu()])
+        chosen = class_order(classes.tolist())[:count]
+        kept, classes = kept[chosen], classes[chosen]
     return kept

@@ -12,9 +12,9 @@ from torch import nn
 
 from dfadc.contract import ImageContract
 from dfadc.distillation.losses.hints import LayerHints
+from dfadc.networks.adaptation import random_images
 from dfadc.student.build import build_student
-from dfadc.student.channels import choose_channels
-from dfadc.student.inherit import Correspondence, copy_weights_, corresponding_layers, why_no_copy
+from dfadc.student.inherit import Correspondence, copy_weights_, corresponding_layers, find_copy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,11 +31,11 @@ def images(count: int) -> Tensor:
 
 def layers_of(student: nn.Module, teacher: nn.Module, contract: ImageContract) -> list[Correspondence]:
     """Those of a student that is the teacher made smaller; it gets the teacher's weights."""
-    if why_no_copy(student, teacher):
+    copy = find_copy(student, teacher, torch.randn(2, *contract.input_size))
+    if isinstance(copy, str):
         return corresponding_layers(student, teacher, None)
-    kept = choose_channels(student, teacher, torch.randn(2, *contract.input_size))
-    copy_weights_(student, teacher, kept)
-    return corresponding_layers(student, teacher, kept)
+    copy_weights_(student, teacher, copy)
+    return corresponding_layers(student, teacher, copy)
 
 
 def hooks_of(module: nn.Module) -> int:
@@ -137,8 +137,9 @@ def test_they_are_added_with_their_weight_and_move_the_student() -> None:
     student, teacher = run.state.student.module, run.teacher.module
     seen: list[Tensor] = []
     expected = []
-    kept = choose_channels(student, teacher, images(2))
-    for layer in corresponding_layers(student, teacher, kept):
+    copy = find_copy(student, teacher, random_images(SMALL_CONTRACT))
+    assert not isinstance(copy, str)
+    for layer in corresponding_layers(student, teacher, copy):
         handles = [each.register_forward_hook(lambda *args: seen.append(args[2])) for each in layer[:2]]
         student(step.images)
         teacher(step.images)

@@ -1,0 +1,96 @@
+"""Layers of student and teacher are paired by name, or by the order in which images reach them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dfadc.student.inherit import copy_weights_, corresponding_layers, find_copy
+from dfadc.student.pairing import Pairing, pair
+from dfadc.student.regression import normalise_
+
+IMAGES = torch.randn(4, 1, 12, 12, generator=torch.Generator().manual_seed(1))
+
+
+class Block(nn.Module):
+    """A residual block with a shortcut, whose layers have these names, in any order of running."""
+
+    def __init__(self, width: int, names: tuple[str, str, str], *, shortcut_first: bool, norms: bool) -> None:
+        super().__init__()
+        self.names, self.shortcut_first = names, shortcut_first
+        sizes = ((1, width, 3), (width, width, 3), (1, width, 1))
+        for name, (inputs, outputs, kernel) in zip(names, sizes, strict=True):
+            layer: nn.Module = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=not norms)
+            setattr(self, name, nn.Sequential(layer, nn.BatchNorm2d(outputs)) if norms else layer)
+        self.head = nn.Linear(width, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        first, second, shortcut = (self.get_submodule(name) for name in self.names)
+        side = shortcut(images) if self.shortcut_first else None
+        maps = second(first(images).relu())
+        maps = maps + (shortcut(images) if side is None else side)
+        logits: Tensor = self.head(maps.relu().mean(dim=(2, 3)))
+        return logits
+
+
+def plain(width: int, *, names: tuple[str, str, str] = ("a", "b", "c"), shortcut_first: bool = False) -> Block:
+    return Block(width, names, shortcut_first=shortcut_first, norms=False).eval()
+
+
+def normalising(width: int) -> Block:
+    network = Block(width, ("x", "y", "z"), shortcut_first=False, norms=True)
+    with torch.no_grad():
+        for _ in range(100):
+            network(3 * torch.randn(16, 1, 12, 12) + 1)
+    return network.eval()
+
+
+@pytest.mark.parametrize("shortcut_first", [True, False])
+@torch.no_grad()
+def test_networks_with_other_names_are_paired_by_order_and_compute_the_same(shortcut_first: bool) -> None:
+    torch.manual_seed(0)
+    teacher, student = plain(6, names=("p", "q", "r"), shortcut_first=shortcut_first), plain(6)
+    found = pair(student, teacher, IMAGES)
+    assert isinstance(found, Pairing)
+    assert found.layers == {"a": "p", "b": "q", "c": "r", "head": "head"}
+    for name, tensor in student.state_dict().items():
+        tensor.copy_(found.given(teacher)[name])
+    torch.testing.assert_close(student(IMAGES), teacher(IMAGES))
+
+
+def test_other_kinds_of_layers_are_no_pairs() -> None:
+    teacher = nn.Sequential(nn.Conv2d(1, 4, 5), nn.Flatten(), nn.Linear(256, 5))
+    assert "its last layer is head, the teacher's 2" in str(pair(plain(3), teacher, IMAGES))
+
+
+@torch.no_grad()
+def test_a_batch_norm_that_a_file_folded_away_belongs_to_its_convolution() -> None:
+    """The student computes what the folded layers do, whether it normalises by its statistics or by the batch's."""
+    torch.manual_seed(0)
+    teacher, student = (
+        plain(6, names=("p", "q", "r")),
+        Block(6, ("a", "b", "c"), shortcut_first=False, norms=True).eval(),
+    )
+    narrow = Block(3, ("a", "b", "c"), shortcut_first=False, norms=True).eval()
+    found = pair(student, teacher, IMAGES)
+    assert isinstance(found, Pairing)
+    assert found.folded == ("a.1", "b.1", "c.1")
+    assert found.layers["b.1"] == found.layers["b.0"] == "q"
+    for name, tensor in found.given(teacher).items():
+        student.state_dict()[name].copy_(tensor)
+    torch.testing.assert_close(student(IMAGES), teacher(IMAGES), rtol=1e-4, atol=1e-5)
+    normalise_(student, found.folded, IMAGES)
+    assert all(student.get_buffer(f"{name}.running_mean").abs().min() > 0 for name in found.folded)
+    torch.testing.assert_close(student(IMAGES), teacher(IMAGES), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(student.train()(IMAGES), teacher(IMAGES), rtol=1e-4, atol=1e-5)
+    copy = find_copy(narrow, teacher, IMAGES)
+    assert not isinstance(copy, str)
+    copy_weights_(narrow, teacher, copy)
+    layers = corresponding_layers(narrow, teacher, copy)
+    assert [type(layer.student) for layer in layers] == 3 * [nn.BatchNorm2d]
+    assert [layer.teacher for layer in layers] == [teacher.get_submodule(name) for name in "pqr"]
+
+
+def test_a_student_without_batch_norms_is_no_part_of_a_teacher_with_them() -> None:
+    assert isinstance(pair(plain(3), normalising(6), IMAGES), str)
