@@ -12,8 +12,9 @@ from dfadc.distillation.generator.networks import build_generator, draws_pixels
 from dfadc.distillation.images.procedural import draw_procedural
 from dfadc.distillation.loop import update_generator
 from dfadc.distillation.state import TrainingState
+from dfadc.networks.logits import same_predictions
 from dfadc.recipe.load import change_recipe
-from dfadc.sampling.class_balance import class_order
+from dfadc.sampling.class_balance import class_order, classes_to_balance
 from dfadc.sampling.lengths import ADVERSARY_RESTARTS, refine_steps, verification_steps
 from dfadc.sampling.refine import refine
 
@@ -123,19 +124,20 @@ def draw_procedural_classes(run: Distillation, count: int) -> Tensor:
         (N, C, H, W) in the contract's value range, on the CPU.
     """
     rng = torch.Generator().manual_seed(PRIOR_SEED)
-    kept, classes = torch.empty(0, *run.teacher.contract.input_size), torch.empty(0, dtype=torch.long)
+    contract = run.teacher.contract
+    kept, logits = torch.empty(0, *contract.input_size), torch.empty(0, contract.num_classes)
     for _ in range(_DRAWN_FOR_EACH if count else 0):
-        drawn = draw_procedural(count, run.teacher.contract, rng)
-        found = run.teacher.logits(drawn, in_fp32=True).argmax(dim=1).cpu()
-        kept, classes = torch.cat([kept, drawn]), torch.cat([classes, found])
-        chosen = class_order(classes.tolist())[:count]
-        kept, classes = kept[chosen], classes[chosen]
+        drawn = draw_procedural(count, contract, rng)
+        kept = torch.cat([kept, drawn])
+        logits = torch.cat([logits, run.teacher.logits(drawn, in_fp32=True).float().cpu()])
+        chosen = class_order(classes_to_balance(logits.numpy(), contract.task))[:count]
+        kept, logits = kept[chosen], logits[chosen]
     return kept
 
 
 def can_refine(run: Distillation) -> bool:
     """True if samples are refined: not for segmentation or without batch norm, where it was not measured."""
-    return bool(run.batch_norms) and run.teacher.contract.task == "classification"
+    return bool(run.batch_norms) and not run.teacher.contract.is_dense
 
 
 def _train(run: Distillation, *, seed: int, steps: int, adversarial: float, optimizer: dict[str, Any]) -> TrainingState:
@@ -169,10 +171,9 @@ def _train(run: Distillation, *, seed: int, steps: int, adversarial: float, opti
 
 @torch.no_grad()
 def _agreement(run: Distillation, state: TrainingState) -> float:
-    student = state.student.module.eval()
+    student, task = state.student.module.eval(), run.teacher.contract.task
     agreed, count = 0, min(_TRIAL_SIZE, run.recipe.verify.num_samples)
     for images in draw(state, count, run.teacher.placement.images_at_once or count):
         placed = images.to(run.policy.device)
-        teacher_classes = run.teacher.logits(placed, in_fp32=True).argmax(dim=1)
-        agreed += int((teacher_classes == student(placed).argmax(dim=1)).sum())
+        agreed += int(same_predictions(student(placed), run.teacher.logits(placed, in_fp32=True), task).sum())
     return agreed / count

@@ -197,13 +197,14 @@ def _inspect_planned(
         unknown = Unknown(_reason(exc, architecture))
         return replace(report, flops=unknown, outputs=unknown, hint=exc.hint)
     flops = count_flops(tried.module, plan.known_input_size())
+    noun = "labels" if tried.task == "multilabel" else "classes"
     known = replace(plan.fields, num_classes=tried.num_classes, task=tried.task)
     return replace(
         report,
         flops=Unknown("it could not be counted") if flops is None else flops,
-        outputs=f"finite logits of {tried.num_classes} classes ({tried.task}), with a gradient to the images",
+        outputs=f"finite logits of {tried.num_classes} {noun} ({tried.task}), with a gradient to the images",
         contract=_contract_values(known, "no source says it"),
-        contract_sources={"num_classes": "shape of the outputs", "task": "shape of the outputs", **plan.sources},
+        contract_sources={**tried.sources, **plan.sources},
         notes=(*report.notes, *tried.warnings),
     )
 

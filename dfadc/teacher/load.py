@@ -145,7 +145,7 @@ def load_teacher(
     module = freeze_(build_planned_module(plan))
     tried = try_planned(plan, module, output)
     contract = _complete_contract(plan, tried)
-    sources = {"num_classes": "shape of the outputs", "task": "shape of the outputs", **plan.sources}
+    sources = {**tried.sources, **plan.sources}
     return Teacher(
         module=freeze_(tried.module),
         architecture=plan.architecture,

@@ -52,7 +52,7 @@ CASES = (
         for name in ("SigmoidFunction", "SigmoidOfATensor", "SigmoidUsedTwice")
     ),
     Case("BothProbabilities", says="log p are the logits"),
-    Case("SigmoidPerClass", "--task classification"),
+    Case("SigmoidPerClass", says="task multilabel"),
     Case("SoftmaxLayer", says="last softmax is left out"),
     *(Case(name, says="log p") for name in ("SoftmaxFunction", "SoftmaxOfTwo", "ExpOfLogSoftmax")),
     *(Case(name, says="log-probabilities") for name in ("LogSoftmaxFunction", "LogSoftmaxLayer")),
