@@ -20,6 +20,6 @@ def test_labels_are_on_and_off_as_often_as_the_images_allow() -> None:
     chosen = class_order(classes_to_balance(logits, "multilabel"))[:100]
     on = (logits[chosen] > 0).sum(axis=0)
     assert on[0] >= 20
-    assert (on[1:] > 30).all()
-    assert (on[1:] < 70).all()
+    assert (on[1:] >= 25).all()
+    assert (on[1:] <= 75).all()
     assert classes_to_balance(logits, "classification") == logits.argmax(axis=1).tolist()

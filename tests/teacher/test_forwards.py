@@ -240,6 +240,20 @@ def test_what_is_no_classifier_is_refused_with_the_reason(name: str) -> None:
     assert caught.value.exit_code == 2
 
 
+def test_a_sidecar_states_the_output() -> None:
+    network = saved("TwoTasks")
+    arguments = words(next(case for case in CASES if case.name == "TwoTasks"))
+    outcome = run_command("inspect", *arguments, "--output", "breed", "--write-sidecar")
+    assert outcome.code == 0, outcome.err
+    assert 'output = "breed"' in Path("t.toml").read_text()
+    outcome = run_command("inspect", *arguments)
+    assert "finite logits" in outcome.out, outcome.out + outcome.err
+    teacher = load_teacher("t.pt", architecture="forwards.py:TwoTasks")
+    assert teacher.requested_output == "breed"
+    images = torch.rand(2, 3, 12, 12)
+    torch.testing.assert_close(teacher.logits(images), expected(network, images))
+
+
 def test_each_forward_is_listed_with_what_was_typed() -> None:
     assert len({case.name for case in CASES}) == len(CASES) >= 67
     page = (HERE.parents[1] / "docs" / "results" / "teachers.md").read_text(encoding="utf-8")
