@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 COLUMNS = ("artifact", "verdict", "precision", "size", "agreement with teacher", "agreement with student", "accuracy")
 NETWORK_COLUMNS = ("network", "architecture", "parameters", "FLOPs", "accuracy")
 IOU_COLUMNS = ("network", "mean IoU with teacher", "mean IoU with student", "mean IoU on masks")
-LABEL_COLUMNS = ("network", "labels as the teacher's", "least of them", "labels as the student's", "labels right")
+LABEL_COLUMNS = (
+    *("network", "label agreement with teacher", "lowest of a label", "label agreement with student"),
+    "label accuracy",
+)
 BASELINE_COLUMNS = ("network", "samples", "n", "before", "now", "lost", "gained", "McNemar p")
 #: Key of paired predictions that a gate judges -> name of their samples in a table.
 _JUDGED = {"gated": "judged", "accuracy": "labelled images"}
@@ -105,7 +108,7 @@ def detail_table(report: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple
 def label_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Rates of labels, rather than of all labels of a sample, under ``LABEL_COLUMNS``.
 
-    The least is the state of a label with the lowest bound.
+    The lowest is that of the label and state, on or off, with the lowest bound.
     """
     source, labelled = report["gate"]["source"], report["accuracy"] or {}
     rows: list[tuple[str, ...]] = []

@@ -132,12 +132,12 @@ def test_keras_files_teach_as_the_torch_file_does(digits_split: tuple[Digits, Di
     teachers.insert(0, dfadc.load_teacher(tmp_path / "teacher.pt", fields=fields, trust=True))
     with torch.no_grad():
         logits = [each.logits(images) for each in teachers]
-    for other in logits[1:]:
-        torch.testing.assert_close(other, logits[0], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(logits[1], logits[0], rtol=1e-3, atol=1e-4)
+    assert torch.equal(logits[1], logits[2]), "the same network to the bit, so one of its files is distilled"
     assert float((logits[0].argmax(1) == labels).double().mean()) > 0.97
     found = [
         accuracy(each, "compact_resnet_8", steps=STEPS, out=tmp_path / f"run{at}", images=images, labels=labels)
-        for at, each in enumerate(teachers)
+        for at, each in enumerate(teachers[:2])
     ]
     assert min(found) > 0.9, found
     assert max(found) - min(found) <= WITHIN, found
