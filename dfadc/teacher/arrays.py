@@ -49,16 +49,25 @@ def _turned(tensor: Tensor, axes: object) -> Tensor | None:
 
 def _from_parts(data: object, dtype: object, shape: object, order: str) -> Tensor | None:
     """A tensor of bytes, the record of their type, and their shape; None where they are not of one array."""
-    kind = dtype.arguments[0] if isinstance(dtype, Record) and dtype.name == "numpy.dtype" and dtype.arguments else ""
-    known = isinstance(data, bytes | bytearray) and isinstance(shape, tuple) and order in ("C", "F")
-    if not known or not isinstance(kind, str) or not _NUMBERS.fullmatch(kind) or kind == "u8":
+    kind = _kind_of(dtype)
+    if kind is None or not isinstance(data, bytes | bytearray) or not isinstance(shape, tuple):
         return None
-    assert isinstance(dtype, Record)  # noqa: S101 -- its kind was read
-    is_big = isinstance(dtype.state, tuple) and len(dtype.state) > 1 and dtype.state[1] == ">"
-    numbers = np.frombuffer(data, np.dtype(kind).newbyteorder(">" if is_big else "<"))  # type: ignore[call-overload]
-    if not all(isinstance(side, int) and side >= 0 for side in shape) or math.prod(shape) != numbers.size:  # type: ignore[union-attr, attr-defined]
+    sides = [side for side in shape if isinstance(side, int) and side >= 0]
+    if len(sides) != len(shape) or math.prod(sides) * kind.itemsize != len(data):
         return None
-    return _tensor(numbers.reshape(shape, order=order))  # type: ignore[call-overload]
+    numbers = np.frombuffer(data, kind)
+    return _tensor(numbers.reshape(sides[::-1]).T if order == "F" else numbers.reshape(sides))
+
+
+def _kind_of(dtype: object) -> np.dtype[np.generic] | None:
+    """The type of numbers that a record names; None for one that torch does not have."""
+    if not isinstance(dtype, Record) or dtype.name != "numpy.dtype" or not dtype.arguments:
+        return None
+    kind, state = dtype.arguments[0], dtype.state
+    if not isinstance(kind, str) or not _NUMBERS.fullmatch(kind) or kind == "u8":
+        return None
+    is_big = isinstance(state, tuple) and len(state) > 1 and state[1] == ">"
+    return np.dtype(kind).newbyteorder(">" if is_big else "<")
 
 
 def _tensor(array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> Tensor:

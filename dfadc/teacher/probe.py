@@ -59,7 +59,7 @@ class DryRun:
 
     @property
     def sources(self) -> dict[str, str]:
-        """Where the values came from, by field of the contract."""
+        """Source of each value, by field of the contract."""
         shape = "shape of the outputs"
         return {"num_classes": shape, "task": "a sigmoid for each output" if self.task == "multilabel" else shape}
 
