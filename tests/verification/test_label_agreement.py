@@ -94,8 +94,9 @@ def test_a_tied_label_is_left_out_and_the_others_count() -> None:
     assert (found.num_differing, found.num_compared) == (2, 100)
     assert (found.outside_ties.n, found.outside_ties.k) == (100, 98)
     assert not found.too_many_ties
-    reference[:21, 0] = TIE_MARGIN * 10 * 0.4
-    assert compare_labels(candidate, reference).too_many_ties, "21 of 400 labels"
+    for count, is_too_many in ((20, False), (21, True)):
+        reference[:count, 0] = TIE_MARGIN * 10 * 0.4
+        assert compare_labels(candidate, reference).too_many_ties is is_too_many, f"{count} of 400 labels"
 
 
 def test_the_scale_includes_the_threshold() -> None:
