@@ -6,12 +6,12 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from dfadc.errors import DfadcError
 from dfadc.preprocessing import Preprocessing
 
-Task = Literal["classification", "segmentation"]
+Task = Literal["classification", "multilabel", "segmentation"]
 
 #: How far from the pixel bounds [0, 1] a value may lie when mean and std are unknown, in standard deviations.
 STANDARDISED_BOUND = 3.0
@@ -30,7 +30,8 @@ class ImageContract:
         mean: per-channel mean of pixels in [0, 1]; None where unknown.
         std: per-channel standard deviation of pixels in [0, 1]; None together with ``mean``.
         class_names: K names in the order of the logits, or None.
-        task: what the logits are: (N, K) for classification, (N, K, H, W) for segmentation.
+        task: what the logits are: (N, K) for classification, of which the highest counts; (N, K) for multilabel, each
+            that of one label's sigmoid, which is on above 0; (N, K, H, W) for segmentation.
         preprocessing: how photographs become such images, or None. It changes nothing of what the network takes, so
             contracts that differ in it alone are equal.
 
@@ -76,6 +77,11 @@ class ImageContract:
     def channels(self) -> int:
         """C, the number of image channels."""
         return self.input_size[0]
+
+    @property
+    def is_dense(self) -> bool:
+        """True where every pixel has a class of its own."""
+        return self.task == "segmentation"
 
     @property
     def has_pixels(self) -> bool:
@@ -144,8 +150,8 @@ class ContractFields:
         try:
             size = _ints(values.get("input_size"))
             task = values.get("task")
-            if task not in (None, "classification", "segmentation"):
-                raise DfadcError(f"malformed contract: task {task!r} is neither classification nor segmentation")
+            if task not in (None, *get_args(Task)):
+                raise DfadcError(f"malformed contract: task {task!r} is none of {', '.join(get_args(Task))}")
             if size is not None and len(size) != 3:
                 raise DfadcError(f"malformed contract: input_size has {len(size)} values, not 3 (C, H, W)")
             return cls(

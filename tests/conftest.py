@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
     from dfadc.run_folder import RunFolder
 
-#: Fixtures that only the tests of the exporters, of dense answers, and of gates use.
-pytest_plugins = ["small_student", "small_scenes", "judged_runs"]
+#: Fixtures that only the tests of the exporters, of dense answers, of several labels, and of gates use.
+pytest_plugins = ["small_student", "small_scenes", "small_labels", "judged_runs"]
 
 DIGITS_CONTRACT = ImageContract(
     input_size=(1, 8, 8),

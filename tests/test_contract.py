@@ -29,7 +29,7 @@ def contracts(draw: st.DrawFn) -> ImageContract:
         mean=None if std is None else tuple(value / 2 for value in std),
         std=std,
         class_names=draw(names),
-        task=draw(st.sampled_from(["classification", "segmentation"])),
+        task=draw(st.sampled_from(["classification", "multilabel", "segmentation"])),
     )
 
 
@@ -146,7 +146,7 @@ def test_without_mean_and_std_the_range_is_three_deviations() -> None:
         ({"mean": ["x"]}, "malformed contract"),
         ({"class_names": "0123456789"}, "is text, not a list"),
         ({"class_names": 10}, "malformed contract"),
-        ({"task": "detection"}, "'detection' is neither classification nor segmentation"),
+        ({"task": "detection"}, "'detection' is none of classification, multilabel, segmentation"),
     ],
 )
 def test_malformed_values_are_refused(values: dict[str, Any], problem: str) -> None:

@@ -57,6 +57,9 @@ def print_report(report: Mapping[str, Any], *, as_json: bool, verbose: bool) -> 
     if networks := summary.network_rows(report):
         print_table(summary.NETWORK_COLUMNS, networks)
     print_table(summary.COLUMNS, summary.summary_rows(report))
+    columns, details = summary.detail_table(report)
+    if details:
+        print_table(columns, details)
     if verbose:
         print_table(summary.SOURCE_COLUMNS, summary.source_rows(report))
     if compared := [row for row in summary.baseline_rows(report) if verbose or row[1] in summary.JUDGED]:

@@ -67,12 +67,17 @@ class TaskName(StrEnum):
     """Task of a network."""
 
     CLASSIFICATION = "classification"
+    MULTILABEL = "multilabel"
     SEGMENTATION = "segmentation"
 
 
 Task = Annotated[
     TaskName | None,
-    typer.Option("--task", help="One prediction for each image or for each pixel.", rich_help_panel=_CONTRACT),
+    typer.Option(
+        "--task",
+        help="One class for each image, several labels for each (a sigmoid each), or one class for each pixel.",
+        rich_help_panel=_CONTRACT,
+    ),
 ]
 TrustTeacher = Annotated[
     bool, typer.Option("--trust-teacher", help="Let the teacher file run code (TorchScript, .pt2, pickled modules).")

@@ -16,7 +16,7 @@ def students(
     input_size: Annotated[str, typer.Option("--input-size", help="CxHxW.")] = "3x32x32",
     num_classes: Annotated[int, typer.Option(min=2, help="Length of the logits.")] = 10,
     task: Annotated[
-        options.TaskName, typer.Option(help="One prediction for each image or for each pixel.")
+        options.TaskName, typer.Option(help="Classes or labels of each image, or classes of each pixel.")
     ] = options.TaskName.CLASSIFICATION,
     as_json: options.AsJson = False,
 ) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dfadc.distillation.state import MONITOR
 from dfadc.errors import TrainingDiverged
+from dfadc.networks.logits import predict, same_predictions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,9 +44,10 @@ class ProbeReading:
     """State of a run on fixed latents, or on the newest images where the student is trained on replayed ones alone.
 
     Args:
-        class_entropy: entropy of the teacher's predicted classes over log K, in [0, 1]; near 0 is a collapse.
-        agreement: share of images on which student and teacher predict the same class, in [0, 1].
-        num_classes: classes that the teacher predicts at all.
+        class_entropy: entropy of the teacher's predicted classes, or sets of labels, over the most that it can be, in
+            [0, 1]; near 0 is a collapse.
+        agreement: share of images on which student and teacher predict the same class or set of labels, in [0, 1].
+        num_classes: classes, or sets of labels, that the teacher predicts at all.
     """
 
     class_entropy: float
@@ -131,17 +133,21 @@ class Monitor:
     def probe(self) -> ProbeReading:
         """Compares averaged student and teacher on the probe's images; changes nothing."""
         student, policy = self.state.student.average.eval(), self.policy
-        classes = []
+        task, predictions, agreements = self.teacher.contract.task, [], []
         with policy.autocast():
             for part in self._images():
                 images = part.contiguous(memory_format=policy.memory_format)
-                classes.append((self.teacher.logits(images).argmax(dim=1), student(images).argmax(dim=1)))
-        teacher_classes, student_classes = (torch.cat(of_one) for of_one in zip(*classes, strict=True))
-        num_classes = self.teacher.contract.num_classes
-        shares = torch.bincount(teacher_classes.flatten(), minlength=num_classes) / teacher_classes.numel()
+                teacher_logits, student_logits = self.teacher.logits(images), student(images)
+                predictions.append(predict(teacher_logits, task))
+                agreements.append(same_predictions(student_logits, teacher_logits, task))
+        found, num_possible = torch.cat(predictions), self.teacher.contract.num_classes
+        if task == "multilabel":  # sets of labels take the place of classes
+            _, found = found.unique(dim=0, return_inverse=True)
+            num_possible = min(2**num_possible, len(found))
+        shares = found.flatten().bincount(minlength=num_possible) / found.numel()
         return ProbeReading(
-            class_entropy=abs(float(torch.xlogy(shares, shares).sum())) / math.log(num_classes),
-            agreement=float((teacher_classes == student_classes).float().mean()),
+            class_entropy=abs(float(torch.xlogy(shares, shares).sum())) / math.log(num_possible),
+            agreement=float(torch.cat(agreements).float().mean()),
             num_classes=int((shares > 0).sum()),
         )
 

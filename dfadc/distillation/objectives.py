@@ -12,7 +12,7 @@ from dfadc.distillation.images import augmentation
 from dfadc.distillation.images.batches import draw_repeated_batch, draw_student_batch
 from dfadc.distillation.losses import priors
 from dfadc.distillation.losses.batch_norm import BatchNormMatching
-from dfadc.distillation.losses.discrepancy import DISCREPANCIES, kl, l1, scaled_l1
+from dfadc.distillation.losses.discrepancy import AS_CLASSES, compute_discrepancy, kl, l1, scaled_l1
 from dfadc.distillation.losses.hints import LayerHints
 
 if TYPE_CHECKING:
@@ -98,6 +98,7 @@ class StudentObjective:
         self.state = state
         self.recipe = recipe
         self.policy = policy
+        self.as_classes = AS_CLASSES[teacher.contract.task]
         self.hints = LayerHints(hints) if recipe.student.hints > 0 and hints else None
         self.loss: Callable[[StudentBatch], StudentStep] = self._loss
 
@@ -138,10 +139,11 @@ class StudentObjective:
                     fresh_logits = self.teacher.logits(fresh)
             student_logits = self.state.student.module(images)
         loss = settings.l1 * l1(student_logits, teacher_logits)
+        student_classes, teacher_classes = (self.as_classes(logits) for logits in (student_logits, teacher_logits))
         if settings.scaled_l1 > 0:
-            loss = loss + settings.scaled_l1 * scaled_l1(student_logits, teacher_logits)
+            loss = loss + settings.scaled_l1 * scaled_l1(student_classes, teacher_classes)
         if settings.kl > 0:
-            loss = loss + settings.kl * kl(student_logits, teacher_logits, temperature=settings.temperature)
+            loss = loss + settings.kl * kl(student_classes, teacher_classes, temperature=settings.temperature)
         if distance:
             loss = loss + settings.hints * torch.stack(distance).mean()
         return StudentStep(loss, fresh, fresh_logits, images, teacher_logits)
@@ -189,6 +191,7 @@ class GeneratorObjective:
         self.recipe = recipe
         self.policy = policy
         self.adversarial = adversarial
+        self.task = teacher.contract.task
         self.matching: BatchNormMatching | None = None
         if recipe.prior.batch_norm > 0:
             self.matching = BatchNormMatching(batch_norms, recipe.prior.batch_norm_momentum)
@@ -254,17 +257,18 @@ class GeneratorObjective:
                 student_logits = self.state.student.module(images)
         loss = torch.zeros((), device=batch.adversarial.device)
         if self.adversarial > 0:
-            terms["discrepancy"] = DISCREPANCIES[self.recipe.generator.discrepancy](student_logits, teacher_logits)
+            name = self.recipe.generator.discrepancy
+            terms["discrepancy"] = compute_discrepancy(name, student_logits, teacher_logits, self.task)
             # The one place where the sign flips: the generator maximises the discrepancy.
             loss = loss - batch.adversarial * terms["discrepancy"]
-        weights = self.recipe.prior
+        weights, teacher_classes = self.recipe.prior, AS_CLASSES[self.task](teacher_logits)
         if self.matching is not None:
             terms["batch_norm"] = torch.stack(distances).sum()
             loss = loss + weights.batch_norm * terms["batch_norm"]
         if weights.one_hot > 0:
-            terms["one_hot"] = priors.one_hot(teacher_logits, batch.targets)
+            terms["one_hot"] = priors.one_hot(teacher_classes, batch.targets)
             loss = loss + weights.one_hot * terms["one_hot"]
         if weights.balance > 0:
-            terms["balance"] = priors.class_balance(teacher_logits)
+            terms["balance"] = priors.class_balance(teacher_classes)
             loss = loss + weights.balance * terms["balance"]
         return GeneratorStep(loss, {name: term.detach() for name, term in terms.items()})

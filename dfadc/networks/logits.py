@@ -15,7 +15,7 @@ from torchvision.models.segmentation.lraspp import LRASPP
 from dfadc.errors import DfadcError
 
 if TYPE_CHECKING:
-    from dfadc.contract import ImageContract
+    from dfadc.contract import ImageContract, Task
 
 Size = tuple[int, int]
 #: Levels of tuples and mappings that are looked into.
@@ -141,16 +141,27 @@ class ResizedLogits(nn.Module):
         return functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
 
+def predict(logits: Tensor, task: Task) -> Tensor:
+    """Classes (N,) or (N, H, W) of logits; for the task multilabel (N, K), True where a label is on."""
+    return logits > 0 if task == "multilabel" else logits.argmax(dim=1)
+
+
+def same_predictions(logits: Tensor, others: Tensor, task: Task) -> Tensor:
+    """(N,) or (N, H, W), True where two networks predict the same: the class, or every label."""
+    same = predict(logits, task) == predict(others, task)
+    return same.all(dim=1) if task == "multilabel" else same
+
+
 def with_logits(module: nn.Module, contract: ImageContract) -> nn.Module:
     """A network as it is trained on: one tensor of logits, dense ones before they are enlarged."""
-    if contract.task == "classification" or isinstance(module, LogitsOf | ResizedLogits):
+    if not contract.is_dense or isinstance(module, LogitsOf | ResizedLogits):
         return module
     return LogitsOf(module)
 
 
 def answering_pixels(module: nn.Module, contract: ImageContract) -> nn.Module:
     """A network as it is verified and deployed: one answer for every pixel of an image, where the task is dense."""
-    if contract.task == "classification":
+    if not contract.is_dense:
         return module
     # From the network's own logits: a student that was brought to its teacher's size is not resized twice.
     while isinstance(module, ResizedLogits):

@@ -23,14 +23,14 @@ from dfadc.pipeline.inference import (
     with_recomputed_student,
 )
 from dfadc.pipeline.lineage import check_lineage
+from dfadc.pipeline.network_judge import measured_accuracy
 from dfadc.recipe.load import load_recipe
-from dfadc.verification.agreement import predict
+from dfadc.verification.agreement import of_samples
 from dfadc.verification.baseline import Baseline, LabelledResults
 from dfadc.verification.checks import Verdict
 from dfadc.verification.gate import STUDENT
 from dfadc.verification.judge import ArtifactFile, verify_artifact, verify_student
 from dfadc.verification.pixel_samples import load_samples
-from dfadc.verification.rates import Accuracy
 from dfadc.verification.regression import GATED_SOURCE, baseline_checks, compare_with_baseline, unseen_drops
 from dfadc.verification.samples import STUDENT_SHA256, SampleSet
 from exporters.manifest import FILE_NAME, NOT_LISTED, Manifest, check_unchanged
@@ -80,12 +80,12 @@ def write_baseline(
     inputs = VerificationInputs(samples, labelled)
     outputs, left_out = _run_artifacts(run, manifest, inputs)
     outputs = {STUDENT: run_student(run, inputs, factories=factories), **outputs}
-    correct = {name: each.correct for name, each in outputs.items() if isinstance(each.correct, np.ndarray)}
+    correct = {name: of_samples(each.correct) for name, each in outputs.items() if isinstance(each.correct, np.ndarray)}
     baseline = Baseline(
         run=run.path.resolve().name,
         teacher_sha256=teacher_sha256,
         samples=samples,
-        predictions={name: classes_of(each.outputs) for name, each in outputs.items()},
+        predictions={name: classes_of(each.outputs, samples) for name, each in outputs.items()},
         labelled=None if labelled is None else LabelledResults(labelled.sha256, correct),
     )
     thresholds = gate_thresholds(load_recipe(run.recipe))
@@ -126,7 +126,7 @@ def _failed_gates(
 ) -> Iterator[str]:
     """Notes on networks that fail the gates of their own run: a later network as bad as they are will pass."""
     for name, each in outputs.items():
-        accuracy = Accuracy.of(each.correct) if isinstance(each.correct, np.ndarray) else None
+        accuracy = None if each.correct is None else measured_accuracy(each.correct)
         limits = thresholds if accuracy is not None else replace(thresholds, min_accuracy=None)
         if name == STUDENT:
             judgement = verify_student(samples, limits, accuracy=accuracy).judgement
@@ -164,7 +164,7 @@ def describe_frozen(frozen: FrozenBaseline) -> dict[str, Any]:
     """
     baseline, samples = frozen.baseline, frozen.baseline.samples
     gated = samples.of_source(GATED_SOURCE)
-    teacher, labelled = predict(samples.teacher_logits), baseline.labelled
+    teacher, labelled = samples.teacher_classes, baseline.labelled
     return {
         "run": baseline.run,
         "teacher_sha256": baseline.teacher_sha256,
@@ -173,7 +173,7 @@ def describe_frozen(frozen: FrozenBaseline) -> dict[str, Any]:
         "data": None if labelled is None else {"n": labelled.n, "sha256": labelled.sha256},
         "networks": {
             name: {
-                "agreement": float((classes == teacher)[gated].mean()) if gated.any() else None,
+                "agreement": float(of_samples(classes == teacher)[gated].mean()) if gated.any() else None,
                 "accuracy": None if labelled is None else float(labelled.correct[name].mean()),
             }
             for name, classes in baseline.predictions.items()

@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from dfadc.errors import DfadcError
-from dfadc.verification.agreement import predict
 from dfadc.verification.artifact_logits import artifact_logits, restore_offset
 from dfadc.verification.baseline import Baseline
 from dfadc.verification.pixel_outputs import Outputs, batch_size
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
 BATCH_SIZE = 64
 
 Images = npt.NDArray[np.float32]
-#: Correctness on labelled images: a flag for each image, or counts of its pixels.
+#: Correctness on labelled images: a flag for each image, or for each of its labels, or counts of its pixels.
 Correctness = npt.NDArray[np.bool_] | PixelCounts
 
 
@@ -65,7 +64,7 @@ class VerificationInputs:
 
     def without_borders(self, width: int) -> VerificationInputs:
         """The same inputs, with mask pixels within ``width`` of a border between classes left out."""
-        if self.data is None or self.data.contract.task == "classification":
+        if self.data is None or not self.data.contract.is_dense:
             return self
         return replace(self, data=cast("MaskedImages", self.data).without_borders(width))
 
@@ -76,8 +75,9 @@ class NetworkOutputs:
 
     Args:
         outputs: logits (N, K) for the samples, or dense outputs.
-        correct: (L,) correctness on the labelled images, or counts of their pixels; None without labels.
-        baseline_classes: (B,) predictions for the baseline's samples, -1 if a logit is not finite; None without one.
+        correct: (L,) or (L, K) correctness on the labelled images, or counts of their pixels; None without labels.
+        baseline_classes: (B,) or (B, K) predictions for the baseline's samples, -1 if a logit is not finite; None
+            without one.
         remark: why its runtime would compute otherwise by default; empty if it would not.
     """
 
@@ -122,7 +122,7 @@ def read_inputs(
 
 def _read_data(path: Path, contract: ImageContract) -> EvaluationData | MaskedImages:
     # Pillow, only with --data.
-    if contract.task == "segmentation":
+    if contract.is_dense:
         from dfadc.evaluation.masks import load_masked_images  # noqa: PLC0415
 
         return load_masked_images(path, contract)
@@ -190,10 +190,10 @@ def run_teacher(
     return _correctness(_on_cpu(teacher.module, teacher.contract), data)
 
 
-def classes_of(outputs: Outputs) -> npt.NDArray[np.int32]:
-    """(N,) predictions for a baseline, which exists for classification only."""
+def classes_of(outputs: Outputs, samples: SampleSet) -> npt.NDArray[np.int32]:
+    """(N,) or (N, K) predictions for a baseline, which no dense task has."""
     assert isinstance(outputs, np.ndarray), "there are no baselines of dense outputs"  # noqa: S101
-    return predict(outputs)
+    return samples.predict(outputs)
 
 
 def _run_on_the_rest(
@@ -203,10 +203,10 @@ def _run_on_the_rest(
     correct = None if inputs.data is None else _correctness(logits, inputs.data)
     if inputs.baseline is None:
         return correct, None
-    if outputs is not None and inputs.shares_samples_with_baseline:
-        return correct, classes_of(outputs)
     samples = inputs.baseline.samples
-    return correct, predict(samples.collect(map(logits, samples.batches(BATCH_SIZE)), "the network"))
+    if outputs is None or not inputs.shares_samples_with_baseline:
+        outputs = samples.collect(map(logits, samples.batches(BATCH_SIZE)), "the network")
+    return correct, classes_of(outputs, samples)
 
 
 def _correctness(logits: Logits, data: EvaluationData | MaskedImages) -> Correctness:

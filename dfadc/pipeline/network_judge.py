@@ -18,6 +18,7 @@ from dfadc.verification.judge import (
     verify_artifact,
     verify_student,
 )
+from dfadc.verification.label_agreement import LabelAccuracy
 from dfadc.verification.pixel_scores import PixelCounts, PixelScores
 from dfadc.verification.rates import Accuracy
 from dfadc.verification.regression import (
@@ -130,4 +131,6 @@ class NetworkJudge:
 
 def measured_accuracy(correct: Correctness) -> MeasuredAccuracy:
     """Accuracy with its interval."""
-    return PixelScores.of(correct) if isinstance(correct, PixelCounts) else Accuracy.of(correct)
+    if isinstance(correct, PixelCounts):
+        return PixelScores.of(correct)
+    return Accuracy.of(correct) if correct.ndim == 1 else LabelAccuracy.of(correct)

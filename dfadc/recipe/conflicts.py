@@ -66,11 +66,12 @@ def _class_conflicts(recipe: Recipe, contract: ImageContract) -> Iterator[Confli
         return
     asked = {
         "generator.latents = noisy": recipe.generator.latents == "noisy",
-        "replay.balanced": recipe.replay.balanced,
+        "replay.balanced": recipe.replay.balanced and contract.is_dense,
     }
+    has = "one for every pixel" if contract.is_dense else "several labels"
     for field, is_set in asked.items():
         if is_set:
-            yield f"{field} needs one class an image, and this teacher has one for every pixel", "leave it away"
+            yield f"{field} needs one class an image, and this teacher has {has}", "leave it away"
 
 
 def _batch_conflicts(recipe: Recipe) -> Iterator[Conflict]:

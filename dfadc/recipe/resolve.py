@@ -79,6 +79,8 @@ def resolve_recipe(
 
 def _overlays(contract: ImageContract, num_batch_norms: int, student: StudentFacts) -> Iterator[tuple[str, str]]:
     """Overlays that recipe auto takes, in this order, and the reason of each."""
+    if contract.task == "multilabel":
+        yield "multilabel", "the teacher gives an image several labels"
     if contract.task == "segmentation":
         yield "segmentation", "the teacher answers every pixel"
         if num_batch_norms == 0:

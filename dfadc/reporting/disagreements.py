@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from dfadc.verification.agreement import ALL_SOURCES, predict
+from dfadc.verification.agreement import ALL_SOURCES, of_samples
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,6 +28,7 @@ Integers = npt.NDArray[np.integer[Any]]
 def describe_disagreements(samples: SampleSet, source: str) -> dict[str, Any]:
     """Confusion between teacher and student, and the worst disagreements, as plain JSON values.
 
+    With several labels an image the classes are the states of labels, and there is no confusion between them.
     ``classes`` are those listed, by index; ``confusion[i]`` holds how often the student predicts each of them, and in
     a last column any other, for samples that the teacher puts into ``classes[i]``. Samples with a NaN or infinite logit
     are left out.
@@ -36,21 +37,23 @@ def describe_disagreements(samples: SampleSet, source: str) -> dict[str, Any]:
         samples: with the logits of both.
         source: whose samples the confusion is counted over; all, if the set has none of it.
     """
-    teacher, student = predict(samples.teacher_logits), predict(samples.student_logits)
-    finite = (teacher >= 0) & (student >= 0)
+    teacher, student = samples.teacher_classes, samples.predict(samples.student_logits)
+    finite, differ = of_samples((teacher >= 0) & (student >= 0)), ~of_samples(teacher == student)
     source = source if samples.counts().get(source) else ALL_SOURCES
     chosen = finite if source == ALL_SOURCES else finite & samples.of_source(source)
-    missed = np.bincount(teacher[chosen & (teacher != student)], minlength=samples.contract.num_classes)
-    classes = classes_to_list(missed.tolist())
+    classes: tuple[int, ...] = ()
+    if samples.contract.task != "multilabel":
+        missed = np.bincount(teacher[chosen & differ], minlength=samples.contract.num_classes)
+        classes = classes_to_list(missed.tolist())
     return {
         "source": source,
         "n": int(chosen.sum()),
         "classes": list(classes),
-        "confusion": _confusion(teacher[chosen], student[chosen], classes).tolist(),
+        "confusion": _confusion(teacher[chosen], student[chosen], classes).tolist() if classes else [],
         "worst": [
             entry
             for name in samples.sources
-            for entry in _worst(samples, finite & (teacher != student) & samples.of_source(name), name)
+            for entry in _worst(samples, finite & differ & samples.of_source(name), name)
         ],
     }
 
@@ -86,6 +89,9 @@ def _worst(samples: SampleSet, wrong: npt.NDArray[np.bool_], source: str) -> lis
     indices = np.flatnonzero(wrong)
     teacher_logits = samples.teacher_logits[indices].astype(np.float64)
     student_logits = samples.student_logits[indices].astype(np.float64)
+    first = np.zeros(len(indices), np.int64)
+    if samples.contract.task == "multilabel":
+        teacher_logits, student_logits, first = _most_different(teacher_logits, student_logits)
     teacher, student = teacher_logits.argmax(axis=1), student_logits.argmax(axis=1)
     teacher_shares, student_shares = _softmax(teacher_logits), _softmax(student_logits)
     rows = np.arange(len(indices))
@@ -95,8 +101,8 @@ def _worst(samples: SampleSet, wrong: npt.NDArray[np.bool_], source: str) -> lis
         {
             "index": int(indices[row]),
             "source": source,
-            "teacher": int(teacher[row]),
-            "student": int(student[row]),
+            "teacher": int(first[row] + teacher[row]),
+            "student": int(first[row] + student[row]),
             "teacher_confidence": float(teacher_shares[row, teacher[row]]),
             "student_confidence": float(student_shares[row, student[row]]),
             "student_on_teachers_class": float(student_shares[row, teacher[row]]),
@@ -104,6 +110,20 @@ def _worst(samples: SampleSet, wrong: npt.NDArray[np.bool_], source: str) -> lis
         }
         for row in np.argsort(-taken, kind="stable")[:WORST_PER_SOURCE]
     ]
+
+
+def _most_different(
+    teacher_logits: npt.NDArray[np.float64], student_logits: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """Logits (N, 2) of off and on of the label on which two networks differ most, and the number of its state off."""
+    differ = (teacher_logits > 0) != (student_logits > 0)
+    distance = np.abs(np.tanh(teacher_logits / 2) - np.tanh(student_logits / 2))  # twice that of the sigmoids
+    label = np.where(differ, distance, -1).argmax(axis=1)
+    rows = np.arange(len(label))
+    pairs = [
+        np.stack([np.zeros(len(label)), logits[rows, label]], axis=1) for logits in (teacher_logits, student_logits)
+    ]
+    return pairs[0], pairs[1], 2 * label
 
 
 def _softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -21,7 +21,6 @@ from dfadc.reporting.pictures import (
     worst_scenes,
 )
 from dfadc.verification import summary
-from dfadc.verification.agreement import predict
 from dfadc.verification.pixel_samples import DenseSampleSet
 from dfadc.verification.samples import SampleSet
 
@@ -74,6 +73,7 @@ def render_html(report: Mapping[str, Any], *, samples: Samples | None, panels: S
         .render(
             report=report,
             rows=rows,
+            class_name=summary.class_name,
             verdicts=VERDICTS,
             headline=summary.headline(report),
             summary=_summary(report),
@@ -88,12 +88,13 @@ def render_html(report: Mapping[str, Any], *, samples: Samples | None, panels: S
             comparisons=COMPARISONS,
             by_source={name: _pivot(report, name) for name in COMPARISONS},
             sources=(summary.SOURCE_COLUMNS, summary.source_rows(report)),
-            confusion=list(_confusion(report)) if report.get("disagreements", {}).get("n") else [],
+            confusion=list(_confusion(report)) if _has_confusion(report) else [],
             worst=_worst_tiles(report, classified),
             grid=_grid(report, classified),
             dense=summary.is_dense(report),
             labelled_size=summary.labelled_size(report["accuracy"]) if report["accuracy"] else "",
-            overlaps=(summary.IOU_COLUMNS, summary.iou_rows(report)),
+            multilabel=summary.is_multilabel(report),
+            details=summary.detail_table(report),
             scenes=worst_scenes(samples) if isinstance(samples, DenseSampleSet) else {},
             legend=legend(len(report["coverage"]["all"]["counts"])),
             normalised=samples is not None and not samples.contract.has_pixels,
@@ -176,6 +177,11 @@ def _pivot(report: Mapping[str, Any], comparison: str) -> tuple[tuple[str, ...],
     return ("artifact", *sources), table
 
 
+def _has_confusion(report: Mapping[str, Any]) -> bool:
+    disagreements = report.get("disagreements", {})
+    return bool(disagreements.get("n") and disagreements["confusion"])
+
+
 def _confusion(report: Mapping[str, Any]) -> Iterator[tuple[str, list[ConfusionCell]]]:
     """One row for each listed class of the teacher. Agreement and confusion are shaded on scales of their own."""
     _, table = rows.confusion_table(report)
@@ -225,7 +231,17 @@ def _grid(report: Mapping[str, Any], samples: SampleSet | None) -> list[tuple[Ma
 
 def _tile(report: Mapping[str, Any], samples: SampleSet, index: int, side: int) -> Tile:
     one = slice(index, index + 1)
-    teacher, student = (int(predict(logits[one])[0]) for logits in (samples.teacher_logits, samples.student_logits))
-    labels = [rows.class_label(report, label) if label >= 0 else "not finite" for label in (teacher, student)]
-    description = f"generated sample {index}: teacher {labels[0]}, student {labels[1]}"
-    return Tile(png_uri(displayable(samples.images[one])[0], side), description, teacher == student)
+    teacher, student = (samples.predict(logits[one])[0] for logits in (samples.teacher_logits, samples.student_logits))
+    named = [_prediction(report, found) for found in (teacher, student)]
+    description = f"generated sample {index}: teacher {named[0]}, student {named[1]}"
+    return Tile(png_uri(displayable(samples.images[one])[0], side), description, bool((teacher == student).all()))
+
+
+def _prediction(report: Mapping[str, Any], found: Any) -> str:
+    """A predicted class, or the labels that are on; found: () or (K,)."""
+    if found.min() < 0:
+        return "not finite"
+    if not found.ndim:
+        return summary.class_name(report, int(found))
+    names = [summary.class_name(report, 2 * label + 1).removesuffix(": on") for label in found.nonzero()[0].tolist()]
+    return ", ".join(names) or "no label"

@@ -17,8 +17,9 @@ def render_markdown(report: Mapping[str, Any]) -> str:
     if networks := summary.network_rows(report):
         lines += table_lines(summary.NETWORK_COLUMNS, networks)
     lines += ["", _introduction(report), "", *table_lines(summary.COLUMNS, summary.summary_rows(report)), ""]
-    if overlaps := summary.iou_rows(report):
-        lines += [*table_lines(summary.IOU_COLUMNS, overlaps), ""]
+    columns, details = summary.detail_table(report)
+    if details:
+        lines += [*table_lines(columns, details), ""]
     if reasons := summary.reason_lines(report):
         lines += _section("Why", _list(reasons))
     lines += _section(
@@ -47,9 +48,10 @@ def render_details(report: Mapping[str, Any]) -> str:
         bound,
         table_lines(rows.CLASS_COLUMNS, rows.class_rows(report)),
     )
-    if "disagreements" in report:
+    if report.get("disagreements", {}).get("confusion"):
         title = f"Confusion (rows: teacher, columns: fp32 student, source {source})"
         lines += _section(title, bound, table_lines(*rows.confusion_table(report)))
+    if "disagreements" in report:
         lines += _section("Worst disagreements", table_lines(rows.WORST_COLUMNS, rows.worst_rows(report)))
     if training := rows.training_rows(report):
         notes = [f"- {note}" for note in report["curves"]["notes"]]
@@ -79,12 +81,15 @@ def _introduction(report: Mapping[str, Any]) -> str:
     quantity, interval = "Agreement", "Wilson interval"
     if summary.is_dense(report):
         quantity, interval = "Agreement of pixels", "interval, from a bootstrap over images"
+    elif summary.is_multilabel(report):
+        quantity = "Agreement in every label of a sample"
     text = (
         f"{quantity} on {samples['n']} generated samples ({origin}; sha256 `{samples['sha256'][:12]}`), with its 95 % "
         f"{interval}: with the teacher on the samples of source *{gate['source']}*, with the fp32 student on all."
     )
     if report["accuracy"]:
-        text += f" Accuracy on {summary.labelled_size(report['accuracy'])}."
+        every = ", every label right," if summary.is_multilabel(report) else ""
+        text += f" Accuracy{every} on {summary.labelled_size(report['accuracy'])}."
     if width := gate.get("boundary_width"):
         text += f" Pixels within {width} of a border between classes count neither with the teacher nor on masks."
     return text

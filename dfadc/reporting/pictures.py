@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from dfadc.verification.agreement import ALL_SOURCES, predict
+from dfadc.verification.agreement import ALL_SOURCES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,14 +47,14 @@ def samples_by_class(samples: SampleSet, source: str, classes: Sequence[int]) ->
     Args:
         samples: the sample set.
         source: whose samples are taken, or ``"all"``.
-        classes: indices of the classes.
+        classes: indices of the classes, or of the states of labels.
     """
-    teacher = predict(samples.teacher_logits)
+    teacher = samples.teacher_classes
     if source != ALL_SOURCES:
         teacher[~samples.of_source(source)] = -1
     chosen = {}
     for index in classes:
-        members = np.flatnonzero(teacher == index)
+        members = np.flatnonzero(teacher == index if teacher.ndim == 1 else teacher[:, index // 2] == index % 2)
         chosen[index] = members[np.linspace(0, len(members) - 1, min(PER_CLASS, len(members))).round().astype(int)]
     return chosen
 

@@ -10,6 +10,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from dfadc.reporting.disagreements import MAX_CLASSES, listed_per_class
+from dfadc.verification import summary
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -18,12 +19,6 @@ CLASS_COLUMNS = ("teacher's class", "n", "agreement", "")
 WORST_COLUMNS = ("sample", "source", "teacher", "confidence", "student", "confidence", "student on teacher's class")
 SPEED_COLUMNS = ("network", "latency", "p95", "speed-up", "images/s", "device")
 FILE_COLUMNS = ("artifact", "sha256", "made from", "with", "notes")
-
-
-def class_label(report: Mapping[str, Any], index: int) -> str:
-    """The contract's name of a class, or its number."""
-    names = report["class_names"]
-    return f"class {index}" if names is None else str(names[index])
 
 
 def listed_classes(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -40,14 +35,15 @@ def shown_source(report: Mapping[str, Any]) -> str:
 def bound_note(report: Mapping[str, Any]) -> str:
     """Remark that not every class is listed; empty if every one is."""
     num_classes, listed = len(report["coverage"]["all"]["counts"]), len(listed_classes(report))
-    return f"The {listed} of {num_classes} classes with most disagreements." if num_classes > MAX_CLASSES else ""
+    plural = "states of labels" if summary.is_multilabel(report) else "classes"
+    return f"The {listed} of {num_classes} {plural} with most disagreements." if num_classes > MAX_CLASSES else ""
 
 
 def class_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """One row a listed class under ``CLASS_COLUMNS``."""
     return [
         (
-            class_label(report, entry["class"]),
+            summary.class_name(report, entry["class"]),
             str(entry["n"]),
             f"{entry['agreement']:.1%} [{100 * entry['low']:.1f}, {100 * entry['high']:.1f}]" if entry["n"] else "–",
             "too few" if entry["too_few"] else "",
@@ -62,9 +58,9 @@ def worst_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
         (
             str(entry["index"]),
             entry["source"],
-            class_label(report, entry["teacher"]),
+            summary.class_name(report, entry["teacher"]),
             f"{entry['teacher_confidence']:.1%}",
-            class_label(report, entry["student"]),
+            summary.class_name(report, entry["student"]),
             f"{entry['student_confidence']:.1%}",
             f"{entry['student_on_teachers_class']:.1%}",
         )
@@ -155,7 +151,7 @@ def training_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 def confusion_table(report: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Columns and rows of the confusion; with a column of other classes only if there are others."""
     disagreements = report["disagreements"]
-    labels = tuple(class_label(report, index) for index in disagreements["classes"])
+    labels = tuple(summary.class_name(report, index) for index in disagreements["classes"])
     width = len(labels) + has_other_classes(report)
     pairs = zip(labels, disagreements["confusion"], strict=True)
     rows = [(label, *map(str, counts[:width])) for label, counts in pairs]

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dfadc.array_file import read_arrays
-from dfadc.distillation.images.class_order import class_order
+from dfadc.distillation.images.class_order import class_order, classes_to_balance
 from dfadc.errors import DfadcError
 from dfadc.storage import atomic_write
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from dfadc.contract import Task
     from dfadc.verification.stored_images import StoredImages
 
 _ARRAYS = ("images", "source", "sources", "classes")
@@ -34,7 +35,7 @@ class Calibration:
         images: (N, C, H, W) as :func:`dfadc.verification.stored_images.quantise` stores them.
         source: (N,) int8 index into ``sources``.
         sources: names of the sources, e.g. ``("reservoir", "generator", "prior")``.
-        classes: (N,) int64, the teacher's answer to each image.
+        classes: (N,) int64, the class that the teacher sees in each image, or the rarest state of its labels.
         notes: what was not as the recipe asks, for a person to read; not part of the file.
     """
 
@@ -85,6 +86,7 @@ def choose_calibration(
     *,
     num_images: int,
     exclude: StoredImages,
+    task: Task = "classification",
 ) -> Calibration:
     """Chooses images from several sources, evenly over the teacher's classes within each.
 
@@ -96,33 +98,36 @@ def choose_calibration(
         teacher_logits: (N, K) of each source; an image with a logit that is not finite is left out.
         num_images: how many images.
         exclude: stored images that must not be among them: the verification samples.
+        task: of the teacher; images of several labels are chosen evenly over the labels' states.
     """
     seen = set(_digests(exclude))
     shares = [_SHARES[name] for name in candidates]
-    ranked = {name: _ranked(images, teacher_logits[name], seen) for name, images in candidates.items()}
+    usable = {name: _usable(images, teacher_logits[name], seen) for name, images in candidates.items()}
+    classes = {name: classes_to_balance(teacher_logits[name][indices], task) for name, indices in usable.items()}
+    ranked = {name: class_order(found) for name, found in classes.items()}
     available = [len(indices) for indices in ranked.values()]
     wanted = _quotas(shares, num_images)
     taken = _fill(wanted, available, num_images)
-    chosen = {name: indices[:count] for (name, indices), count in zip(ranked.items(), taken, strict=True)}
+    chosen = {name: order[:count] for (name, order), count in zip(ranked.items(), taken, strict=True)}
     # Whoever holds every n-th image out must not hold out some classes and sources only.
     order = np.random.default_rng(0).permutation(sum(taken))
     return Calibration(
-        images=np.concatenate([candidates[name][indices] for name, indices in chosen.items()])[order],
+        images=np.concatenate([candidates[name][usable[name]][places] for name, places in chosen.items()])[order],
         source=np.repeat(np.arange(len(chosen), dtype=np.int8), taken)[order],
         sources=tuple(chosen),
-        classes=np.concatenate([teacher_logits[name][indices].argmax(1) for name, indices in chosen.items()])[order],
+        classes=np.concatenate([np.array(classes[name], np.int64)[places] for name, places in chosen.items()])[order],
         notes=_notes(list(chosen), wanted, available, num_images),
     )
 
 
-def _ranked(images: StoredImages, logits: npt.NDArray[np.float32], seen: set[bytes]) -> list[int]:
-    """Indices of the usable images that are not in ``seen``, round-robin over the classes; ``seen`` grows by them."""
+def _usable(images: StoredImages, logits: npt.NDArray[np.float32], seen: set[bytes]) -> list[int]:
+    """Indices of the usable images that are not in ``seen``, which grows by them."""
     usable = []
     for index, digest in enumerate(_digests(images)):
         if digest not in seen and np.isfinite(logits[index]).all():
             seen.add(digest)
             usable.append(index)
-    return [usable[position] for position in class_order(logits[usable].argmax(axis=1).tolist())]
+    return usable
 
 
 def _quotas(shares: Sequence[float], count: int) -> list[int]:

@@ -117,7 +117,7 @@ def freeze_samples(
     source = np.repeat(np.arange(len(images), dtype=np.int8), [len(drawn) for drawn in images.values()])
     provenance = _provenance(run, len(images["prior"]))
     networks = (run.teacher.module, run.state.student.average)
-    if contract.task == "segmentation":
+    if contract.is_dense:
         positions = choose_positions(*contract.input_size[1:])
         teacher, student = (
             collect_dense(_answers(network, stored, run), positions, contract=contract, network="the network")
@@ -159,7 +159,9 @@ def collect_calibration(run: Distillation, *, prior: TrainingState | None, exclu
         "prior": _draw(run, prior, wanted) if needs_prior(run) else _draw_procedural(run, wanted),
     }
     answers = _classes_of_images(candidates, run)
-    return choose_calibration(candidates, answers, num_images=settings.num_images, exclude=exclude.images)
+    return choose_calibration(
+        candidates, answers, num_images=settings.num_images, exclude=exclude.images, task=contract.task
+    )
 
 
 def _draw(run: Distillation, state: TrainingState | None, count: int) -> StoredImages:
@@ -190,7 +192,7 @@ def _classes_of_images(candidates: Mapping[str, StoredImages], run: Distillation
     A dense teacher gives an image many classes: the highest is then the one that the image shows most of beside what
     all images show of it, for nearly every image shows more background than anything else.
     """
-    if run.teacher.contract.task == "classification":
+    if not run.teacher.contract.is_dense:
         return {name: _logits(run.teacher.module, images, run) for name, images in candidates.items()}
     shares = {name: _class_shares(images, run) for name, images in candidates.items()}
     mean = np.concatenate(list(shares.values())).mean(axis=0)

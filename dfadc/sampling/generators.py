@@ -12,6 +12,7 @@ from dfadc.distillation.generator.networks import build_generator, draws_pixels
 from dfadc.distillation.images.balanced import draw_balanced
 from dfadc.distillation.loop import update_generator
 from dfadc.distillation.state import TrainingState
+from dfadc.networks.logits import same_predictions
 from dfadc.recipe.load import change_recipe
 from dfadc.sampling.lengths import ADVERSARY_RESTARTS, refine_steps, verification_steps
 from dfadc.sampling.refine import refine
@@ -127,12 +128,12 @@ def needs_prior(run: Distillation) -> bool:
     Such a generator draws what no image looks like: good students of LeNet5 agreed with it on 29% of its images and on
     90% of real ones. Refined procedural images tell them apart.
     """
-    return bool(run.batch_norms) or run.teacher.contract.task == "segmentation"
+    return bool(run.batch_norms) or run.teacher.contract.is_dense
 
 
 def can_refine(run: Distillation) -> bool:
     """True if samples are refined: not for segmentation, where it was not measured."""
-    return run.teacher.contract.task == "classification"
+    return not run.teacher.contract.is_dense
 
 
 def _train(run: Distillation, *, seed: int, steps: int, adversarial: float, optimizer: dict[str, Any]) -> TrainingState:
@@ -166,10 +167,9 @@ def _train(run: Distillation, *, seed: int, steps: int, adversarial: float, opti
 
 @torch.no_grad()
 def _agreement(run: Distillation, state: TrainingState) -> float:
-    student = state.student.module.eval()
+    student, task = state.student.module.eval(), run.teacher.contract.task
     agreed, count = 0, min(_TRIAL_SIZE, run.recipe.verify.num_samples)
     for images in draw(state, count, run.teacher.placement.images_at_once or count):
         placed = images.to(run.policy.device)
-        teacher_classes = run.teacher.logits(placed, in_fp32=True).argmax(dim=1)
-        agreed += int((teacher_classes == student(placed).argmax(dim=1)).sum())
+        agreed += int(same_predictions(student(placed), run.teacher.logits(placed, in_fp32=True), task).sum())
     return agreed / count

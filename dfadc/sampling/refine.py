@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dfadc.distillation.losses import priors
 from dfadc.distillation.losses.batch_norm import BatchNormMatching
+from dfadc.distillation.losses.discrepancy import AS_CLASSES
 
 if TYPE_CHECKING:
     from dfadc.teacher.load import Teacher
@@ -23,7 +24,7 @@ _SMOOTHNESS = 10.0
 
 
 def refine(images: Tensor, teacher: Teacher, batch_norms: list[nn.Module], *, steps: int) -> Tensor:
-    """Moves pixels towards the class that the teacher sees there and the batch-norm statistics that it kept.
+    """Moves pixels towards the class or labels that the teacher sees there and the batch-norm statistics that it kept.
 
     A generator that is trained for minutes draws between the classes: the teacher's confidence on its Fashion-MNIST
     images was 0.56 in the mean, on real ones 0.95. There a student errs, above all one whose weights are damaged, that
@@ -41,11 +42,11 @@ def refine(images: Tensor, teacher: Teacher, batch_norms: list[nn.Module], *, st
     Returns:
         Images of the same shape in the contract's value range, on the teacher's device.
     """
-    placement, bounds = teacher.placement, teacher.contract.value_range()
+    placement, bounds, as_classes = teacher.placement, teacher.contract.value_range(), AS_CLASSES[teacher.contract.task]
     images = images.to(placement.device, memory_format=placement.memory_format)
     low, high = (torch.tensor(bound, device=images.device).view(-1, 1, 1) for bound in bounds)
     with torch.no_grad():
-        classes = teacher.logits(images, in_fp32=True).argmax(dim=1)
+        classes = as_classes(teacher.logits(images, in_fp32=True)).argmax(dim=1)
         pixels = torch.logit((images - low) / (high - low), eps=_MARGIN)
     pixels.requires_grad_()
     optimizer = torch.optim.Adam([pixels], lr=_RATE, betas=_BETAS)
@@ -59,7 +60,7 @@ def refine(images: Tensor, teacher: Teacher, batch_norms: list[nn.Module], *, st
             with recording as distances:
                 logits = teacher.logits(low + (high - low) * shares, in_fp32=True)
             prior = torch.stack(distances).sum() if distances else _SMOOTHNESS * total_variation(shares)
-            loss = prior + priors.one_hot(logits, classes)
+            loss = prior + priors.one_hot(as_classes(logits), classes)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

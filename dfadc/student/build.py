@@ -150,7 +150,7 @@ def list_students(contract: ImageContract, names: Sequence[str] = ()) -> list[St
     """
     for name in names:
         resolve_architecture(name)
-    is_dense = contract.task == "segmentation"
+    is_dense = contract.is_dense
     library = torchvision_segmenters() if is_dense else torchvision_classifiers()
     fixed = [*(SEGMENTERS if is_dense else NETWORKS), *(f"torchvision:{name}" for name in library)]
     return [_describe(name, contract) for name in names or fixed]
@@ -186,7 +186,7 @@ def check_fits(built: Architecture, contract: ImageContract) -> int:
 
 def _check_logits(name: str, shape: tuple[int, ...], contract: ImageContract) -> None:
     """Refuses logits for 2 images that are of another task or of other classes than the contract's."""
-    dense = contract.task == "segmentation"
+    dense = contract.is_dense
     if len(shape) != (4 if dense else 2) or shape[0] != 2:
         wanted = "(2, K, h, w): the teacher predicts every pixel" if dense else "(2, K): one prediction for an image"
         raise DfadcError(

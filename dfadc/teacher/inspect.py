@@ -72,6 +72,7 @@ class TeacherReport:
         outputs: result of a dry run on random images.
         notes: decisions and oddities.
         weights: names and shapes of the weights, where no network was found for them.
+        output: the logits among several outputs, where the user or a sidecar names them.
         problem: why the file is no teacher as it is; None where it is one, or a kind that is not opened untrusted.
         hint: remedy for the problem.
     """
@@ -92,6 +93,7 @@ class TeacherReport:
     outputs: str | Unknown
     notes: tuple[str, ...] = ()
     weights: tuple[str, ...] = ()
+    output: str | None = None
     problem: str | None = None
     hint: str = ""
 
@@ -160,7 +162,13 @@ def inspect_teacher(
         is_known = kind in (*CODE_KINDS, FileKind.ENGINE) or isinstance(exc, RequirementMissing)
         problem = None if is_known else exc.message
         return replace(basis, **_all_unknown(exc.message), problem=problem, hint=exc.hint)
-    basis = replace(basis, notes=contents.notes, num_parameters=_num_weights(contents), foreign_globals=contents.inert)
+    basis = replace(
+        basis,
+        output=contents.output,
+        notes=contents.notes,
+        num_parameters=_num_weights(contents),
+        foreign_globals=contents.inert,
+    )
     try:
         plan = plan_teacher(contents, architecture=architecture, fields=fields or ContractFields())
     except DfadcError as exc:
@@ -168,12 +176,10 @@ def inspect_teacher(
         unknown = {key: value for key, value in _all_unknown(reason).items() if key != "num_parameters"}
         listed = _list_weights(contents)
         return replace(basis, **unknown, weights=listed, problem=exc.message, hint=exc.hint)
-    return _inspect_planned(plan, basis, architecture, output)
+    return _inspect_planned(plan, basis, architecture)
 
 
-def _inspect_planned(
-    plan: TeacherPlan, basis: TeacherReport, architecture: str | None, output: str | None
-) -> TeacherReport:
+def _inspect_planned(plan: TeacherPlan, basis: TeacherReport, architecture: str | None) -> TeacherReport:
     """Completes the description with layers, FLOPs and outputs, as far as the network can be built."""
     report = replace(
         basis,
@@ -192,18 +198,19 @@ def _inspect_planned(
         return replace(report, flops=unknown, norm_layers=unknown, outputs=unknown, problem=problem, hint=exc.hint)
     report = replace(report, num_parameters=count_parameters(module), norm_layers=find_norm_layers(module))
     try:
-        tried = try_planned(plan, module, output)
+        tried = try_planned(plan, module)
     except DfadcError as exc:
         unknown = Unknown(_reason(exc, architecture))
         return replace(report, flops=unknown, outputs=unknown, hint=exc.hint)
     flops = count_flops(tried.module, plan.known_input_size())
+    noun = "labels" if tried.task == "multilabel" else "classes"
     known = replace(plan.fields, num_classes=tried.num_classes, task=tried.task)
     return replace(
         report,
         flops=Unknown("it could not be counted") if flops is None else flops,
-        outputs=f"finite logits of {tried.num_classes} classes ({tried.task}), with a gradient to the images",
+        outputs=f"finite logits of {tried.num_classes} {noun} ({tried.task}), with a gradient to the images",
         contract=_contract_values(known, "no source says it"),
-        contract_sources={"num_classes": "shape of the outputs", "task": "shape of the outputs", **plan.sources},
+        contract_sources={**tried.sources, **plan.sources},
         notes=(*report.notes, *tried.warnings),
     )
 

@@ -63,7 +63,7 @@ class Teacher:
         path: of the file.
         requested_architecture: what the caller named, to load the file again the same way; None where nothing.
         requested_weights: weights that the caller chose among several; None where it did not.
-        requested_output: output that the caller chose among several; None where it did not.
+        requested_output: output that the caller or a sidecar chose among several; None where neither did.
         notes: decisions while loading, for the user.
         warnings: oddities that may be right.
         placement: device and number format of :meth:`logits`.
@@ -143,9 +143,9 @@ def load_teacher(
     contents = read_teacher_file(path, trust=trust, weights=weights, architecture=architecture, output=output)
     plan = plan_teacher(contents, architecture=architecture, fields=fields or ContractFields())
     module = freeze_(build_planned_module(plan))
-    tried = try_planned(plan, module, output)
+    tried = try_planned(plan, module)
     contract = _complete_contract(plan, tried)
-    sources = {"num_classes": "shape of the outputs", "task": "shape of the outputs", **plan.sources}
+    sources = {**tried.sources, **plan.sources}
     return Teacher(
         module=freeze_(tried.module),
         architecture=plan.architecture,
@@ -158,7 +158,7 @@ def load_teacher(
         path=contents.path,
         requested_architecture=architecture,
         requested_weights=weights,
-        requested_output=output,
+        requested_output=contents.output,
         notes=plan.notes,
         warnings=tried.warnings,
     )

@@ -1,4 +1,4 @@
-"""Logits from a teacher's output: axes, heads of probabilities, and one logit for two classes."""
+"""Logits from a teacher's output: axes, heads of probabilities, one logit for two classes, several labels."""
 
 from __future__ import annotations
 
@@ -27,11 +27,13 @@ class Head(NamedTuple):
     Args:
         module: images (N, C, H, W) -> logits (N, K) or (N, K, h, w).
         logits: of the images that were tried.
+        is_multilabel: each logit is that of one label's sigmoid.
         notes: what was done, for the user.
     """
 
     module: nn.Module
     logits: Tensor
+    is_multilabel: bool
     notes: tuple[str, ...]
 
 
@@ -59,14 +61,13 @@ def as_logits(module: nn.Module, images: Tensor, output: Tensor, fields: Contrac
         output = outputs_of(module, images)
         notes.append("its outputs (N, H, W, K) are given as (N, K, H, W)")
     if output.ndim not in (2, 4) or len(output) != len(images) or not output.is_floating_point():
-        return Head(module, output.detach(), tuple(notes))
+        return Head(module, output.detach(), is_multilabel=False, notes=tuple(notes))
     kind = kind_of(output)
-    if (kind == "sigmoid" or cut.lower() == "sigmoid") and output.shape[1] > 1 and fields.task is None:
-        raise DfadcError(
-            f"the teacher has a sigmoid for each of its {output.shape[1]} outputs: either one class is right for an "
-            "image, or several labels are",
-            "where one class is right, pass --task classification: the largest output is the prediction; several "
-            "labels at once are not supported: distil one label, with --num-classes 2 and a forward that returns it",
+    is_multilabel = _has_labels(output, cut or kind, fields)
+    if is_multilabel and fields.task is None:
+        notes.append(
+            f"it has a sigmoid for each of its {output.shape[1]} outputs, so several of them may be right for an image "
+            "(task multilabel); where one class is right, pass --task classification"
         )
     if kind != "logits":
         module, note = without_probabilities(module, images, output, kind)
@@ -77,7 +78,37 @@ def as_logits(module: nn.Module, images: Tensor, output: Tensor, fields: Contrac
         module = change_outputs(module, _pair)
         notes.append("its one output z becomes two logits [0, z]: class 1 is predicted where z > 0")
     logits = outputs_of(module, images) if notes else output
-    return Head(module, logits.detach(), tuple(notes))
+    return Head(module, logits.detach(), is_multilabel, tuple(notes))
+
+
+def _has_labels(output: Tensor, last: str, fields: ContractFields) -> bool:
+    """True where each output is that of one label.
+
+    Args:
+        output: (N, K) or (N, K, h, w).
+        last: last operation, as the file's reader or the autograd graph names it.
+        fields: what is stated of the contract.
+
+    Raises:
+        DfadcError: labels are stated or likely, and the outputs cannot be theirs; the hint names the flag.
+    """
+    is_stated = fields.task == "multilabel"
+    is_sigmoid = last.lower() == "sigmoid" and output.shape[1] > 1
+    if output.ndim == 4 and (is_stated or (is_sigmoid and fields.task is None)):
+        raise DfadcError(
+            f"the teacher gives every pixel {output.shape[1]} labels of its own, and only images may have several",
+            "where one class is right for a pixel, pass --task segmentation: the largest output is the prediction",
+        )
+    if is_stated and "softmax" in last.lower().replace("_", ""):
+        raise DfadcError(
+            "the teacher ends in a softmax, so one class is right for an image", "leave --task multilabel away"
+        )
+    if is_stated and output.shape[1] == 1:
+        raise DfadcError(
+            "the teacher gives one output for an image, and one label is a yes-or-no question",
+            "pass --num-classes 2 without --task multilabel: the two classes then have the logits [0, z]",
+        )
+    return is_stated or (is_sigmoid and fields.task is None)
 
 
 def _is_channels_last(output: Tensor, images: Tensor) -> bool:

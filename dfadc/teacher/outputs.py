@@ -89,7 +89,7 @@ def _fitting(outputs: Mapping[str, Tensor], images: Tensor, fields: ContractFiel
     full = [path for path in maps if usable[path].shape[2:] == images.shape[2:]]
     if fields.task == "segmentation":
         found = full or maps
-    elif fields.task == "classification":
+    elif fields.task is not None:
         found = vectors
     else:
         found = [*vectors, *full] or maps

@@ -158,13 +158,12 @@ def build_planned_module(plan: TeacherPlan) -> nn.Module:
     return built.module
 
 
-def try_planned(plan: TeacherPlan, module: nn.Module, output: str | None) -> DryRun:
+def try_planned(plan: TeacherPlan, module: nn.Module) -> DryRun:
     """Sends random images through the network of a plan.
 
     Args:
         plan: of the teacher.
         module: its network, frozen.
-        output: ``--output``.
 
     Raises:
         DfadcError: the size is unknown, or the network is no teacher as it is.
@@ -174,7 +173,7 @@ def try_planned(plan: TeacherPlan, module: nn.Module, output: str | None) -> Dry
         plan.fields,
         plan.known_input_size(),
         is_known=plan.is_known,
-        output=None if plan.contents.has_chosen_output else output,
+        output=None if plan.contents.has_chosen_output else plan.contents.output,
         cut=plan.contents.cut_head,
     )
 

@@ -15,7 +15,7 @@ from dfadc.networks.logits import LogitsOf
 from dfadc.networks.user_code import running_user_code
 from dfadc.teacher.gradients import keep_gradients_
 from dfadc.teacher.image_form import find_form
-from dfadc.teacher.output_head import as_logits
+from dfadc.teacher.output_head import Head, as_logits
 from dfadc.teacher.outputs import choose_output
 from dfadc.teacher.probabilities import outputs_of
 
@@ -48,7 +48,7 @@ class DryRun:
     Args:
         module: the network, adapted to how it is called here, and wrapped where its logits had to be unwrapped.
         num_classes: K.
-        task: by the shape of the logits.
+        task: by the shape of the logits, and by a sigmoid for each.
         warnings: adaptations, and oddities that may be right.
     """
 
@@ -56,6 +56,12 @@ class DryRun:
     num_classes: int
     task: Task
     warnings: tuple[str, ...]
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Source of each value, by field of the contract."""
+        shape = "shape of the outputs"
+        return {"num_classes": shape, "task": "a sigmoid for each output" if self.task == "multilabel" else shape}
 
 
 def run_dry(
@@ -99,7 +105,7 @@ def run_dry(
             "adversarial distillation needs the gradient",
         )
     head = as_logits(module, images[:BATCH], outputs, fields, cut=cut)
-    num_classes, task = _classes_of(head.logits)
+    num_classes, task = _classes_of(head)
     warnings = (*_judge_logits(head.logits), *_judge_images(watched))
     return DryRun(head.module, num_classes, task, (*notes, *head.notes, *warnings))
 
@@ -159,9 +165,11 @@ def _adapted(
     return tried.module, [*notes, *tried.notes]
 
 
-def _classes_of(logits: Tensor) -> tuple[int, Task]:
+def _classes_of(head: Head) -> tuple[int, Task]:
+    logits = head.logits
     if logits.ndim in (2, 4) and logits.shape[0] == BATCH:
-        return int(logits.shape[1]), "classification" if logits.ndim == 2 else "segmentation"
+        of_images: Task = "multilabel" if head.is_multilabel else "classification"
+        return int(logits.shape[1]), of_images if logits.ndim == 2 else "segmentation"
     raise DfadcError(
         f"the teacher's outputs for {BATCH} images have shape {tuple(logits.shape)}",
         "logits must be (N, K) for classification or (N, K, H, W) for segmentation",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from dfadc.errors import DfadcError
@@ -11,6 +12,7 @@ from dfadc.teacher.exported_file import read_exported_program, read_torchscript
 from dfadc.teacher.file_kind import FileKind, sniff_kind
 from dfadc.teacher.hub_folder import describe_timm, read_hub_config, read_transformers
 from dfadc.teacher.safetensors_file import read_safetensors_file, read_shards
+from dfadc.teacher.sidecar import stated_output
 from dfadc.teacher.teacher_file import TeacherFile
 from dfadc.teacher.unknown_file import describe_unknown, weights_in_folder
 
@@ -90,7 +92,7 @@ def read_teacher_file(
         trust: whether code in the file may run (``--trust-teacher``).
         weights: weights to take where a file holds several (``--teacher-weights``): ``ema``, ``raw`` or a key.
         architecture: ``file.py:Net`` that a trusted file may mean by ``__main__.Net``.
-        output: output to take where a graph gives several (``--output``).
+        output: output to take where the network gives several (``--output``); by default the one that a sidecar states.
 
     Raises:
         DfadcError: the file is missing, damaged, of a kind that cannot teach, or would run code and is not trusted.
@@ -100,9 +102,10 @@ def read_teacher_file(
         path = weights_in_folder(path)
         kind = sniff_kind(path)
     config = read_hub_config(path) if architecture is None else None
+    output = stated_output(path) if output is None else output
     if config is not None and "model_type" in config:
-        return read_transformers(path, config, trust=trust)
-    contents = READERS[kind](_Request(path, trust, weights, architecture, output))
+        return replace(read_transformers(path, config, trust=trust), output=output)
+    contents = replace(READERS[kind](_Request(path, trust, weights, architecture, output)), output=output)
     return contents if config is None else describe_timm(contents, config)
 
 

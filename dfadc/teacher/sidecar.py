@@ -42,10 +42,8 @@ def read_statements(contents: TeacherFile) -> list[Statement]:
                 parse_stem(metadata.get(STEM_KEY, "default"), contents.path),
             )
         )
-    for sidecar in sidecar_paths(contents.path):
-        if Path(sidecar).is_file():
-            statements.append(_read_sidecar(Path(sidecar)))
-            break
+    if (sidecar := _sidecar_of(contents.path)) is not None:
+        statements.append(_read_sidecar(sidecar))
     for name, fields in read_published_configs(contents.path):
         statements.append(Statement(name, fields))
     return statements
@@ -56,12 +54,37 @@ def sidecar_paths(path: Path) -> tuple[str, ...]:
     return tuple(dict.fromkeys((str(path.with_suffix(".toml")), str(path.parent / "teacher.toml"))))
 
 
-def _read_sidecar(path: Path) -> Statement:
+def stated_output(path: Path) -> str | None:
+    """The index or key of the logits among several outputs that a sidecar states; None where none does.
+
+    Raises:
+        DfadcError: the sidecar cannot be read.
+    """
+    sidecar = _sidecar_of(path)
+    output = None if sidecar is None else _values(sidecar).get("output")
+    return None if output is None else str(output)
+
+
+def _sidecar_of(path: Path) -> Path | None:
+    return next((Path(sidecar) for sidecar in sidecar_paths(path) if Path(sidecar).is_file()), None)
+
+
+def _values(path: Path) -> dict[str, Any]:
+    """Fields of a sidecar, those of its section ``contract`` among them.
+
+    Raises:
+        DfadcError: it cannot be read.
+    """
     try:
         values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
         raise DfadcError(f"cannot read the sidecar {path}: {exc}") from exc
-    values = {**values.pop("contract", {}), **values}
+    return {**values.pop("contract", {}), **values}
+
+
+def _read_sidecar(path: Path) -> Statement:
+    values = _values(path)
+    values.pop("output", None)  # see stated_output
     architecture, stem = values.pop("architecture", None), values.pop("stem", None)
     try:
         fields = ContractFields.from_dict(values)

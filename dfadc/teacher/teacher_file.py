@@ -40,6 +40,7 @@ class TeacherFile:
             not.
         network_class: class of a whole network whose weights alone were read; empty for a state dict.
         cut_head: last layer that the reader left out or that the file says to follow, such as Sigmoid; empty for none.
+        output: of several outputs the one that the user or a sidecar names; None where neither does.
         has_chosen_output: the reader has chosen among the network's outputs.
         inert: names of classes and functions in the file that were read as plain records; none of them ran.
     """
@@ -54,6 +55,7 @@ class TeacherFile:
     notes: tuple[str, ...] = ()
     arguments: TrainingArguments | None = None
     cut_head: str = ""
+    output: str | None = None
     has_chosen_output: bool = False
     inert: tuple[str, ...] = ()
     network_class: str = ""

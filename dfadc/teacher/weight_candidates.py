@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from dfadc.networks.state_dict import strip_wrapper_prefixes
+from dfadc.teacher.arrays import tensor_of_array
 from dfadc.teacher.module_tree import flatten_network, is_network
 from dfadc.teacher.unpickle import Record
 
@@ -68,7 +69,11 @@ def weight_candidates(
         return
     children = _children(value)
     tensors = {name: entry for name, entry in children if isinstance(name, str) and isinstance(entry, Tensor)}
-    if tensors and not _is_optimizer_state(tensors):
+    if arrays := _arrays(children):
+        tensors |= arrays
+        notes = ("its NumPy arrays were read as tensors",)
+        yield FoundWeights(key, drop_added(tensors)[0], notes=notes)
+    elif tensors and not _is_optimizer_state(tensors):
         yield FoundWeights(key, drop_added(value if _is_plain(value, tensors) else tensors)[0])  # type: ignore[arg-type]
     parts: list[tuple[str, FoundWeights]] = []
     for name, entry in children:
@@ -122,6 +127,14 @@ def _joined(key: str, parts: list[tuple[str, FoundWeights]]) -> Iterator[FoundWe
         if is_split:
             tensors = {f"{name}.{inner}": tensor for name, found in used for inner, tensor in found.tensors.items()}
             yield FoundWeights(key, tensors)
+
+
+def _arrays(children: list[tuple[object, object]]) -> dict[str, Tensor]:
+    """NumPy arrays by name, where one of them has the form of a layer's weights; other arrays are figures."""
+    found = {name: tensor_of_array(entry) for name, entry in children if isinstance(name, str)}
+    arrays = {name: tensor for name, tensor in found.items() if tensor is not None}
+    has_weights = any(tensor.is_floating_point() and tensor.ndim > 1 for tensor in arrays.values())
+    return arrays if has_weights else {}
 
 
 def _children(value: object) -> list[tuple[object, object]]:

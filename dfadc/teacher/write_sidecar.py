@@ -51,6 +51,8 @@ def _text(report: TeacherReport) -> str:
         else:
             mark = "# " if "assumed" in source else ""
             lines.append(f"{mark}{name} = {json.dumps(value, ensure_ascii=False)}  # {source}")
+    if report.output is not None:
+        lines.append(f"output = {json.dumps(report.output)}  # command line")
     preprocessing = report.to_dict()["contract"].get("preprocessing")
     if isinstance(preprocessing, dict):
         inner = ", ".join(f"{key} = {json.dumps(value)}" for key, value in preprocessing.items())

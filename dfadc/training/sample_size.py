@@ -68,7 +68,7 @@ def check_accuracy_can_pass(limit: float, num_images: int, contract: ImageContra
         DfadcError: there are too few images for the limit.
     """
     best = wilson_interval(num_images, num_images)[0]
-    if contract.task == "segmentation":
+    if contract.is_dense:
         best = float(num_images >= MIN_IMAGES)
     if best < limit:
         raise DfadcError(
@@ -105,7 +105,7 @@ def _fewest(gate: tuple[str, float], share: float, contract: ImageContract) -> i
     """
     limit = min(gate[1], 1 - 1e-9)
     looked_at = MIN_IMAGES
-    if contract.task == "classification":
+    if not contract.is_dense:
         looked_at = max(1, math.ceil(Z_95 * Z_95 * limit / (1 - limit)))
         while wilson_interval(looked_at, looked_at)[0] < limit:
             looked_at += 1

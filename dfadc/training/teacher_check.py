@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dfadc.distillation.losses.discrepancy import logit_scale
+from dfadc.distillation.losses.discrepancy import AS_CLASSES, logit_scale
 from dfadc.errors import DfadcError
+from dfadc.networks.logits import predict
 
 if TYPE_CHECKING:
-    from dfadc.contract import ImageContract
+    from dfadc.contract import ImageContract, Task
     from dfadc.teacher.load import Teacher
 
 #: Images of each kind.
@@ -58,15 +59,15 @@ def probe_teacher(teacher: Teacher) -> TeacherProbe:
         for layer in batch_norms:
             hooks.callback(layer.register_forward_pre_hook(lambda norm, _: passed.append(norm)).remove)
         logits = teacher.logits(synthetic_images(teacher.contract), in_fp32=True).float()
-    scale = _judge(logits)
-    notes = _notes(logits, scale)
+    scale = _judge(logits, teacher.contract.task)
+    notes = _notes(logits, scale, teacher.contract.task)
     used = [layer for layer in batch_norms if any(layer is norm for norm in passed)]
     if len(used) < len(batch_norms):
         notes.append(f"{len(batch_norms) - len(used)} of the teacher's batch norms see no image and do not count")
     return TeacherProbe(scale, tuple(logits.shape[2:]), used, tuple(notes))
 
 
-def _notes(logits: Tensor, scale: float) -> list[str]:
+def _notes(logits: Tensor, scale: float, task: Task) -> list[str]:
     """Oddities of logits that may be right."""
     notes = []
     if not UNUSUAL[0] <= scale <= UNUSUAL[1]:
@@ -74,16 +75,18 @@ def _notes(logits: Tensor, scale: float) -> list[str]:
             f"the teacher's logits have an unusual scale ({scale:.3g}); plain L1 follows it, student.scaled_l1 and "
             "generator.discrepancy=scaled_l1 do not"
         )
-    classes = logits.argmax(dim=1).unique()
-    if len(classes) == 1:
+    found, several = predict(logits, task), task == "multilabel"
+    first = found[0] if several else found.flatten()[0]
+    if bool((found == first).all()):
+        what = "one set of labels" if several else f"class {int(first)}"
         notes.append(
-            f"the teacher gives all of {len(logits)} very different images (noise, smooth, flat) class "
-            f"{int(classes[0])}: check --mean, --std, the range of the pixels and the order of the channels (RGB, BGR)"
+            f"the teacher gives all of {len(logits)} very different images (noise, smooth, flat) {what}: check --mean, "
+            "--std, the range of the pixels and the order of the channels (RGB, BGR)"
         )
     return notes
 
 
-def _judge(logits: Tensor) -> float:
+def _judge(logits: Tensor, task: Task) -> float:
     """The logits' scale.
 
     Raises:
@@ -100,7 +103,7 @@ def _judge(logits: Tensor) -> float:
             f"the teacher gives the same logits to {len(logits)} very different images: there is nothing to distil",
             "check that the file holds trained weights and that they fit the architecture",
         )
-    scale = float(logit_scale(logits))
+    scale = float(logit_scale(AS_CLASSES[task](logits)))
     if not WILD[0] <= scale <= WILD[1]:
         raise DfadcError(
             f"the teacher's logits have a wild scale: they lie {scale:.3g} from their mean, where 1 to 20 is usual",

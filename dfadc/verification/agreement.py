@@ -6,7 +6,7 @@ The word is agreement (candidate = reference); accuracy is kept for labels.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,8 @@ from dfadc.verification.rates import MIN_PER_CLASS, TIE_MARGIN, Proportion, Ties
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from dfadc.contract import Task
 
 Integers = npt.NDArray[np.integer[Any]]
 
@@ -27,7 +29,15 @@ ALL_SOURCES = "all"
 class ClassAgreement(Proportion):
     """Samples that the reference puts into class ``index``; the candidate puts k of these n there too."""
 
+    #: Plural noun of the entries, for messages.
+    plural: ClassVar[str] = "classes"
+
     index: int
+
+    @property
+    def name(self) -> str:
+        """The class, for messages."""
+        return f"class {self.index}"
 
     @property
     def too_few(self) -> bool:
@@ -73,9 +83,8 @@ class Agreement(Ties, Proportion):
 
     @property
     def outside_ties(self) -> Proportion:
-        """Agreement on the samples that are no ties, or on all of them if ties are too many."""
-        n = self.n - self.num_left_out
-        return Proportion(n, n - self.num_differing)
+        """Agreement outside ties, or on everything if ties are too many."""
+        return Proportion(self.num_compared, self.num_compared - self.num_differing)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values under the names of the fields and rates; floats may be NaN or infinite."""
@@ -92,10 +101,7 @@ def compare(candidate_logits: Floats, reference_logits: Floats) -> Agreement:
     Raises:
         ValueError: the shapes differ or are not (N, K) with K >= 2.
     """
-    candidate, reference = np.asarray(candidate_logits, np.float64), np.asarray(reference_logits, np.float64)
-    _check_logits(reference, "reference")
-    if candidate.shape != reference.shape:
-        raise ValueError(f"candidate logits are {candidate.shape}, reference logits {reference.shape}")
+    candidate, reference = check_pair(candidate_logits, reference_logits)
     n, num_classes = reference.shape
     reference_finite = np.isfinite(reference).all(axis=1)
     finite = reference_finite & np.isfinite(candidate).all(axis=1)
@@ -130,11 +136,35 @@ def split_by_source(source: Integers, sources: Sequence[str]) -> dict[str, npt.N
     return every | {name: np.asarray(source == index) for index, name in enumerate(sources)}
 
 
-def predict(logits: Floats) -> npt.NDArray[np.int32]:
-    """(N,) top-1 class of each sample; -1, which is no class, if a logit is NaN or infinite. logits: (N, K)."""
+def predict(logits: Floats, task: Task = "classification") -> npt.NDArray[np.int32]:
+    """(N,) top-1 class of each sample, or for the task multilabel (N, K) labels: 1 on, 0 off.
+
+    Where a logit of the sample is NaN or infinite it is -1, which is no class. logits: (N, K).
+    """
     values = np.asarray(logits)
     _check_logits(values, "candidate")
-    return np.where(np.isfinite(values).all(axis=1), values.argmax(axis=1), -1).astype(np.int32)
+    finite = np.isfinite(values).all(axis=1)
+    if task == "multilabel":
+        return np.where(np.asarray(finite)[:, None], values > 0, -1).astype(np.int32)
+    return np.where(finite, values.argmax(axis=1), -1).astype(np.int32)
+
+
+def of_samples(flags: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """(N,) flags of samples from flags (N,), or from those of their labels (N, K), which must all be set."""
+    return flags if flags.ndim == 1 else np.asarray(flags.all(axis=1))
+
+
+def check_pair(candidate_logits: Floats, reference_logits: Floats) -> tuple[Floats, Floats]:
+    """Candidate and reference logits (N, K) in float64.
+
+    Raises:
+        ValueError: the shapes differ or are not (N, K) with K >= 2.
+    """
+    candidate, reference = np.asarray(candidate_logits, np.float64), np.asarray(reference_logits, np.float64)
+    _check_logits(reference, "reference")
+    if candidate.shape != reference.shape:
+        raise ValueError(f"candidate logits are {candidate.shape}, reference logits {reference.shape}")
+    return candidate, reference
 
 
 def _top5(candidate: Floats, classes: Integers, n: int) -> float:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dfadc.errors import DfadcError, GateFailed, RequirementMissing
-from dfadc.verification.agreement import predict
+from dfadc.verification.agreement import of_samples
 from dfadc.verification.archive import read_archive, write_archive
 from dfadc.verification.samples import ARRAYS, SampleSet
 
@@ -30,7 +30,7 @@ class LabelledResults:
 
     Args:
         sha256: of the images and labels.
-        correct: network -> (L,) True if its prediction is the label.
+        correct: network -> (L,) True if its prediction is the label, or every label of the image.
     """
 
     sha256: str
@@ -50,7 +50,7 @@ class Baseline:
         run: name of the run.
         teacher_sha256: of the teacher's file.
         samples: the run's samples, with the teacher's logits.
-        predictions: network -> (N,) its top-1 classes; the fp32 student and every artifact that ran.
+        predictions: network -> (N,) its top-1 classes, or (N, K) labels; the fp32 student and every artifact that ran.
         labelled: the same networks on labelled images, or None.
 
     Raises:
@@ -65,17 +65,18 @@ class Baseline:
     labelled: LabelledResults | None = None
 
     def __post_init__(self) -> None:
-        n, num_classes = self.samples.teacher_logits.shape
+        n = len(self.samples)
         if n == 0:
             raise GateFailed(f"the run {self.run} has no samples, so there is nothing to compare with")
-        predictions = {"the teacher": predict(self.samples.teacher_logits), **self.predictions}
-        for name, classes in predictions.items():
-            if classes.shape != (n,) or classes.max() >= num_classes or classes.dtype != np.int32:
+        expected = self.samples.teacher_classes
+        highest = 1 if expected.ndim == 2 else self.samples.contract.num_classes - 1
+        for name, classes in {"the teacher": expected, **self.predictions}.items():
+            if classes.shape != expected.shape or classes.max() > highest or classes.dtype != np.int32:
                 raise DfadcError(
                     f"baseline: {name} has {classes.shape} {classes.dtype} predictions for {n} samples", _REMAKE
                 )
             if classes.min() < 0:
-                count = int((classes < 0).sum())
+                count = int(of_samples(classes < 0).sum())
                 raise GateFailed(f"{name} has NaN or infinite logits for {count} of {n} samples")
         if self.labelled is not None:
             shapes = {(flags.ndim, len(flags), flags.dtype) for flags in self.labelled.correct.values()}

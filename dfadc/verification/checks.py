@@ -79,11 +79,12 @@ def export_checks(measured: Measured, precision: str, thresholds: Thresholds) ->
     if unusable is not None:
         return [unusable]
     limits = thresholds.export.get(precision, ExportLimits())
-    outside = f" outside {measured.num_left_out:,} ties" if measured.num_left_out else ""
+    ties = f"tied {measured.tie_unit}" if measured.tie_unit else "ties"
+    outside = f" outside {measured.num_left_out:,} {ties}" if measured.num_left_out else ""
     checks = _tie_checks(measured)
     if limits.max_disagreements is not None:
         message = (
-            f"the predictions of {measured.num_differing} of {measured.n - measured.num_left_out} "
+            f"the predictions of {measured.num_differing} of {measured.num_compared} "
             f"{measured.unit}{outside} differ from the fp32 student's, at most {limits.max_disagreements}"
         )
         held = measured.num_differing <= limits.max_disagreements
@@ -151,10 +152,10 @@ def _tie_checks(measured: Measured) -> list[Check]:
     """NOT GATED if ties are too many to be left out and some of the predictions differ."""
     if not measured.too_many_ties or measured.k == measured.n:
         return []
-    share = measured.num_ties / measured.n
+    share, unit = measured.num_ties / measured.num_decisions, measured.tie_unit or measured.unit
     message = (
-        f"{measured.num_ties} of {measured.n} {measured.unit} are ties ({share:.1%}): the fp32 student hardly decides "
-        "between its two highest classes there; none of them is left out"
+        f"{measured.num_ties} of {measured.num_decisions} {unit} are ties ({share:.1%}): the fp32 student hardly "
+        "decides there; none of them is left out"
     )
     return [ungated("A", "ties", message)]
 
@@ -168,7 +169,7 @@ def _agreement_check(measured: Measured, coverage: Coverage, thresholds: Thresho
         return ungated("B", "agreement", "the gate on agreement is switched off")
     claim = f"{network} agrees with the teacher (source {thresholds.source})"
     if coverage.largest_share > thresholds.min_agreement:
-        why = ", which one class for all of them would reach"
+        why = f", which {coverage.constant} for all of them would reach"
         return _bound_check("B", measured, coverage.largest_share, claim, why=why)
     return _bound_check("B", measured, thresholds.min_agreement, claim)
 
@@ -179,24 +180,27 @@ def _coverage_check(coverage: Coverage, thresholds: Thresholds) -> Check:
     if thresholds.min_coverage is None:
         return ungated("C", "coverage", "the gate on coverage is switched off")
     message = (
-        f"normalised class entropy of the teacher's predictions is {coverage.entropy:.3f} "
-        f"({coverage.num_empty} of {len(coverage.counts)} classes never seen), at least {thresholds.min_coverage:g}"
+        f"normalised {coverage.quantity} of the teacher's predictions is {coverage.entropy:.3f} "
+        f"({coverage.num_empty} of {len(coverage.counts)} {coverage.plural} never seen{coverage.demand}), at least "
+        f"{thresholds.min_coverage:g}"
     )
-    return checked("C", "coverage", message, held=coverage.entropy >= thresholds.min_coverage)
+    held = coverage.is_complete and coverage.entropy >= thresholds.min_coverage
+    return checked("C", "coverage", message, held=held)
 
 
 def _class_check(network: str, per_class: Sequence[ClassAgreement | ClassScore], limit: float) -> Check:
     """The lower bound of each class; a class with too few samples to show the limit is named as not judged."""
     judged = [entry for entry in per_class if not entry.too_few and entry.low_if_perfect >= limit]
-    few = sorted({entry.index for entry in per_class} - {entry.index for entry in judged})
-    unjudged = f"; {len(few)} of {len(per_class)} classes have too few samples: {_some(few)}" if few else ""
+    few, plural = [entry for entry in per_class if entry not in judged], per_class[0].plural
+    unjudged = f"; {len(few)} of {len(per_class)} {plural} have too few samples: {_some(few)}" if few else ""
     if not judged:
-        return checked("B", "class agreement", f"no class has enough samples to judge {network}{unjudged}", held=False)
+        message = f"none of the {plural} has enough samples to judge {network}{unjudged}"
+        return checked("B", "class agreement", message, held=False)
     worst = min(judged, key=lambda entry: entry.low)
-    below = [entry.index for entry in judged if not entry.low >= limit]
-    outcome = f"{len(below)} classes fall below it: {_some(below)}" if below else "every judged class holds it"
+    below = [entry for entry in judged if not entry.low >= limit]
+    outcome = f"{len(below)} {plural} fall below it: {_some(below)}" if below else f"all judged {plural} hold it"
     message = (
-        f"{network} agrees with the teacher least in class {worst.index}, on {worst.rate:.2%} "
+        f"{network} agrees with the teacher least in {worst.name}, on {worst.rate:.2%} "
         f"[{worst.low:.2%}, {worst.high:.2%}] of {worst.n} samples, lower bound at least {limit:.2%}; "
         f"{outcome}{unjudged}"
     )
@@ -252,6 +256,7 @@ def _distinct_percent(bound: float, limit: float) -> str:
     return f"{bound:.{digits}%}"
 
 
-def _some(classes: Sequence[int]) -> str:
+def _some(classes: Sequence[ClassAgreement | ClassScore]) -> str:
     more = len(classes) - _MAX_NAMED
-    return ", ".join(map(str, classes[:_MAX_NAMED])) + (f" and {more} more" if more > 0 else "")
+    names = [entry.name.removeprefix("class ") for entry in classes[:_MAX_NAMED]]
+    return ", ".join(names) + (f" and {more} more" if more > 0 else "")

@@ -1,13 +1,16 @@
-"""Comparison C: how evenly the teacher's predictions spread over its classes. numpy only."""
+"""Comparison C: how evenly the teacher's predictions spread over its classes, or over sets of labels. numpy only."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,35 +22,56 @@ class Coverage:
         num_nonfinite: samples left out because the teacher's logits are NaN or infinite.
     """
 
+    #: Words for messages: the entropy's name, the plural of what ``counts`` counts, and the constant prediction.
+    quantity: ClassVar[str] = "class entropy"
+    plural: ClassVar[str] = "classes"
+    constant: ClassVar[str] = "one class"
+    demand: ClassVar[str] = ""
+
     counts: tuple[int, ...]
     num_nonfinite: int
 
     @property
+    def histogram(self) -> Sequence[int]:
+        """Samples of each prediction."""
+        return self.counts
+
+    @property
+    def num_predictions(self) -> int:
+        """Number of predictions that a network can make."""
+        return len(self.counts)
+
+    @property
     def n(self) -> int:
         """Samples counted."""
-        return sum(self.counts)
+        return sum(self.histogram)
 
     @property
     def entropy(self) -> float:
-        """Entropy of the class histogram over the most that n samples of K classes can have, ln min(n, K).
+        """Entropy of the histogram over the most that n samples of K classes can have, ln min(n, K).
 
         1 is as even as can be, 0 is one class (or fewer than two samples).
         """
         if self.n < 2:
             return 0.0
-        shares = [count / self.n for count in self.counts if count]
-        most = math.log(min(self.n, len(self.counts)))
+        shares = [count / self.n for count in self.histogram if count]
+        most = math.log(min(self.n, self.num_predictions))
         return min(1.0, max(0.0, -math.fsum(share * math.log(share) for share in shares) / most))
 
     @property
     def largest_share(self) -> float:
-        """Share of the teacher's commonest class; 0 without samples."""
-        return max(self.counts) / self.n if self.n else 0.0
+        """Share of the teacher's commonest prediction; 0 without samples."""
+        return max(self.histogram) / self.n if self.n else 0.0
 
     @property
     def num_empty(self) -> int:
         """Classes that the teacher never predicts."""
         return self.counts.count(0)
+
+    @property
+    def is_complete(self) -> bool:
+        """True: a class that is never seen leaves the others to be judged."""
+        return True
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -58,6 +82,39 @@ class Coverage:
             "num_nonfinite": self.num_nonfinite,
             "counts": list(self.counts),
         }
+
+
+@dataclass(frozen=True, slots=True)
+class LabelCoverage(Coverage):
+    """Histogram of the sets of labels that the teacher predicts; the entropy is theirs.
+
+    Args:
+        counts: samples with each label off and on, two entries a label.
+        num_nonfinite: as in :class:`Coverage`.
+        sets: samples of each set that occurs.
+    """
+
+    quantity: ClassVar[str] = "entropy of the sets of labels"
+    plural: ClassVar[str] = "states of labels"
+    constant: ClassVar[str] = "one set of labels"
+    demand: ClassVar[str] = ", and each must be"
+
+    sets: tuple[int, ...]
+
+    @property
+    def histogram(self) -> Sequence[int]:
+        """Samples of each set of labels."""
+        return self.sets
+
+    @property
+    def num_predictions(self) -> int:
+        """Number of sets of labels."""
+        return int(2 ** (len(self.counts) // 2))
+
+    @property
+    def is_complete(self) -> bool:
+        """True if each label is on in some samples and off in others: of another nothing is known."""
+        return self.num_empty == 0
 
 
 def measure_coverage(classes: npt.NDArray[np.integer[Any]], num_classes: int) -> Coverage:
@@ -71,3 +128,12 @@ def measure_coverage(classes: npt.NDArray[np.integer[Any]], num_classes: int) ->
     counts = np.bincount(classes[valid], minlength=num_classes)
     incomplete = ~valid.all(axis=tuple(range(1, valid.ndim)))
     return Coverage(counts=tuple(map(int, counts)), num_nonfinite=int(incomplete.sum()))
+
+
+def measure_label_coverage(labels: npt.NDArray[np.integer[Any]]) -> LabelCoverage:
+    """Histogram of the sets of labels; labels: (N, K), 1 on, 0 off, and -1 in samples without a prediction."""
+    finite = (labels >= 0).all(axis=1)
+    valid = labels[finite]
+    states = np.stack([(valid == 0).sum(axis=0), (valid == 1).sum(axis=0)], axis=1)
+    _, sets = np.unique(valid, axis=0, return_counts=True)
+    return LabelCoverage(tuple(map(int, states.reshape(-1))), int((~finite).sum()), tuple(map(int, sets)))

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dfadc.verification.agreement import ALL_SOURCES, compare, predict, split_by_source
+from dfadc.verification.agreement import ALL_SOURCES, of_samples, predict, split_by_source
 from dfadc.verification.checks import absolute_checks, optional_checks, ungated
-from dfadc.verification.coverage import Coverage, measure_coverage
+from dfadc.verification.coverage import Coverage, measure_coverage, measure_label_coverage
 from dfadc.verification.gate import (
     Judgement,
     failed_to_run,
@@ -17,12 +17,15 @@ from dfadc.verification.gate import (
     judgement_of,
     not_run,
 )
+from dfadc.verification.label_agreement import compare_logits
 from dfadc.verification.mcnemar import Pairs, pair
 from dfadc.verification.pixel_agreement import Measured, MeasuredAccuracy, compare_dense, pair_dense
 from dfadc.verification.pixel_outputs import DenseOutputs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    import numpy.typing as npt
 
     from dfadc.verification.checks import Check
     from dfadc.verification.logit_error import Floats
@@ -130,7 +133,7 @@ def verify_artifact(
         against_student=export[ALL_SOURCES],
         against_teacher=against_teacher,
         student_against_teacher=_compare(
-            samples.student_outputs[gated], samples.teacher_outputs[gated], thresholds.boundary_width
+            samples.student_outputs[gated], samples.teacher_outputs[gated], samples, thresholds.boundary_width
         ),
         pairs=_pair_with_student(outputs, samples, thresholds),
         coverage=coverage,
@@ -157,9 +160,8 @@ def artifact_failed(artifact: ArtifactFile, reason: str) -> ArtifactResult:
 
 def coverage_by_source(samples: Samples) -> dict[str, Coverage]:
     """Comparison C over all samples and over each source's."""
-    classes, num_classes = samples.teacher_classes, samples.contract.num_classes
     parts = split_by_source(samples.source, samples.sources)
-    return {name: measure_coverage(classes[part], num_classes) for name, part in parts.items()}
+    return {name: _coverage(samples, part) for name, part in parts.items()}
 
 
 def _by_source(
@@ -167,15 +169,17 @@ def _by_source(
 ) -> dict[str, Measured]:
     """Agreement over all samples and over each source's."""
     parts = split_by_source(samples.source, samples.sources)
-    return {name: _compare(candidate[part], reference[part], boundary_width) for name, part in parts.items()}
+    return {name: _compare(candidate[part], reference[part], samples, boundary_width) for name, part in parts.items()}
 
 
-def _compare(candidate: Floats | DenseOutputs, reference: Floats | DenseOutputs, boundary_width: int = 0) -> Measured:
+def _compare(
+    candidate: Floats | DenseOutputs, reference: Floats | DenseOutputs, samples: Samples, boundary_width: int = 0
+) -> Measured:
     if isinstance(candidate, DenseOutputs) and isinstance(reference, DenseOutputs):
         return compare_dense(candidate, reference, boundary_width=boundary_width)
     if isinstance(candidate, DenseOutputs) or isinstance(reference, DenseOutputs):
         raise TypeError(_MIXED_TASKS)
-    return compare(candidate, reference)
+    return compare_logits(candidate, reference, samples.contract.task)
 
 
 def _pair_with_student(
@@ -188,15 +192,23 @@ def _pair_with_student(
         return pair_dense(student, outputs[part], teacher, boundary_width=thresholds.boundary_width)
     if isinstance(teacher, DenseOutputs) or isinstance(student, DenseOutputs) or isinstance(outputs, DenseOutputs):
         raise TypeError(_MIXED_TASKS)
-    classes = predict(teacher)
-    return pair(predict(student) == classes, predict(outputs[part]) == classes)
+    classes, now, before = (predict(logits, samples.contract.task) for logits in (teacher, outputs[part], student))
+    return pair(of_samples(before == classes), of_samples(now == classes))
 
 
 def _gated_agreement(results: Mapping[str, Measured], samples: Samples, source: str) -> Measured:
     """The result on the gate's source; over no samples, which fails, if the set does not have it."""
     none = np.empty((0, samples.contract.num_classes))
-    return results[source] if source in results else compare(none, none)
+    return results[source] if source in results else compare_logits(none, none, samples.contract.task)
 
 
 def _gated_coverage(samples: Samples, source: str) -> Coverage:
-    return measure_coverage(samples.teacher_classes[samples.of_source(source)], samples.contract.num_classes)
+    return _coverage(samples, samples.of_source(source))
+
+
+def _coverage(samples: Samples, part: npt.NDArray[np.bool_]) -> Coverage:
+    """Comparison C over the samples of a mask (N,)."""
+    classes, contract = samples.teacher_classes[part], samples.contract
+    if contract.task == "multilabel":
+        return measure_label_coverage(classes)
+    return measure_coverage(classes, contract.num_classes)

@@ -110,7 +110,7 @@ def check_output_shape(shape: tuple[int, ...], contract: ImageContract, network:
     Raises:
         DfadcError: the shapes differ.
     """
-    expected = (contract.num_classes, *(contract.input_size[1:] if contract.task == "segmentation" else ()))
+    expected = (contract.num_classes, *(contract.input_size[1:] if contract.is_dense else ()))
     if shape[1:] != expected:
         needed = f"have {contract.num_classes} classes" if len(expected) == 1 else f"need {expected}"
         raise DfadcError(
@@ -121,7 +121,7 @@ def check_output_shape(shape: tuple[int, ...], contract: ImageContract, network:
 
 def batch_size(contract: ImageContract, most: int) -> int:
     """Images of a batch: ``most``, or as many as have 64 MiB of logits."""
-    if contract.task == "classification":
+    if not contract.is_dense:
         return most
     _, height, width = contract.input_size
     return max(1, min(most, 64 * 2**20 // (4 * contract.num_classes * height * width)))

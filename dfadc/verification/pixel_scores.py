@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -97,6 +97,8 @@ class ClassScore(_ImageRate):
         num_images: images in which the reference has the class.
     """
 
+    plural: ClassVar[str] = "classes"
+
     n: int
     k: int
     index: int
@@ -104,6 +106,11 @@ class ClassScore(_ImageRate):
     iou: float
     iou_interval: tuple[float, float]
     num_images: int
+
+    @property
+    def name(self) -> str:
+        """The class, for messages."""
+        return f"class {self.index}"
 
     @property
     def too_few(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -123,20 +123,32 @@ class Ties:
 
     __slots__ = ()
 
+    #: Plural noun of what ``num_ties`` counts, for messages; empty for samples.
+    tie_unit: ClassVar[str] = ""
     n: int
     k: int
     num_ties: int
     num_tied_disagreements: int
 
     @property
+    def num_decisions(self) -> int:
+        """The number that ``num_ties`` is a part of."""
+        return self.n
+
+    @property
     def too_many_ties(self) -> bool:
         """True if more than ``MAX_TIE_SHARE`` of the samples are ties: then none is left out."""
-        return self.num_ties > MAX_TIE_SHARE * self.n
+        return self.num_ties > MAX_TIE_SHARE * self.num_decisions
 
     @property
     def num_left_out(self) -> int:
         """Ties that comparison A leaves out."""
         return 0 if self.too_many_ties else self.num_ties
+
+    @property
+    def num_compared(self) -> int:
+        """Samples that comparison A counts."""
+        return self.n - self.num_left_out
 
     @property
     def num_differing(self) -> int:

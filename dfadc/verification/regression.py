@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dfadc.verification.agreement import predict
+from dfadc.verification.agreement import of_samples
 from dfadc.verification.checks import Check, checked, ungated
 from dfadc.verification.mcnemar import SIGNIFICANCE, Pairs, pair, undetectable_drops
 
@@ -62,20 +62,20 @@ def compare_with_baseline(
     Args:
         baseline: to compare with.
         name: of the network: the fp32 student's, or an artifact's file name.
-        classes: (N,) its predictions for the baseline's samples now; -1 if a logit is NaN or infinite.
-        correct: (L,) correctness of its predictions for the baseline's labelled images now; None without labels.
+        classes: (N,) or (N, K) its predictions for the baseline's samples now; -1 if a logit is NaN or infinite.
+        correct: (L,) or (L, K) correctness of its predictions for the baseline's labelled images now; None without any.
     """
     if name not in baseline.predictions:
         return None
     samples = baseline.samples
-    teacher = predict(samples.teacher_logits)
-    before, after = baseline.predictions[name] == teacher, classes == teacher
+    teacher = samples.teacher_classes
+    before, after = (of_samples(predictions == teacher) for predictions in (baseline.predictions[name], classes))
     parts = {GATED: samples.of_source(GATED_SOURCE)} | {name: samples.of_source(name) for name in samples.sources}
     labelled = baseline.labelled
     return BaselineComparison(
         agreement={source: pair(before[part], after[part]) for source, part in parts.items()},
-        accuracy=None if labelled is None or correct is None else pair(labelled.correct[name], correct),
-        num_nonfinite=int((classes < 0).sum()),
+        accuracy=None if labelled is None or correct is None else pair(labelled.correct[name], of_samples(correct)),
+        num_nonfinite=int(of_samples(classes < 0).sum()),
     )
 
 

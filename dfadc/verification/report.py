@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dfadc.storage import without_nan
 from dfadc.verification.gate import STUDENT, Failure, Judgement, conclude
+from dfadc.verification.label_agreement import LabelAccuracy
 from dfadc.verification.pixel_scores import PixelScores
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def build_report(  # noqa: PLR0913 -- keywords, each of them a part of the docum
         "run": dict(run or {}),
         "gate": asdict(thresholds) | {"required": sorted(required)},
         "samples": {"n": len(samples), "sha256": samples.sha256, "sources": samples.counts()},
+        "task": samples.contract.task,
         "class_names": None if samples.contract.class_names is None else list(samples.contract.class_names),
         "coverage": coverage,
         "student": _judged(student.judgement)
@@ -95,7 +97,7 @@ def _artifact(result: ArtifactResult, coverage: Mapping[str, Any], source: str) 
         "size_bytes": result.artifact.size_bytes,
         **_gated(result.distillation, source),
         **_rate("accuracy", accuracy),
-        **({"iou": _overlap(accuracy)} if isinstance(accuracy, PixelScores) else {}),
+        **_parts(accuracy),
         "comparisons": {
             "A": _by_source(result.export),
             "B": _by_source(result.distillation),
@@ -130,10 +132,15 @@ def _labelled_accuracy(accuracy: LabelledAccuracy | None) -> dict[str, Any] | No
         return None
     values: dict[str, Any] = {"n": accuracy.teacher.n, "unit": accuracy.teacher.unit}
     for name, measured in zip(LabelledAccuracy._fields, accuracy, strict=True):
-        values |= _rate(name, measured)
-        if isinstance(measured, PixelScores):
-            values[f"{name}_iou"] = _overlap(measured)
+        values |= _rate(name, measured) | {f"{name}_{part}": entry for part, entry in _parts(measured).items()}
     return values
+
+
+def _parts(accuracy: MeasuredAccuracy | None) -> dict[str, Any]:
+    """Accuracy of the classes of pixels, or of each label; nothing for one class an image."""
+    if isinstance(accuracy, PixelScores):
+        return {"iou": _overlap(accuracy)}
+    return {"labels": accuracy.labels_dict()} if isinstance(accuracy, LabelAccuracy) else {}
 
 
 def _overlap(scores: PixelScores) -> dict[str, Any]:

@@ -218,8 +218,12 @@ class SampleSet(FrozenImages):
 
     @property
     def teacher_classes(self) -> npt.NDArray[np.int32]:
-        """(N,) the teacher's top-1 classes; -1 if a logit is NaN or infinite."""
-        return predict(self.teacher_logits)
+        """The teacher's classes (N,) or labels (N, K), as :meth:`predict` gives them."""
+        return self.predict(self.teacher_logits)
+
+    def predict(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.int32]:
+        """Classes (N,) or, with several labels an image, labels (N, K) of logits; -1 if a logit is not finite."""
+        return predict(logits, self.contract.task)
 
     def collect(self, batches: Iterable[npt.NDArray[np.float32]], network: str) -> npt.NDArray[np.float32]:
         """(N, K) logits of a network, from its logits for each of :meth:`batches`.
@@ -255,7 +259,7 @@ def sample_bytes(contract: ImageContract) -> int:
     """
     values = int(np.prod(contract.input_size))
     output_bytes = 4 * contract.num_classes
-    if contract.task == "segmentation":
+    if contract.is_dense:
         _, height, width = contract.input_size
         pixel_bytes = np.dtype(class_dtype(contract.num_classes)).itemsize + 2
         output_bytes = height * width * pixel_bytes + len(choose_positions(height, width)) * output_bytes

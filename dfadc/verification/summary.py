@@ -12,11 +12,15 @@ from dfadc.verification.gate import STUDENT
 from dfadc.verification.report import LabelledAccuracy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 COLUMNS = ("artifact", "verdict", "precision", "size", "agreement with teacher", "agreement with student", "accuracy")
 NETWORK_COLUMNS = ("network", "architecture", "parameters", "FLOPs", "accuracy")
 IOU_COLUMNS = ("network", "mean IoU with teacher", "mean IoU with student", "mean IoU on masks")
+LABEL_COLUMNS = (
+    *("network", "label agreement with teacher", "lowest of a label", "label agreement with student"),
+    "label accuracy",
+)
 BASELINE_COLUMNS = ("network", "samples", "n", "before", "now", "lost", "gained", "McNemar p")
 #: Key of paired predictions that a gate judges -> name of their samples in a table.
 _JUDGED = {"gated": "judged", "accuracy": "labelled images"}
@@ -78,6 +82,48 @@ def summary_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
 def is_dense(report: Mapping[str, Any]) -> bool:
     """True for segmentation: agreement is then of pixels, its interval from a bootstrap over images."""
     return "mean_iou" in report["student"]["comparisons"]["B"].get(ALL_SOURCES, {})
+
+
+def is_multilabel(report: Mapping[str, Any]) -> bool:
+    """True where an image has several labels: agreement is then of all of them."""
+    return bool(report.get("task") == "multilabel")
+
+
+def class_name(report: Mapping[str, Any], index: int) -> str:
+    """The contract's name of a class, or its number; of several labels that of a label, and its state."""
+    names = report["class_names"]
+    if not is_multilabel(report):
+        return f"class {index}" if names is None else str(names[index])
+    label, is_on = divmod(index, 2)
+    return f"{f'label {label}' if names is None else names[label]}: {'on' if is_on else 'off'}"
+
+
+def detail_table(report: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Columns and rows behind the summary: mean IoU of segmentation, rates of single labels; none for one class."""
+    if is_multilabel(report):
+        return LABEL_COLUMNS, label_rows(report)
+    return IOU_COLUMNS, iou_rows(report)
+
+
+def label_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Rates of labels, rather than of all labels of a sample, under ``LABEL_COLUMNS``.
+
+    The lowest is that of the label and state, on or off, with the lowest bound.
+    """
+    source, labelled = report["gate"]["source"], report["accuracy"] or {}
+    rows: list[tuple[str, ...]] = []
+    if labelled:
+        rows.append(("teacher", "–", "–", "–", _label_accuracy(labelled.get("teacher_labels"))))
+    entries = {"fp32 student": report["student"], **report["artifacts"]}
+    for name, entry in entries.items():
+        export, distillation = entry["comparisons"].get("A", {}), entry["comparisons"].get("B", {})
+        states = distillation.get(source, {}).get("per_class", ())
+        worst = min((state for state in states if state["n"]), key=lambda state: state["low"], default=None)
+        least = "–" if worst is None else f"{class_name(report, worst['class'])} {_rate(worst)}"
+        right = labelled.get("student_labels") if entry is report["student"] else entry.get("labels")
+        as_student = _label_share(export.get(ALL_SOURCES, {}).get("per_class", ()))
+        rows.append((name, _label_share(states), least, as_student, _label_accuracy(right)))
+    return rows
 
 
 def iou_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -174,6 +220,20 @@ def _percent(rate: float | None, low: float | None, high: float | None) -> str:
     if rate is None or low is None or high is None:
         return "–"
     return f"{rate:.2%} [{100 * low:.2f}, {100 * high:.2f}]"
+
+
+def _rate(entry: Mapping[str, Any]) -> str:
+    return _percent(entry["agreement"], entry["low"], entry["high"])
+
+
+def _label_share(states: Sequence[Mapping[str, Any]]) -> str:
+    """Share of all labels of all samples that agree."""
+    total = sum(state["n"] for state in states)
+    return f"{sum(state['k'] for state in states) / total:.2%}" if total else "–"
+
+
+def _label_accuracy(labels: Mapping[str, Any] | None) -> str:
+    return "–" if labels is None or labels["mean"] is None else f"{labels['mean']:.2%}"
 
 
 def _iou(scores: Mapping[str, Any] | None) -> str:

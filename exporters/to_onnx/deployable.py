@@ -43,12 +43,19 @@ def deployable(
     """A copy of ``module`` in fp32 and eval mode, on the CPU, contiguous and not compiled, with the embedded parts.
 
     Raises:
-        DfadcError: normalisation is to be embedded and the contract has no mean and std.
+        DfadcError: normalisation is to be embedded and the contract has no mean and std, or a softmax and an image may
+            have several labels.
         ExportFailed: the module cannot be copied.
     """
     if embed_normalisation and not contract.has_pixels:
         raise DfadcError(
             "the normalisation cannot be embedded: mean and std are unknown", "pass --mean and --std, or leave it out"
+        )
+    if embed_softmax and contract.task == "multilabel":
+        raise DfadcError(
+            "probabilities of several labels an image are sigmoids, which round to 1 where the logits still differ: "
+            "such an artifact could not be verified",
+            "leave --embed-softmax out; a label is on where its logit is above 0",
         )
     while isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):
         module = inner

@@ -57,7 +57,7 @@ def export_onnx(
         ExportFailed: the module cannot be exported, or the export does not compute what the module does.
         StorageFailed: the file cannot be written.
     """
-    if dynamic_size and contract.task != "segmentation":
+    if dynamic_size and not contract.is_dense:
         raise DfadcError("only a segmentation network takes images of any size", "leave --dynamic-size out")
     output_name = "probabilities" if embed_softmax else "logits"
     network = deployable(module, contract, embed_normalisation=embed_normalisation, embed_softmax=embed_softmax)

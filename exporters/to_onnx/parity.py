@@ -108,7 +108,7 @@ def _forward(network: nn.Module, images: Tensor, contract: ImageContract) -> NDA
             f"the module returns {type(logits).__name__}, not a tensor of logits",
             "wrap it in dfadc.networks.logits.LogitsOf",
         )
-    dense = images.shape[2:] if contract.task == "segmentation" else ()
+    dense = images.shape[2:] if contract.is_dense else ()
     if logits.shape != (expected := (len(images), contract.num_classes, *dense)):
         raise ExportFailed(
             f"the module returns {tuple(logits.shape)} for {len(images)} images, not {tuple(expected)}",

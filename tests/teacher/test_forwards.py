@@ -52,7 +52,7 @@ CASES = (
         for name in ("SigmoidFunction", "SigmoidOfATensor", "SigmoidUsedTwice")
     ),
     Case("BothProbabilities", says="log p are the logits"),
-    Case("SigmoidPerClass", "--task classification"),
+    Case("SigmoidPerClass", says="task multilabel"),
     Case("SoftmaxLayer", says="last softmax is left out"),
     *(Case(name, says="log p") for name in ("SoftmaxFunction", "SoftmaxOfTwo", "ExpOfLogSoftmax")),
     *(Case(name, says="log-probabilities") for name in ("LogSoftmaxFunction", "LogSoftmaxLayer")),
@@ -238,6 +238,20 @@ def test_what_is_no_classifier_is_refused_with_the_reason(name: str) -> None:
         load_teacher("t.pt", architecture=f"forwards.py:{name}", fields=fields)
     assert REFUSED[name] in f"{caught.value.message}; {caught.value.hint}"
     assert caught.value.exit_code == 2
+
+
+def test_a_sidecar_states_the_output() -> None:
+    network = saved("TwoTasks")
+    arguments = words(next(case for case in CASES if case.name == "TwoTasks"))
+    outcome = run_command("inspect", *arguments, "--output", "breed", "--write-sidecar")
+    assert outcome.code == 0, outcome.err
+    assert 'output = "breed"' in Path("t.toml").read_text()
+    outcome = run_command("inspect", *arguments)
+    assert "finite logits" in outcome.out, outcome.out + outcome.err
+    teacher = load_teacher("t.pt", architecture="forwards.py:TwoTasks")
+    assert teacher.requested_output == "breed"
+    images = torch.rand(2, 3, 12, 12)
+    torch.testing.assert_close(teacher.logits(images), expected(network, images))
 
 
 def test_each_forward_is_listed_with_what_was_typed() -> None:

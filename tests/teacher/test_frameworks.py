@@ -317,6 +317,7 @@ CHECKPOINTS: dict[str, Callable[[Weights], Any]] = {
         f"key {key}": lambda w, key=key: {"epoch": 1, key: w}  # type: ignore[misc]
         for key in ("model_state", "params", "network", "weights", "best_model", "module", "net", "ema", "G", "student")
     },
+    "NumPy arrays": lambda w: {"net": {name: each.numpy() for name, each in w.items()}, "losses": np.zeros((3, 3))},
 }  # fmt: skip
 
 

@@ -48,7 +48,7 @@ def test_a_class_with_too_few_samples_is_not_judged_and_that_is_said() -> None:
 def test_too_few_samples_in_every_class_fail() -> None:
     check = by_class(0.1, *(ClassAgreement(29, 29, index) for index in range(8)))
     assert check.verdict is Verdict.FAIL
-    assert "no class has enough samples" in check.message
+    assert "none of the classes has enough samples" in check.message
     assert "0, 1, 2, 3, 4 and 3 more" in check.message
 
 

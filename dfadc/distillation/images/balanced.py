@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dfadc.distillation.images.class_order import class_order
+from dfadc.distillation.images.class_order import class_order, classes_to_balance
 from dfadc.distillation.images.procedural import draw_procedural
 
 if TYPE_CHECKING:
@@ -30,19 +30,21 @@ def draw_balanced(
 
     Args:
         count: N.
-        teacher: a classifier.
+        teacher: where it answers every pixel, images have no class, and none are chosen.
         rng: on the CPU.
         drawn_for_each: images drawn for each that is kept.
 
     Returns:
         (N, C, H, W) in the contract's value range, on the CPU.
     """
+    if teacher.contract.is_dense:
+        return draw_procedural(count, teacher.contract, rng)
     kept = torch.empty(0, *teacher.contract.input_size)
-    classes = torch.empty(0, dtype=torch.long)
+    logits = torch.empty(0, teacher.contract.num_classes)
     for _ in range(drawn_for_each if count else 0):
         drawn = draw_procedural(count, teacher.contract, rng)
         kept = torch.cat([kept, drawn])
-        classes = torch.cat([classes, teacher.logits(drawn, in_fp32=True).argmax(dim=1).cpu()])
-        chosen = class_order(classes.tolist())[:count]
-        kept, classes = kept[chosen], classes[chosen]
+        logits = torch.cat([logits, teacher.logits(drawn, in_fp32=True).float().cpu()])
+        chosen = class_order(classes_to_balance(logits.numpy(), teacher.contract.task))[:count]
+        kept, logits = kept[chosen], logits[chosen]
     return kept

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from dfadc.distillation.compute.transfer import send
+from dfadc.networks.logits import predict
 
 if TYPE_CHECKING:
-    from dfadc.contract import ImageContract
+    from dfadc.contract import ImageContract, Task
     from dfadc.recipe.schema import Recipe
 
 #: Normalised images lie within a few units of 0, where half precision is finer than 8-bit pixels.
@@ -96,6 +97,7 @@ class ReplayBuffer(ImageStore):
         logit_shape: of the teacher's logits to one image, (K,) or (K, h, w), where they are stored with it; (0,): they
             are not.
         balanced: drawing gives every class that the teacher saw the same chance, however many images it has.
+        task: of the teacher.
     """
 
     def __init__(
@@ -106,10 +108,12 @@ class ReplayBuffer(ImageStore):
         *,
         logit_shape: tuple[int, ...] = (0,),
         balanced: bool = False,
+        task: Task = "classification",
     ) -> None:
         super().__init__(capacity, input_size, device)
         self.logits = torch.zeros((capacity, *logit_shape), device=device)
         self.balanced = balanced
+        self.task = task
 
     @property
     def _tensors(self) -> tuple[Tensor, ...]:
@@ -157,11 +161,19 @@ class ReplayBuffer(ImageStore):
         return self.images[slots.to(self.images.device)].float()
 
     def _draw_balanced(self, count: int, rng: torch.Generator) -> Tensor:
-        """Slots drawn with a chance of 1 / images of the class; nothing here waits for the device."""
-        classes = self.logits[: len(self)].argmax(dim=1)
-        counts = torch.zeros(self.logits.shape[1], device=self.logits.device)
-        counts.index_add_(0, classes, torch.ones_like(classes, dtype=counts.dtype))
-        reached = counts[classes].reciprocal().cumsum(0)
+        """Slots drawn with a chance of 1 / images of the class; nothing here waits for the device.
+
+        Of several labels the chance is the sum over them of 1 / images that have the label in the same state.
+        """
+        predictions = predict(self.logits[: len(self)], self.task)
+        if self.task == "multilabel":
+            num_on = predictions.sum(dim=0)
+            chances = torch.where(predictions, 1 / num_on, 1 / (len(self) - num_on)).sum(dim=1)
+        else:
+            counts = torch.zeros(self.logits.shape[1], device=self.logits.device)
+            counts.index_add_(0, predictions, torch.ones_like(predictions, dtype=counts.dtype))
+            chances = counts[predictions].reciprocal()
+        reached = chances.cumsum(0)
         drawn = send(torch.rand(count, generator=rng), reached.device) * reached[-1]
         return torch.searchsorted(reached, drawn).clamp_max(len(self) - 1)
 
@@ -218,6 +230,7 @@ def build_replay(recipe: Recipe, contract: ImageContract, device: torch.device) 
         contract.input_size,
         device,
         logit_shape=logit_shape,
+        task=contract.task,
         balanced=recipe.replay.balanced,
     )
 

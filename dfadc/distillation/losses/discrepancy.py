@@ -1,19 +1,32 @@
 """Discrepancies of student and teacher: pure functions of two logit tensors, larger where they differ more.
 
-Shapes: logits are (N, K), or (N, K, H, W) for dense outputs; the result is a scalar, computed in fp32.
+Shapes: logits are (N, K), (N, K, H, W) for dense outputs, or (N, 2, L) of L labels (:func:`as_pairs`); the result is a
+scalar, computed in fp32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+if TYPE_CHECKING:
+    from dfadc.contract import Task
+
 Discrepancy = Callable[[Tensor, Tensor], Tensor]
 #: A teacher whose logits lie closer together than this is constant, and refused before training.
 SMALLEST_SCALE = 1e-6
+
+
+def as_pairs(logits: Tensor) -> Tensor:
+    """(N, 2, L) logits [0, z] of L labels that are off or on, from those of their sigmoids (N, L).
+
+    A softmax of two classes is a sigmoid, so every loss of ours that is a mean over pixels is then one over labels.
+    """
+    return torch.stack([torch.zeros_like(logits), logits], dim=1)
 
 
 def l1(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
@@ -65,5 +78,23 @@ def _kl_of_each(student_logits: Tensor, teacher_logits: Tensor, temperature: flo
     return functional.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=1)
 
 
+def _identity(logits: Tensor) -> Tensor:
+    return logits
+
+
+#: Forms of logits in which the axis 1 has the classes that a softmax is taken over.
+AS_CLASSES: Mapping[Task, Callable[[Tensor], Tensor]] = {
+    "classification": _identity,
+    "multilabel": as_pairs,
+    "segmentation": _identity,
+}
 #: Names that `generator.discrepancy` of a recipe can take.
 DISCREPANCIES: dict[str, Discrepancy] = {"l1": l1, "log_l1": log_l1, "scaled_l1": scaled_l1, "agree_kl": agree_kl}
+#: Those that compare logits one by one; the others compare the classes that a softmax makes of them.
+_OF_LOGITS = frozenset({"l1", "log_l1"})
+
+
+def compute_discrepancy(name: str, student_logits: Tensor, teacher_logits: Tensor, task: Task) -> Tensor:
+    """The discrepancy that a recipe names."""
+    as_classes = _identity if name in _OF_LOGITS else AS_CLASSES[task]
+    return DISCREPANCIES[name](as_classes(student_logits), as_classes(teacher_logits))

@@ -17,8 +17,8 @@ def one_hot(teacher_logits: Tensor, targets: Tensor | None = None) -> Tensor:
     Source: DAFL (1904.01186, eq. 3) for the argmax, DeepInversion (1912.08795) for given targets.
 
     Args:
-        teacher_logits: (N, K) or (N, K, H, W).
-        targets: (N,) classes; None: the teacher's own argmax.
+        teacher_logits: (N, K), (N, K, H, W), or (N, 2, L) pairs of labels, each of which counts alike.
+        targets: (N,) classes, or (N, L) states of labels; None: the teacher's own argmax.
     """
     if targets is None:
         targets = teacher_logits.detach().argmax(dim=1)
@@ -29,17 +29,18 @@ def class_balance(teacher_logits: Tensor) -> Tensor:
     """Σ p̄ log p̄ with p̄ the batch's mean prediction: lowest, -log K, for a uniform batch (DAFL, eq. 5).
 
     Args:
-        teacher_logits: (N, K) or (N, K, H, W).
+        teacher_logits: (N, K), (N, K, H, W), or (N, 2, L) pairs of labels, over which the term is averaged.
     """
     log_mean = _log_mean_prediction(teacher_logits)
-    return (log_mean.exp() * log_mean).sum()
+    return (log_mean.exp() * log_mean).sum(dim=0).mean()
 
 
 def _log_mean_prediction(teacher_logits: Tensor) -> Tensor:
-    """Logarithm of the mean softmax over a batch, (K,).
+    """Logarithm of the mean softmax over a batch and its pixels, (K,), or of each label over a batch, (2, L).
 
     In logarithms: p log p has no finite gradient where p underflows to 0, which is where balance is needed most.
     """
     logits = teacher_logits.float()
-    over = [0, *range(2, logits.dim())]
-    return logits.log_softmax(dim=1).logsumexp(dim=over) - math.log(logits.numel() // logits.shape[1])
+    over = [0, 2, 3] if logits.dim() == 4 else [0]
+    summed = logits.log_softmax(dim=1).logsumexp(dim=over)
+    return summed - math.log(logits.numel() // summed.numel())

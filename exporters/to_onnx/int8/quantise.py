@@ -11,6 +11,7 @@ import numpy as np
 
 from dfadc.errors import DfadcError, ExportFailed
 from dfadc.storage import atomic_write_bytes
+from dfadc.verification.agreement import predict
 from exporters.exporter import KEEP_FP32_AUTO, PoolUnusable
 from exporters.registry import unknown_value
 from exporters.sessions.isolated import IsolatedSession
@@ -19,7 +20,7 @@ from exporters.to_onnx.fp16 import check_is_fp32
 from exporters.to_onnx.int8.calibration import CALIBRATORS, calibrate
 from exporters.to_onnx.int8.constants import with_separate_constants
 from exporters.to_onnx.int8.presets import PRESETS, check_preset
-from exporters.to_onnx.int8.quantiser import Quantiser
+from exporters.to_onnx.int8.quantiser import Quantiser, task_of
 from exporters.to_onnx.int8.sensitivity import (
     Layer,
     agreement_of,
@@ -108,7 +109,7 @@ def quantise(
         model = quantiser.quantise()
         if not candidates:  # the calibrators' graphs differ in numbers alone
             _check_loads(model)
-        agreement = agreement_of(logits_of(model, judging[0]), judging[1])
+        agreement = agreement_of(logits_of(model, judging[0]), judging[1], quantiser.task)
         candidates.append((Quantised(model, name, agreement, len(judging[0]), tuple(named)), quantiser))
         if on_progress is not None:
             on_progress("calibrating INT8", len(candidates), len(calibrators))
@@ -144,10 +145,12 @@ def _reference_logits(source: onnx.ModelProto, images: NDArray[np.float32]) -> N
     if not np.isfinite(images).all():
         raise PoolUnusable("the calibration images hold NaN or infinite values", "did training diverge?")
     logits = logits_of(source, images)
-    classes = logits.argmax(axis=-1)
-    if len(np.unique(classes)) < 2:
+    task = task_of(source)
+    classes = predict(logits.reshape(-1, logits.shape[-1]), task)
+    if (classes == classes[0]).all():
+        where = "one set of labels" if task == "multilabel" else f"class {classes[0]}"
         raise PoolUnusable(
-            f"the network puts all {len(images)} calibration images into class {classes.flat[0]}",
+            f"the network puts all {len(images)} calibration images into {where}",
             "INT8 ranges of one class fit no other; use images that cover the classes",
         )
     return logits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from onnxruntime.quantization import TensorsData
 
+    from dfadc.contract import Task
     from exporters.to_onnx.int8.presets import Preset
 
 
@@ -37,6 +39,7 @@ class Quantiser:
         self._source = source
         self._ranges = ranges
         self._preset = preset
+        self.task = task_of(source)
         self.fp32_layers = frozenset({*fp32_layers, *never_quantised(source)})
 
     @cached_property
@@ -118,6 +121,13 @@ class Quantiser:
                 excluded.add(node.name)
                 pending += node.input
         return excluded
+
+
+def task_of(source: onnx.ModelProto) -> Task:
+    """Task in the contract that an exported graph carries; classification for a graph without one."""
+    contracts = (entry.value for entry in source.metadata_props if entry.key == "dfadc.contract")
+    task: Task = json.loads(next(contracts, "{}")).get("task", "classification")
+    return task
 
 
 def _final_softmax(source: onnx.ModelProto) -> list[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from dfadc.verification.agreement import Agreement, compare
+from dfadc.verification.label_agreement import compare_logits
 from dfadc.verification.thresholds import default_export_limits
 from exporters.sessions.onnx_runtime import OnnxRuntimeSession
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
+    from dfadc.contract import Task
+    from dfadc.verification.agreement import Agreement
     from exporters.exporter import ProgressCallback
     from exporters.to_onnx.int8.quantiser import Quantiser
 
@@ -92,7 +94,8 @@ def rank_layers(
     names = [name for name in quantiser.layers if name not in quantiser.fp32_layers]
     layers: list[Layer] = []
     for name in names:
-        layers.append(Layer(name, agreement_of(logits_of(quantiser.preview([name]), images), reference)))
+        logits = logits_of(quantiser.preview([name]), images)
+        layers.append(Layer(name, agreement_of(logits, reference, quantiser.task)))
         if on_progress is not None:
             on_progress(RANKING_PHASE, len(layers), len(names))
     return sorted(layers, key=lambda layer: distance(layer.alone_in_fp32))
@@ -112,7 +115,8 @@ def recover(
     """
 
     def attempt(names: Iterable[str]) -> _Attempt:
-        return _Attempt(tuple(names), agreement_of(logits_of(quantiser.preview(names), images), reference))
+        logits = logits_of(quantiser.preview(names), images)
+        return _Attempt(tuple(names), agreement_of(logits, reference, quantiser.task))
 
     def recovered(best: _Attempt) -> Recovered:
         return Recovered(quantiser.quantise(best.kept), best.kept, best.agreement)
@@ -151,10 +155,10 @@ def logits_of(model: onnx.ModelProto, images: NDArray[np.float32]) -> NDArray[np
         return np.concatenate([_few_pixels(session.run(batch)) for batch in batches])
 
 
-def agreement_of(candidate: NDArray[np.float32], reference: NDArray[np.float32]) -> Agreement:
-    """:func:`compare` for the outputs of :func:`logits_of`, each pixel one sample."""
+def agreement_of(candidate: NDArray[np.float32], reference: NDArray[np.float32], task: Task) -> Agreement:
+    """:func:`compare_logits` for the outputs of :func:`logits_of`, each pixel one sample."""
     num_classes = reference.shape[-1]
-    return compare(candidate.reshape(-1, num_classes), reference.reshape(-1, num_classes))
+    return compare_logits(candidate.reshape(-1, num_classes), reference.reshape(-1, num_classes), task)
 
 
 def _few_pixels(logits: NDArray[np.float32]) -> NDArray[np.float32]:

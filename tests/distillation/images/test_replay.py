@@ -116,6 +116,16 @@ def test_a_balanced_draw_gives_every_class_that_is_there_the_same_chance() -> No
     assert stats.chisquare(within).pvalue > 1e-3
 
 
+def test_a_balanced_draw_of_labels_favours_rare_states() -> None:
+    """Label 0 is on in one of eleven images and off in the others; label 1 the other way round."""
+    buffer = ReplayBuffer(20, SIZE, CPU, logit_shape=(2,), balanced=True, task="multilabel")
+    logits = torch.tensor([[1.0, -1.0], *[[-1.0, 1.0]] * 10])
+    buffer.push(numbered(*range(11)), logits)
+    _, stored = buffer.draw(4000, rng())
+    drawn = np.bincount((stored[:, 0] > 0).int().numpy(), minlength=2)
+    assert stats.chisquare(drawn).pvalue > 1e-3
+
+
 def test_a_balanced_draw_forgets_what_gave_way() -> None:
     buffer = ReplayBuffer(3, SIZE, CPU, logit_shape=(3,), balanced=True)
     buffer.push(numbered(0, 1, 2), logits_to(0, 0, 0))

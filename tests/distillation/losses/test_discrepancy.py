@@ -16,6 +16,8 @@ from dfadc.distillation.losses.discrepancy import (
     DISCREPANCIES,
     Discrepancy,
     agree_kl,
+    as_pairs,
+    compute_discrepancy,
     kl,
     l1,
     log_l1,
@@ -178,3 +180,20 @@ def test_a_discrepancy_gives_gradients_to_both_players(discrepancy: Discrepancy)
     student, teacher = student.requires_grad_(), teacher.requires_grad_()
     gradients = torch.autograd.grad(discrepancy(student, teacher), (student, teacher))
     assert all(gradient.abs().sum() > 0 for gradient in gradients)
+
+
+def test_losses_of_labels_are_binary_ones() -> None:
+    student, teacher = draw((6, 5), 0), draw((6, 5), 1)
+    pairs = [as_pairs(torch.from_numpy(logits)) for logits in (student, teacher)]
+    p, q = special.expit(teacher / 2), special.expit(student / 2)
+    of_each = special.rel_entr(p, q) + special.rel_entr(1 - p, 1 - q)
+    assert kl(*pairs, temperature=2.0).item() == pytest.approx(4 * of_each.mean(), rel=1e-5)
+    expected = np.abs(student - teacher).mean() / np.abs(teacher).mean()
+    assert scaled_l1(*pairs).item() == pytest.approx(expected, rel=1e-5)
+    same = (student > 0) == (teacher > 0)
+    p, q = special.expit(teacher), special.expit(student)
+    of_each = special.rel_entr(p, q) + special.rel_entr(1 - p, 1 - q)
+    logits = [torch.from_numpy(logits) for logits in (student, teacher)]
+    found = compute_discrepancy("agree_kl", logits[0], logits[1], "multilabel")
+    assert found.item() == pytest.approx((of_each * same).mean(), rel=1e-5)
+    assert compute_discrepancy("l1", logits[0], logits[1], "multilabel").item() == pytest.approx(l1(*logits).item())

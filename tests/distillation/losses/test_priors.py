@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special
 
+from dfadc.distillation.losses.discrepancy import as_pairs
 from dfadc.distillation.losses.priors import class_balance, one_hot
 
 Array = npt.NDArray[np.float64]
@@ -82,3 +83,17 @@ def test_priors_of_half_precision_logits_are_computed_in_fp32(prior: Any) -> Non
     logits = torch.from_numpy(draw((32, 10), 3)).bfloat16()
     assert prior(logits).dtype == torch.float32
     assert prior(logits).item() == pytest.approx(prior(logits.double()).item(), rel=1e-5)
+
+
+def test_labels_are_sure_and_balanced_each_for_itself() -> None:
+    """The mean over labels of the binary terms."""
+    logits = draw((9, 4), 5)
+    p = special.expit(logits)
+    pairs = as_pairs(torch.from_numpy(logits))
+    assert one_hot(pairs).item() == pytest.approx(-np.log(np.maximum(p, 1 - p)).mean(), rel=1e-5)
+    targets = draw((9, 4), 6) > 0
+    expected = -np.log(np.where(targets, p, 1 - p)).mean()
+    assert one_hot(pairs, torch.from_numpy(targets).long()).item() == pytest.approx(expected, rel=1e-5)
+    mean = p.mean(axis=0)
+    expected = (special.xlogy(mean, mean) + special.xlogy(1 - mean, 1 - mean)).mean()
+    assert class_balance(pairs).item() == pytest.approx(expected, rel=1e-5)
