@@ -16,6 +16,7 @@ from command_line import Outcome, run_command, settings
 from filelock import FileLock
 from sklearn.datasets import load_digits
 from torch import nn
+from torch.export import decomp_utils, exported_program
 from torch.nn import functional
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
@@ -23,6 +24,7 @@ import dfadc
 from dfadc.contract import ImageContract
 from dfadc.networks.names import build_architecture, resolve_architecture
 from dfadc.networks.network_file import save_network
+from dfadc.reporting import charts, html
 from dfadc.teacher import match
 
 if TYPE_CHECKING:
@@ -118,11 +120,27 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _translations_read_once() -> Iterator[None]:
-    """torch.onnx reads how it translates every operator anew for each export: half of the time of a small one."""
-    read = functools.cache(ONNXRegistry.from_torchlib)
+def _operators_listed_once() -> Iterator[None]:
+    """torch lists its operators, and torch.onnx its translations, anew for each export: half of a small one's time."""
+    translations = functools.cache(ONNXRegistry.from_torchlib)
+    operators = functools.cache(exported_program._collect_all_valid_cia_ops)  # noqa: SLF001 -- torch's own
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(read))
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(translations))
+        for module in (exported_program, decomp_utils):
+            patch.setattr(module, "_collect_all_valid_cia_ops", operators)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _curves_drawn_once() -> Iterator[None]:
+    """Most runs that a test verifies are copies of a few, with the same curves; drawing them is half of a verify."""
+    drawn: dict[str, str] = {}
+
+    def panel_svg(panel: charts.Panel) -> str:
+        return drawn.get(repr(panel)) or drawn.setdefault(repr(panel), charts.panel_svg(panel))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(html, "panel_svg", panel_svg)
         yield
 
 

@@ -9,14 +9,13 @@ import pty
 import re
 import shutil
 import struct
-import subprocess
-import sys
 import termios
 from typing import TYPE_CHECKING
 
 import pytest
 from command_line import ROOT, run_command
 from conftest import QUICK_STUDENT
+from processes import ForkedProcess
 
 from dfadc.run_folder import RunFolder
 
@@ -36,9 +35,9 @@ def on_terminal(columns: int, *arguments: object) -> str:
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
     environment = {name: value for name, value in os.environ.items() if name not in {"COLUMNS", "LINES"}}
-    process = subprocess.Popen(  # noqa: S603 -- our own interpreter
-        [sys.executable, "-m", "dfadc", *map(str, arguments)],
-        env={**environment, "PYTHONPATH": str(ROOT), "TERM": "xterm", "PYTHONIOENCODING": "utf-8"},
+    process = ForkedProcess(
+        ["from dfadc.cli.main import main\nmain()", *map(str, arguments)],
+        env={**environment, "PYTHONPATH": str(ROOT), "TERM": "xterm"},
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,10 +16,8 @@ QUICK = ("vit", "edgenext_xx_small", "repvit_m0_9", "mobilenet_v3_small", "shuff
 
 
 def table(*arguments: object) -> Outcome:
-    """The script in a process of its own, as a person starts it."""
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 -- our own script
-    return Outcome(done.returncode, done.stdout, done.stderr)
+    """The script, which starts a process for each family."""
+    return run_script(SCRIPT, *arguments)
 
 
 @pytest.mark.parametrize("family", QUICK)
