@@ -16,6 +16,7 @@ from command_line import Outcome, run_command, settings
 from filelock import FileLock
 from sklearn.datasets import load_digits
 from torch import nn
+from torch._export.utils import _collect_all_valid_cia_ops
 from torch.export import decomp_utils, exported_program
 from torch.nn import functional
 from torch.onnx._internal.exporter._registration import ONNXRegistry
@@ -101,11 +102,13 @@ def _nowhere_special() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _ctrl_c_interrupts() -> Iterator[None]:
-    """A shell that runs the tests in the background has them ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+def _signals_are_heard() -> Iterator[None]:
+    """A shell that runs the tests in the background, or with nohup, has them ignore two."""
+    ctrl_c = signal.signal(signal.SIGINT, signal.default_int_handler)
+    hang_up = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
-    signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGINT, ctrl_c)
+    signal.signal(signal.SIGHUP, hang_up)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -123,7 +126,7 @@ def _one_thread() -> Iterator[None]:
 def _operators_listed_once() -> Iterator[None]:
     """torch lists its operators, and torch.onnx its translations, anew for each export: half of a small one's time."""
     translations = functools.cache(ONNXRegistry.from_torchlib)
-    operators = functools.cache(exported_program._collect_all_valid_cia_ops)  # noqa: SLF001 -- torch's own
+    operators = functools.cache(_collect_all_valid_cia_ops)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(translations))
         for module in (exported_program, decomp_utils):

@@ -12,6 +12,7 @@ from torch import nn
 
 from dfadc.contract import ImageContract
 from dfadc.distillation.losses.hints import LayerHints
+from dfadc.networks.names import build_architecture
 from dfadc.student.build import build_student
 from dfadc.student.inherit import Correspondence, corresponding_layers, inherit_weights_
 
@@ -73,7 +74,7 @@ def test_without_batch_norm_it_is_what_is_narrower() -> None:
 )
 def test_nobody_else_has_any(student: str, teacher: str) -> None:
     contract = ImageContract((1, 32, 32), 10)
-    assert corresponding_layers(*(build_student(name, contract).module for name in (student, teacher))) == []
+    assert corresponding_layers(*(build_architecture(name, contract).module for name in (student, teacher))) == []
 
 
 # ----------------------------------------------------------------------------------------------------- the distance
