@@ -83,7 +83,7 @@ def command_process(
     program = f"import sys\n{preamble}\nfrom dfadc.cli.main import main\nmain()"
     command, environment = [program, *map(str, arguments)], {**os.environ, "PYTHONPATH": str(ROOT)}
     start = ForkedProcess if imports_done else NewProcess
-    with start(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with start(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             yield process
         finally:
@@ -93,7 +93,7 @@ def command_process(
 def run_python(program: str, *arguments: object) -> Outcome:
     """Runs a program to its end, in a process of its own whose imports of torch and its like are done."""
     command, environment = [program, *map(str, arguments)], {**os.environ, "PYTHONPATH": str(ROOT)}
-    with ForkedProcess(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with ForkedProcess(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         return finish_command(process)
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import functools
 import gc
 import json
+import os
 import shutil
 import signal
+import subprocess
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -14,6 +17,7 @@ import pytest
 import torch
 from command_line import Outcome, run_command, settings
 from filelock import FileLock
+from processes import ForkedProcess
 from sklearn.datasets import load_digits
 from torch import nn
 from torch._export.utils import _collect_all_valid_cia_ops
@@ -27,6 +31,7 @@ from dfadc.networks.names import build_architecture, resolve_architecture
 from dfadc.networks.network_file import save_network
 from dfadc.reporting import charts, html
 from dfadc.teacher import match
+from exporters.sessions import isolated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -120,6 +125,21 @@ def _one_thread() -> Iterator[None]:
         patch.setenv("OMP_NUM_THREADS", "1")
         yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _sessions_are_forked() -> Iterator[None]:
+    """An artifact's session is a process that imports NumPy and a runtime: there are hundreds, and NumPy is done."""
+    path = os.environ.get("PYTHONPATH")
+
+    def start(command: list[str], **settings: Any) -> subprocess.Popen[bytes]:
+        if os.environ.get("PYTHONPATH") != path:  # only an interpreter that begins looks at it
+            return subprocess.Popen(command, **settings)  # noqa: S603 -- ours
+        return ForkedProcess(command[2:], imports=("numpy",), **settings)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(isolated, "subprocess", SimpleNamespace(Popen=start, PIPE=subprocess.PIPE))
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -15,6 +15,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from typing import Any
 
 #: What commands import of others' packages.
@@ -62,14 +63,15 @@ exec(compile(request["program"], "<string>", "exec"), {"__name__": "__main__"})
 """
 #: Of Linux's prctl: orphans below this process become its children.
 SET_CHILD_SUBREAPER = 36
+_one_at_a_time = threading.Lock()
 
 
 @functools.cache
-def _server() -> socket.socket:
-    """The connection to a process that has imported what is foreign; that process ends with this one."""
+def _server(imports: tuple[str, ...]) -> socket.socket:
+    """The connection to a process that has imported these; that process ends with this one."""
     ctypes.CDLL(None).prctl(SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    command = [sys.executable, "-c", SERVER, str(theirs.fileno()), *FOREIGN]
+    command = [sys.executable, "-c", SERVER, str(theirs.fileno()), *imports]
     process = subprocess.Popen(command, pass_fds=[theirs.fileno()])  # noqa: S603 -- our own interpreter
     theirs.close()
     atexit.register(process.wait)
@@ -86,19 +88,21 @@ class NewProcess(subprocess.Popen[str]):
     """
 
     def __init__(self, command: list[str], **settings: Any) -> None:
-        super().__init__([sys.executable, "-c", *command], text=True, **settings)
+        super().__init__([sys.executable, "-c", *command], **settings)
 
 
-class ForkedProcess(subprocess.Popen[str]):
-    """The same, and what is foreign is imported already.
+class ForkedProcess(subprocess.Popen[Any]):
+    """The same with imports done.
 
     Args:
         command: program and arguments.
-        settings: of :class:`subprocess.Popen`, of which ``cwd``, ``env`` and the streams count.
+        imports: modules that are imported already.
+        settings: of :class:`subprocess.Popen`, of which ``cwd``, ``env``, ``text`` and the streams count.
     """
 
-    def __init__(self, command: list[str], **settings: Any) -> None:
-        super().__init__(command, text=True, **settings)
+    def __init__(self, command: list[str], *, imports: tuple[str, ...] = FOREIGN, **settings: Any) -> None:
+        self._imports = imports
+        super().__init__(command, **settings)
 
     def _execute_child(self, args: list[str], *settings: Any) -> None:
         """Asks for a process where Popen would start one itself."""
@@ -111,8 +115,9 @@ class ForkedProcess(subprocess.Popen[str]):
             "folder": os.fspath(folder or os.getcwd()),  # noqa: PTH109 -- JSON has no paths
             "environment": dict(os.environ if environment is None else environment),
         }
-        server = _server()
-        socket.send_fds(server, [json.dumps(request).encode()], streams)
-        self.pid = int(server.recv(20))
+        with _one_at_a_time:
+            server = _server(self._imports)
+            socket.send_fds(server, [json.dumps(request).encode()], streams)
+            self.pid = int(server.recv(20))
         self._child_created = True
         self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
