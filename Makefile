@@ -30,7 +30,8 @@ demo: $(INSTALLED) ## Distil the Fashion-MNIST teacher without data, export, ver
 
 test: check ## Install, then lint, types and tests: what CI runs
 
-check: lint types tests ## Lint, types and tests
+check: $(INSTALLED) ## Lint, types and tests, beside each other
+	$(MAKE) --no-print-directory --jobs 3 lint types tests
 
 lint: $(INSTALLED) ## ruff: rules and format
 	$(BIN)/ruff check .

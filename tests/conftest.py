@@ -5,8 +5,11 @@ from __future__ import annotations
 import functools
 import gc
 import json
+import os
 import shutil
 import signal
+import subprocess
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -14,8 +17,11 @@ import pytest
 import torch
 from command_line import Outcome, run_command, settings
 from filelock import FileLock
+from processes import ForkedProcess
 from sklearn.datasets import load_digits
 from torch import nn
+from torch._export.utils import _collect_all_valid_cia_ops
+from torch.export import decomp_utils, exported_program
 from torch.nn import functional
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
@@ -23,7 +29,9 @@ import dfadc
 from dfadc.contract import ImageContract
 from dfadc.networks.names import build_architecture, resolve_architecture
 from dfadc.networks.network_file import save_network
+from dfadc.reporting import charts, html
 from dfadc.teacher import match
+from exporters.sessions import isolated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -99,11 +107,13 @@ def _nowhere_special() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _ctrl_c_interrupts() -> Iterator[None]:
-    """A shell that runs the tests in the background has them ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+def _signals_are_heard() -> Iterator[None]:
+    """A shell that runs the tests in the background, or with nohup, has them ignore two."""
+    ctrl_c = signal.signal(signal.SIGINT, signal.default_int_handler)
+    hang_up = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
-    signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGINT, ctrl_c)
+    signal.signal(signal.SIGHUP, hang_up)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -118,11 +128,42 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _translations_read_once() -> Iterator[None]:
-    """torch.onnx reads how it translates every operator anew for each export: half of the time of a small one."""
-    read = functools.cache(ONNXRegistry.from_torchlib)
+def _sessions_are_forked() -> Iterator[None]:
+    """An artifact's session is a process that imports NumPy and a runtime: there are hundreds, and NumPy is done."""
+    path = os.environ.get("PYTHONPATH")
+
+    def start(command: list[str], **settings: Any) -> subprocess.Popen[bytes]:
+        if os.environ.get("PYTHONPATH") != path:  # only an interpreter that begins looks at it
+            return subprocess.Popen(command, **settings)  # noqa: S603 -- ours
+        return ForkedProcess(command[2:], imports=("numpy",), **settings)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(read))
+        patch.setattr(isolated, "subprocess", SimpleNamespace(Popen=start, PIPE=subprocess.PIPE))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _operators_listed_once() -> Iterator[None]:
+    """torch lists its operators, and torch.onnx its translations, anew for each export: half of a small one's time."""
+    translations = functools.cache(ONNXRegistry.from_torchlib)
+    operators = functools.cache(_collect_all_valid_cia_ops)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(translations))
+        for module in (exported_program, decomp_utils):
+            patch.setattr(module, "_collect_all_valid_cia_ops", operators)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _curves_drawn_once() -> Iterator[None]:
+    """Most runs that a test verifies are copies of a few, with the same curves; drawing them is half of a verify."""
+    drawn: dict[str, str] = {}
+
+    def panel_svg(panel: charts.Panel) -> str:
+        return drawn.get(repr(panel)) or drawn.setdefault(repr(panel), charts.panel_svg(panel))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(html, "panel_svg", panel_svg)
         yield
 
 

@@ -41,7 +41,7 @@ def test_one_artifact_needs_neither_torch_nor_its_run(judged_run: RunFolder, bas
         "--junit",
         judged_run.path / "junit.xml",
     )
-    with command_process("verify", artifact, *flags, "--json", preamble=NO_TORCH) as process:
+    with command_process("verify", artifact, *flags, "--json", preamble=NO_TORCH, imports_done=False) as process:
         outcome = finish_command(process)
     assert outcome.code == 0, outcome.err
     report = json.loads(outcome.out)

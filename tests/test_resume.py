@@ -37,6 +37,7 @@ STEPS = 16
 SHORT_RECIPE = {
     **QUICK_RECIPE,
     "steps": STEPS,
+    "batch_size": 8,
     "replay.repeats": 2,
     "verify.num_samples": 64,
     "verify.min_agreement": 0.0,

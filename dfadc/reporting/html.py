@@ -5,6 +5,7 @@ The page is rendered from the JSON document; samples and curves are passed separ
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -104,6 +105,7 @@ def render_html(report: Mapping[str, Any], *, samples: Samples | None, panels: S
     return f"{page.strip()}\n"
 
 
+@functools.cache
 def _environment() -> Environment:
     # Only a run's report is rendered: commands that render none need no jinja2.
     from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415

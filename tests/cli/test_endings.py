@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from xml.etree import ElementTree as ET
 
 import pytest
+import torch
 from command_line import run_command
-from conftest import QUICK_STUDENT
+from conftest import DIGITS_CONTRACT, QUICK_STUDENT
 from judged_runs import copy_of
 
 import exporters.to_onnx.fp16  # noqa: F401 -- onnxruntime.transformers adds to sys.path once, which monkeypatch takes back
+from dfadc.networks.names import build_architecture
 from dfadc.run_folder import RunFolder
 from exporters.manifest import Manifest
 
@@ -30,11 +32,8 @@ FEW = (
 )
 GATES_OFF = "--set verify.min_agreement=off --set verify.min_coverage=off"
 ARTIFACT_GATES_OFF = "--set verify.compare_export=false"
-#: Weights that decay to nothing: the student answers one class alone, and INT8 has nothing to calibrate with.
-COLLAPSE = (
-    "--recipe dfad --steps 2 --set student.steps=100 --set student.l1=1e-6 --set student.optimizer.learning_rate=0.2 "
-    "--set student.optimizer.weight_decay=1.0 --set student.schedule.kind=constant"
-)
+#: Weights of nothing: the student answers one class alone, and INT8 has nothing to calibrate with.
+COLLAPSE = "--set student.weights=collapsed.pt --set student.optimizer.learning_rate=1e-9"
 #: Trains and runs in torch; ONNX has no such operator.
 NETWORK_THAT_ONNX_LACKS = """
 import torch
@@ -202,6 +201,14 @@ def assert_no_report(told: Told, code: int, says: str) -> None:
         assert says in text
 
 
+def write_collapsed_weights(path: Path) -> None:
+    """Of a student that answers class 3 whatever it sees."""
+    network = build_architecture(QUICK_STUDENT, DIGITS_CONTRACT).module
+    weights = {name: torch.zeros_like(tensor) for name, tensor in network.state_dict().items()}
+    weights[[*dict(network.named_parameters())][-1]][3] = 1
+    torch.save(weights, path)
+
+
 @pytest.mark.parametrize(
     ("flags", "headline", "code", "reasons"),
     [
@@ -252,6 +259,7 @@ def test_distill_ends(
 ) -> None:
     Path("bessel.py").write_text(NETWORK_THAT_ONNX_LACKS)
     monkeypatch.syspath_prepend(Path.cwd())
+    write_collapsed_weights(Path("collapsed.pt"))
     student = [] if "--student" in flags else ["--student", QUICK_STUDENT]
     told = tell("distill", digits_teacher, *student, *shlex.split(FEW), *shlex.split(flags), "--json")
     report = json.loads(told.outcome.out)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from command_line import run_python
 from miniature import build_run
 from states import assert_same_state
 
@@ -120,13 +119,12 @@ def test_no_readable_checkpoint_is_an_error_that_says_why(files: tuple[str, ...]
 
 
 def test_a_full_disk_is_said_and_costs_nothing(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", FULL_DISK, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)  # noqa: S603 -- our own interpreter
-    assert done.returncode == StorageFailed.exit_code == 7, done.stderr
-    assert "StorageFailed" in done.stdout
-    assert "last.pt" in done.stdout
-    assert "disk is full" in done.stdout
-    assert "--resume" in done.stdout
+    done = run_python(FULL_DISK, tmp_path)
+    assert done.code == StorageFailed.exit_code == 7, done.err
+    assert "StorageFailed" in done.out
+    assert "last.pt" in done.out
+    assert "disk is full" in done.out
+    assert "--resume" in done.out
     assert {path.name for path in tmp_path.iterdir()} == {LAST, PREVIOUS}
     assert load_checkpoint(tmp_path) == {"step": 2}
 

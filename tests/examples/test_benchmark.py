@@ -36,14 +36,14 @@ from train_teacher import Split, measure_accuracy
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-METHODS = ["auto", "dfad", "noise"]
+METHODS = ["auto", "noise"]
 #: Enough for a step of each, and for nothing else.
 FEW_IMAGES = 2000
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A grid of two recipes and a bound on digits."""
+    """A grid of a recipe and a bound on digits."""
     path = tmp_path_factory.mktemp("benchmark") / "results.jsonl"
     run.main(out=path, task=["digits"], method=METHODS, seeds=1, images=FEW_IMAGES)
     return path
@@ -80,7 +80,7 @@ def test_what_is_there_is_not_run_again(results: Path, capsys: pytest.CaptureFix
     before = results.read_bytes()
     run.main(out=results, task=["digits"], method=METHODS, seeds=1, images=FEW_IMAGES)
     assert results.read_bytes() == before
-    assert "3 cells, 3 of them in" in capsys.readouterr().out
+    assert "2 cells, 2 of them in" in capsys.readouterr().out
 
 
 def test_table_and_plot_are_made_from_the_file(

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import run_script
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "examples" / "gpu" / "measure_gpu.py"
@@ -21,11 +20,13 @@ STAGES = (
 
 
 def measure(out: Path, *options: str, **variables: str) -> dict[str, Any]:
-    """The script as a person starts it from a source tree that is not installed."""
-    command = [sys.executable, str(SCRIPT), "--out", str(out), "--device", "cpu", "--tiny", *options]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=out.parent)  # noqa: S603
-    assert done.returncode == 0, done.stderr
+    """The script as a person starts it from a source tree that is not installed; its stages are processes."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"PYTHONPATH": str(ROOT), **variables}.items():
+            patch.setenv(name, value)
+        patch.chdir(out.parent)
+        done = run_script(SCRIPT, "--out", out, "--device", "cpu", "--tiny", *options)
+    assert done.code == 0, done.err
     stages: dict[str, Any] = json.loads((out / "gpu.json").read_text())["stages"]
     return stages
 

@@ -180,8 +180,9 @@ def first_step(experiment: Experiment, *overrides: str) -> StepLosses:
     return losses[0]
 
 
-#: Both dense experiments have the same networks; by default one is played.
-SLOW_AT_TWO = {"nyuv2"}
+#: Both dense experiments have the same networks, and so have both of CIFAR. By default one of each is played, and of
+#: the large images those of a dense one.
+SLOW_AT_TWO = {"nyuv2", "cifar100", "caltech101"}
 
 
 @pytest.mark.parametrize(

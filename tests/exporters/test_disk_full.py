@@ -2,13 +2,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from command_line import disk_that_holds, files_of, run_command
+from command_line import disk_that_holds, files_of, run_command, run_python
 
 from dfadc.run_folder import RunFolder
 from exporters.exporter import ExportRequest
@@ -50,9 +48,8 @@ def test_a_full_disk_is_exit_7_and_leaves_what_was_there(
     target = tmp_path / "artifacts" / request.file_name
     target.parent.mkdir()
     target.write_text("the earlier artifact")
-    arguments = [text, str(student_onnx), str(tmp_path / "images.npy"), str(target)]
-    done = subprocess.run([sys.executable, "-c", SCRIPT, *arguments], capture_output=True, text=True, check=False)  # noqa: S603
-    assert (done.returncode, done.stderr) == (7, "")
+    done = run_python(SCRIPT, text, student_onnx, tmp_path / "images.npy", target)
+    assert (done.code, done.err) == (7, "")
     assert [(path.name, path.read_text()) for path in target.parent.iterdir()] == [
         (target.name, "the earlier artifact")
     ]

@@ -285,7 +285,9 @@ def test_a_teacher_that_is_gone_is_not_run(run_with_engines: RunFolder, tmp_path
 
 def test_one_artifact_is_measured_without_torch(run_with_engines: RunFolder) -> None:
     target = run_with_engines.artifacts / "student.fp16.onnx"
-    with command_process("bench", target, *QUICK, "--json", preamble="sys.modules['torch'] = None") as process:
+    with command_process(
+        "bench", target, *QUICK, "--json", preamble="sys.modules['torch'] = None", imports_done=False
+    ) as process:
         outcome = finish_command(process)
     assert outcome.code == 0, outcome.err
     assert json.loads(outcome.out)["networks"]["student.fp16.onnx"]["throughput"] > 0

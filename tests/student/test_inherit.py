@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dfadc import load_teacher
 from dfadc.contract import ImageContract
 from dfadc.errors import DfadcError
+from dfadc.networks.names import build_architecture
 from dfadc.networks.network_file import save_network
 from dfadc.student.build import build_student
 from dfadc.student.inherit import copy_weights_, corresponding_layers, find_copy, inherit
@@ -96,8 +97,8 @@ def test_a_buffer_as_long_as_nothing_else_is_cut_off() -> None:
 
 
 def test_a_shallower_student_takes_the_first_blocks_of_each_stage() -> None:
-    student, teacher = build("resnet18"), build("resnet34")
-    assert inherit_weights_(student, teacher, (3, 32, 32))
+    student, teacher = (build_architecture(name, CONTRACT).module for name in ("resnet18", "resnet34"))
+    assert inherit_weights_(student, teacher.eval(), (1, 32, 32))
     given = teacher.state_dict()
     assert all(torch.equal(tensor, given[name]) for name, tensor in student.state_dict().items())
 
@@ -115,7 +116,7 @@ def test_a_shallower_student_takes_the_first_blocks_of_each_stage() -> None:
 def test_others_keep_their_own_weights(student: str, teacher: str) -> None:
     contract = ImageContract((1, 32, 32), 5)
     torch.manual_seed(0)
-    own, given = (build_student(name, contract).module for name in (student, teacher))
+    own, given = (build_architecture(name, contract).module for name in (student, teacher))
     before = {name: tensor.clone() for name, tensor in own.state_dict().items()}
     assert not inherit_weights_(own, given, (1, 32, 32))
     torch.testing.assert_close(own.state_dict(), before, rtol=0, atol=0)

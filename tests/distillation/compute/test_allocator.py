@@ -5,15 +5,14 @@ Each is seen in a process of its own: where others left room in the heap, any te
 
 from __future__ import annotations
 
-import multiprocessing
 import platform
 import resource
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from command_line import run_python
 
 from dfadc.distillation.compute.allocator import kept_memory
 
@@ -36,8 +35,10 @@ def resident_bytes() -> int:
 
 
 def in_a_fresh_process(measure: Callable[[], list[int]]) -> list[int]:
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(measure).result(timeout=120)
+    program = "import runpy, sys; sys.path.append(sys.argv[1]); print(*runpy.run_path(sys.argv[2])[sys.argv[3]]())"
+    done = run_python(program, Path(__file__).parents[2], __file__, measure.__name__)
+    assert done.code == 0, done.err
+    return [int(number) for number in done.out.split()]
 
 
 def faults_within_and_after() -> list[int]:

@@ -13,6 +13,7 @@ from torch import nn
 from dfadc.contract import ImageContract
 from dfadc.distillation.losses.hints import LayerHints
 from dfadc.networks.adaptation import random_images
+from dfadc.networks.names import build_architecture
 from dfadc.student.build import build_student
 from dfadc.student.inherit import Correspondence, copy_weights_, corresponding_layers, find_copy
 
@@ -82,7 +83,7 @@ def test_without_batch_norm_it_is_what_is_narrower() -> None:
 )
 def test_nobody_else_has_any(student: str, teacher: str) -> None:
     contract = ImageContract((1, 32, 32), 10)
-    narrow, wide = (build_student(name, contract).module for name in (student, teacher))
+    narrow, wide = (build_architecture(name, contract).module for name in (student, teacher))
     assert layers_of(narrow, wide, contract) == []
 
 

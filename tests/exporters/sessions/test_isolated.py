@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 from dfadc.errors import DfadcError, ExportFailed, RequirementMissing, RuntimeCrashed
 from exporters.exporter import PoolUnusable
+from exporters.sessions import isolated
 from exporters.sessions.isolated import IsolatedSession
 from exporters.sessions.open import open_session
 from exporters.sessions.session import BatchedSession
@@ -48,6 +50,12 @@ class Double(BatchedSession):
         return np.stack([sums, 2 * sums], 1)
 
 
+@pytest.fixture(autouse=True)
+def _new_interpreters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a user's process: here the start itself is tested."""
+    monkeypatch.setattr(isolated, "subprocess", subprocess)
+
+
 def session(**settings: Any) -> IsolatedSession:
     return IsolatedSession(Double, Path("some.onnx"), **settings)
 
@@ -58,12 +66,12 @@ def noise() -> np.ndarray:
 
 
 def test_it_answers_what_the_session_answers(noise: np.ndarray) -> None:
-    with session(batch_size=3) as isolated:
-        assert isolated.batch_size == 3
-        assert isolated.device == "torch loaded: False"
+    with session(batch_size=3) as there:
+        assert there.batch_size == 3
+        assert there.device == "torch loaded: False"
         for images in (noise, noise[:1], noise.transpose(0, 1, 3, 2)):
-            np.testing.assert_array_equal(isolated.run(images), Double(Path()).run(images))
-        assert isolated.benchmark(noise, seconds=0.01).batch == 10
+            np.testing.assert_array_equal(there.run(images), Double(Path()).run(images))
+        assert there.benchmark(noise, seconds=0.01).batch == 10
 
 
 def test_an_onnx_file_there_and_here(student_onnx: Path, images: np.ndarray) -> None:
@@ -87,11 +95,11 @@ def test_a_death_while_opening_is_an_error(does: str, message: str) -> None:
 
 
 def test_a_death_while_running_is_an_error(noise: np.ndarray) -> None:
-    with session(does="abort") as isolated:
+    with session(does="abort") as there:
         with pytest.raises(RuntimeCrashed, match=r"crashed \(signal 6\) while running some.onnx"):
-            isolated.run(noise)
+            there.run(noise)
         with pytest.raises(RuntimeCrashed, match=r"crashed \(signal 6\) while timing some.onnx"):
-            isolated.benchmark(noise, seconds=0.01)
+            there.benchmark(noise, seconds=0.01)
 
 
 def test_errors_arrive_as_what_they_are(noise: np.ndarray) -> None:
@@ -103,10 +111,10 @@ def test_errors_arrive_as_what_they_are(noise: np.ndarray) -> None:
     assert type(other.value) is ExportFailed
     wrongs: list[Any] = [noise[:0], noise.astype(np.float64), noise[0]]
     for wrong in wrongs:
-        with session() as isolated, pytest.raises(DfadcError, match="images"):
-            isolated.run(wrong)
+        with session() as there, pytest.raises(DfadcError, match="images"):
+            there.run(wrong)
 
 
 def test_a_mistake_of_ours_is_no_crash_of_the_runtime(noise: np.ndarray) -> None:
-    with session(does="bug") as isolated, pytest.raises(RuntimeError, match="KeyError: 'a mistake of ours'"):
-        isolated.run(noise)
+    with session(does="bug") as there, pytest.raises(RuntimeError, match="KeyError: 'a mistake of ours'"):
+        there.run(noise)
