@@ -57,7 +57,7 @@ def inherit(student: Student, teacher: Teacher, wish: Literal["auto", "on", "off
 
 
 class SmallerCopy(NamedTuple):
-    """What a student is a part of.
+    """Student that is its teacher made smaller.
 
     Args:
         pairing: its tensors and layers, and the teacher's.
@@ -69,7 +69,7 @@ class SmallerCopy(NamedTuple):
 
 
 def find_copy(student: nn.Module, teacher: nn.Module, images: Tensor) -> SmallerCopy | str:
-    """What a student is a part of, or why it is not its teacher made smaller.
+    """The part of its teacher that a student is, or why it is none.
 
     It is where each of its tensors has one in the teacher, as large or larger and with the same kernel; both end in the
     same layer, move in the same strides, attention has heads to leave out, and something is smaller.
