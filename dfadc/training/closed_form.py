@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from dfadc.teacher.load import Teacher
     from dfadc.training.plan import NetworkFlops
 
-#: Procedural images that layers are fitted on, and floating-point operations for it: half a minute of a core.
-MOST_IMAGES, LEAST_IMAGES, MOST_FLOPS = 3000, 64, 2e12
+#: Procedural images that layers are fitted on, and floating-point operations for it: ten seconds of a core.
+MOST_IMAGES, LEAST_IMAGES, MOST_FLOPS = 4000, 64, 4e11
 #: Images drawn for each that is fitted on: the teacher sees them all.
 _DRAWN_FOR_EACH = 4
 

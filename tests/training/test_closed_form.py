@@ -80,7 +80,7 @@ def test_no_steps_are_refused_for_a_student_with_nothing_to_start_from(lenet: Te
     ("flops", "expected"),
     [
         (NetworkFlops(10**6, 10**6, 1), MOST_IMAGES),
-        (NetworkFlops(10**8, 10**8, 1), 2000),
+        (NetworkFlops(10**8, 10**8, 1), 400),
         (NetworkFlops(10**12, 10**12, 1), LEAST_IMAGES),
         (NetworkFlops(None, None, 1), MOST_IMAGES),
     ],
