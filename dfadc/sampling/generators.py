@@ -102,31 +102,18 @@ def draw_prior(
         return
     num_procedural = count if prior is None else int(procedural_share * count)
     drawn = draw(prior, count - num_procedural, batch_size) if prior is not None else iter(())
-    for images in chain(drawn, draw_procedural_classes(run, num_procedural).split(batch_size)):
+    # Neither the student nor the run's seed has a say in them.
+    procedural = draw_balanced(num_procedural, run.teacher, torch.Generator().manual_seed(PRIOR_SEED))
+    for images in chain(drawn, procedural.split(batch_size)):
         if len(images):
             yield refine(images, run.teacher, run.batch_norms, steps=steps).cpu()
-
-
-def draw_procedural_classes(run: Distillation, count: int) -> Tensor:
-    """Procedural images of the classes that the teacher sees in them, as evenly as they come.
-
-    Neither the student nor the run's seed has a say in them.
-
-    Args:
-        run: of the teacher.
-        count: N.
-
-    Returns:
-        (N, C, H, W) in the contract's value range, on the CPU.
-    """
-    return draw_balanced(count, run.teacher, torch.Generator().manual_seed(PRIOR_SEED))
 
 
 def needs_prior(run: Distillation) -> bool:
     """True if a prior generator is trained: not for a classifier without batch norm.
 
-    Such a generator draws what no image looks like: good students of LeNet5 agreed with it on 29% of its images and on
-    90% of real ones. Refined procedural images tell them apart.
+    Such a generator draws what no image looks like, and good students disagree with their teacher there
+    (docs/results/no_batch_norm.md). Refined procedural images tell good from bad.
     """
     return bool(run.batch_norms) or run.teacher.contract.is_dense
 

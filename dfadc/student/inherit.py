@@ -12,7 +12,7 @@ from dfadc.errors import DfadcError
 from dfadc.networks.adaptation import random_images
 from dfadc.student.attention import find_attention
 from dfadc.student.channels import choose_channels
-from dfadc.student.pairing import BATCH_NORM, is_narrower, kind_of, pair, stride_of
+from dfadc.student.pairing import BATCH_NORM, is_narrower, kind_of, pair, stride_of, tensor_name
 
 if TYPE_CHECKING:
     from dfadc.student.build import Student
@@ -107,6 +107,13 @@ def copy_weights_(student: nn.Module, teacher: nn.Module, copy: SmallerCopy) -> 
         copy: what it is a part of.
     """
     own = student.state_dict()
+    for name in copy.pairing.folded:  # whatever they are initialised with: some networks begin with weight 0
+        own[tensor_name(name, "weight")].fill_(1)
+        own[tensor_name(name, "running_mean")].fill_(0)
+        own[tensor_name(name, "running_var")].fill_(1)
+    for name in own.keys() - copy.pairing.tensors.keys():
+        if name.endswith("bias"):  # the teacher has none
+            own[name].fill_(0)
     for name, selected in copy.pairing.given(teacher).items():
         for axis in range(selected.ndim):
             if (channels := copy.kept.get((name, axis))) is not None:
@@ -167,28 +174,27 @@ def paired_layers(student: nn.Module, teacher: nn.Module, copy: SmallerCopy) -> 
             continue
         if name not in copy.pairing.folded and kind_of(layer) is not kind_of(original):
             continue
-        tensor = next((key for key in ("weight", "running_mean", "bias") if (name, key) in _named(copy)), None)
-        if tensor is None:
+        keys = [key for key in ("weight", "running_mean", "bias") if tensor_name(name, key) in copy.pairing.tensors]
+        if not keys:
             continue
-        wide = len(getattr(original, tensor))
-        channels = copy.kept.get((f"{name}.{tensor}", 0), torch.arange(wide))
+        wide = len(getattr(original, keys[0]))
+        channels = copy.kept.get((tensor_name(name, keys[0]), 0), torch.arange(wide))
         axis = -1 if isinstance(layer, nn.Linear) else 1
         device = next(original.parameters(), torch.empty(0)).device
         pairs.append(Correspondence(layer, original, channels.to(device), axis))
     return pairs
 
 
-def _named(copy: SmallerCopy) -> set[tuple[str, str]]:
-    """Layer and tensor of all names."""
-    return {(name.rpartition(".")[0], name.rpartition(".")[2]) for name in copy.pairing.tensors}
-
-
 def _other_strides(student: nn.Module, teacher: nn.Module, pairing: Pairing) -> str:
-    """A layer that moves in other strides: a small stem takes strides away, and pooling."""
+    """A layer that is of another kind or moves in other strides: a small stem takes strides away, and pooling."""
     layers = dict(teacher.named_modules())
     for name, layer in student.named_modules():
         original = layers.get(pairing.layers[name]) if name in pairing.layers else None
-        if original is not None and name not in pairing.folded and stride_of(layer) != stride_of(original):
+        if original is None or name in pairing.folded:
+            continue
+        if kind_of(layer) is not kind_of(original):
+            return f"the teacher's {name} is a {type(original).__name__}, which does not say how it moves over an image"
+        if stride_of(layer) != stride_of(original):
             return f"{name} moves in other strides, and its maps have another size (student.stem)"
     return ""
 

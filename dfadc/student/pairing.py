@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import nn
 
+from dfadc.networks.flops import in_eval_mode
 from dfadc.networks.norm_layers import is_batch_norm_with_statistics
 
 if TYPE_CHECKING:
@@ -68,8 +69,8 @@ def pair(student: nn.Module, teacher: nn.Module, images: Tensor) -> Pairing | st
 def _pair_by_order(student: nn.Module, teacher: nn.Module, images: Tensor) -> Pairing | None:
     """None where the layers are not of the same kinds in the same order."""
     own, given = (_layers_in_order(network, images) for network in (student, teacher))
-    if own is None or given is None or {name.rpartition(".")[0] for name in student.state_dict()} - own.keys():
-        return None
+    if {name.rpartition(".")[0] for name in student.state_dict()} - own.keys():
+        return None  # weights that are no layer's, as class tokens
     tensors: dict[str, str] = {}
     layers: dict[str, str] = {}
     folded: list[str] = []
@@ -80,19 +81,24 @@ def _pair_by_order(student: nn.Module, teacher: nn.Module, images: Tensor) -> Pa
         theirs = next((each for each in [*rest][:_MOST_BRANCHES] if is_part(module, rest[each])), None)
         if theirs is not None:
             layer = rest.pop(theirs)
-            keys = [key for key in module.state_dict() if key != "num_batches_tracked"]
-            tensors |= {_join(name, key): _join(theirs, key) for key in keys}
+            keys = [key for key in module.state_dict() if key != "num_batches_tracked" and key in layer.state_dict()]
+            tensors |= {tensor_name(name, key): tensor_name(theirs, key) for key in keys}
             layers[name] = theirs
-        elif isinstance(module, BATCH_NORM) and isinstance(layer, _WEIGHTED) and layer.bias is not None:
+        elif _can_hold_bias(module) and isinstance(layer, _WEIGHTED) and layer.bias is not None:
             layers[name] = [*layers.values()][-1]
-            tensors[_join(name, "bias")] = _join(layers[name], "bias")
+            tensors[tensor_name(name, "bias")] = tensor_name(layers[name], "bias")
             folded.append(name)
         else:
             return None
     return None if rest or not tensors else Pairing(tensors, layers, tuple(folded))
 
 
-def _join(layer: str, tensor: str) -> str:
+def _can_hold_bias(layer: nn.Module) -> bool:
+    """True for a batch norm that a file may have folded away, whose bias is then the convolution's."""
+    return isinstance(layer, BATCH_NORM) and layer.affine and layer.track_running_stats
+
+
+def tensor_name(layer: str, tensor: str) -> str:
     """Name of a layer's tensor in the state dict; the network may be the layer itself."""
     return f"{layer}.{tensor}" if layer else tensor
 
@@ -103,7 +109,7 @@ def is_part(layer: nn.Module, original: nn.Module) -> bool:
         return False
     own, given = layer.state_dict(), original.state_dict()
     shapes = [(tensor.shape, given[key].shape) for key, tensor in own.items() if key in given and tensor.ndim]
-    missing = set(own) - set(given) - {"num_batches_tracked"}
+    missing = set(own) - set(given) - {"num_batches_tracked", "bias"}  # a bias that is 0 may not be in a file
     return not missing and stride_of(layer) == stride_of(original) and all(is_narrower(*each) for each in shapes)
 
 
@@ -133,23 +139,16 @@ def kind_of(layer: nn.Module) -> type | None:
 
 
 @torch.no_grad()
-def _layers_in_order(network: nn.Module, images: Tensor) -> dict[str, nn.Module] | None:
-    """Layers with weights in the order in which images reach them; None where there are weights in no such layer."""
+def _layers_in_order(network: nn.Module, images: Tensor) -> dict[str, nn.Module]:
+    """Layers with weights in the order in which images reach them."""
     layers = {name: module for name, module in network.named_modules() if isinstance(module, (*_WEIGHTED, BATCH_NORM))}
-    if sum(map(len, ([*layer.parameters()] for layer in layers.values()))) != len([*network.parameters()]):
-        return None
     reached: dict[str, nn.Module] = {}
 
     def note(name: str, module: nn.Module, *_: object) -> None:
         reached.setdefault(name, module)
 
-    was_training = network.training
-    network.eval()
-    try:
-        with ExitStack() as hooks:
-            for name, module in layers.items():
-                hooks.callback(module.register_forward_pre_hook(partial(note, name)).remove)
-            network(images)
-    finally:
-        network.train(was_training)
+    with in_eval_mode(network), ExitStack() as hooks:
+        for name, module in layers.items():
+            hooks.callback(module.register_forward_pre_hook(partial(note, name)).remove)
+        network(images)
     return reached

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dfadc.networks.flops import in_eval_mode
 from dfadc.student.pairing import BATCH_NORM
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ RIDGE = 1e-2
 #: Inputs of a layer, kernel included, that are fitted at most: the time grows with their cube.
 _MOST_INPUTS = 4608
 _BATCH_SIZE = 256
+_LEAST_PENALTY = 1e-12
 
 
 class _Targets(NamedTuple):
@@ -68,15 +70,11 @@ def fit_layers_(
         images: (N, C, H, W), normalised, on the device of both.
         ridge: weight of the distance to the weights before.
     """
-    was_training = student.training
-    student.eval()
-    try:
+    with in_eval_mode(student):
         targets = _collect_targets(teacher, layers, images)
         for index in _running_order(student, layers, images[:1]):
             if index in targets:
                 _fit_layer_(student, layers[index].student, images, targets[index], ridge)
-    finally:
-        student.train(was_training)
 
 
 def _collect_targets(teacher: nn.Module, layers: Sequence[Correspondence], images: Tensor) -> dict[int, _Targets]:
@@ -143,7 +141,8 @@ def _fit_layer_(student: nn.Module, layer: nn.Module, images: Tensor, targets: _
         cross += (rows.T @ error).cpu().double()
     if layer.bias is None:
         gram, cross = gram[:size, :size], cross[:size]
-    change = torch.linalg.solve(gram + ridge * gram.diagonal().mean() * torch.eye(len(gram)), cross)
+    penalty = (ridge * gram.diagonal().mean()).clamp_min(_LEAST_PENALTY)  # inputs may all be 0
+    change = torch.linalg.solve(gram + penalty * torch.eye(len(gram)), cross)
     if not bool(change.isfinite().all()):
         return
     change = change.T.to(layer.weight)
@@ -200,16 +199,11 @@ def normalise_(student: nn.Module, names: Sequence[str], images: Tensor) -> None
         found = torch.stack([maps.mean(axes), maps.square().mean(axes)]) * len(maps) / len(images)
         sums[name] = sums[name] + found if name in sums else found
 
-    was_training = student.training
-    student.eval()
-    try:
-        with ExitStack() as hooks:
-            for name, norm in norms.items():
-                hooks.callback(norm.register_forward_pre_hook(partial(add, name)).remove)
-            for batch in images.split(_BATCH_SIZE) if names else ():
-                student(batch)
-    finally:
-        student.train(was_training)
+    with in_eval_mode(student), ExitStack() as hooks:
+        for name, norm in norms.items():
+            hooks.callback(norm.register_forward_pre_hook(partial(add, name)).remove)
+        for batch in images.split(_BATCH_SIZE) if names else ():
+            student(batch)
     for name, (mean, square) in sums.items():
         norm, variance = norms[name], (square - mean.square()).clamp_min(0)
         norm.get_buffer("running_mean").copy_(mean)

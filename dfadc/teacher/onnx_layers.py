@@ -84,16 +84,16 @@ def _convolution(module: fx.GraphModule, args: tuple[Any, ...]) -> nn.Module | N
 
 def _linear(module: fx.GraphModule, args: tuple[Any, ...]) -> nn.Module | None:
     _, *sources, alpha, beta, transposes_input, transposes_weight = args
-    tensors = _constants(module, tuple(sources))
+    tensors = _constants(module, tuple(source for source in sources if source is not None))
     if tensors is None or transposes_input or (alpha, beta) != (1, 1):
         return None
-    weight, bias = tensors
+    weight, *bias = tensors
     weight = weight if transposes_weight else weight.T.contiguous()
-    if bias.shape != (len(weight),):
+    if bias and bias[0].shape != (len(weight),):
         return None
     with torch.device("meta"):
-        layer = nn.Linear(weight.shape[1], len(weight))
-    return _with_weights(layer, [weight, bias])
+        layer = nn.Linear(weight.shape[1], len(weight), bias=bool(bias))
+    return _with_weights(layer, [weight, *bias])
 
 
 def _with_weights(layer: nn.Module, tensors: list[Tensor]) -> nn.Module:

@@ -44,7 +44,9 @@ def fit_student_(student: Student, teacher: Teacher, flops: NetworkFlops, seed: 
     with full_fp32(device):
         fit_layers_(student.module, teacher.module, layers, images.to(device))
         normalise_(student.module, student.copy.pairing.folded, images.to(device))
-    return f"its {len(layers)} layers are fitted to the teacher's on {count:,} procedural images, in closed form"
+    return (
+        f"the student's {len(layers)} layers are fitted to the teacher's on {count:,} procedural images, in closed form"
+    )
 
 
 def num_images(flops: NetworkFlops, num_layers: int) -> int:

@@ -10,15 +10,15 @@ import torch
 from miniature import SmallNetwork, build_run
 from torch import Tensor
 
-from dfadc.distillation.images.procedural import draw_procedural
+from dfadc.distillation.images.balanced import draw_balanced
 from dfadc.distillation.losses import priors
 from dfadc.distillation.losses.discrepancy import l1
 from dfadc.recipe.load import load_recipe, recipe_names
 from dfadc.sampling import generators, lengths
 from dfadc.sampling.generators import (
+    PRIOR_SEED,
     draw,
     draw_prior,
-    draw_procedural_classes,
     train_adversary,
     train_prior,
 )
@@ -163,18 +163,6 @@ def test_any_number_of_images_can_be_drawn() -> None:
     assert [tuple(batch.shape) for batch in draw(state, 0)] == [(0, 1, 8, 8)]
 
 
-def test_procedural_samples_spread_over_the_classes_that_the_teacher_sees() -> None:
-    run = build_run("auto")
-    drawn = draw_procedural_classes(run, 40)
-    assert torch.equal(drawn, draw_procedural_classes(build_run("auto", "seed=3"), 40))
-    any_of_them = draw_procedural(40, run.teacher.contract, torch.Generator().manual_seed(11))
-    most, most_of_any = (
-        int(run.teacher.module(images).argmax(dim=1).bincount().max()) for images in (drawn, any_of_them)
-    )
-    assert drawn.shape == (40, 1, 8, 8)
-    assert most < most_of_any
-
-
 @pytest.mark.parametrize(("share", "num_generated"), [(0.25, 30), (0.0, 40), (1.0, 0)])
 def test_a_share_of_the_refined_samples_begins_as_procedural_images(
     monkeypatch: pytest.MonkeyPatch, share: float, num_generated: int
@@ -184,7 +172,8 @@ def test_a_share_of_the_refined_samples_begins_as_procedural_images(
     images = torch.cat(list(draw_prior(run, train_prior(run, UPDATES), 40, procedural_share=share)))
     assert len(images) == 40
     torch.testing.assert_close(images[:num_generated], images_of(train_prior(run, UPDATES), num_generated))
-    torch.testing.assert_close(images[num_generated:], draw_procedural_classes(run, 40 - num_generated))
+    expected = draw_balanced(40 - num_generated, run.teacher, torch.Generator().manual_seed(PRIOR_SEED))
+    torch.testing.assert_close(images[num_generated:], expected)
 
 
 def test_what_is_not_refined_is_the_generators() -> None:

@@ -11,10 +11,13 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
+from dfadc.networks.logits import LogitsOf
 from dfadc.student.channels import pick
 from dfadc.student.inherit import SmallerCopy, copy_weights_, find_copy
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from dfadc.student.channels import Kept
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -200,3 +203,33 @@ def test_a_transformer_that_cannot_inherit_is_told_why(student: nn.Module, reaso
     found = find_copy(student, vit(32, 4), IMAGES)
     assert isinstance(found, str)
     assert re.search(reason, found)
+
+
+def hugging_face(width: int, heads: int) -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"image_size": 32, "patch_size": 8, "num_channels": 3, "num_labels": 5}
+    config = transformers.ViTConfig(
+        hidden_size=width, num_attention_heads=heads, intermediate_size=4 * width, num_hidden_layers=2, **sizes
+    )
+    network: nn.Module = transformers.ViTForImageClassification(config)
+    return LogitsOf(network.eval())
+
+
+def from_timm(width: int, heads: int) -> nn.Module:
+    timm = pytest.importorskip("timm")
+    sizes = {"img_size": 32, "patch_size": 8, "num_classes": 5, "depth": 2}
+    network: nn.Module = timm.create_model("vit_tiny_patch16_224", embed_dim=width, num_heads=heads, **sizes)
+    return network.eval()
+
+
+@pytest.mark.parametrize("build", [hugging_face, from_timm])
+def test_transformers_of_other_libraries_keep_whole_heads(build: Callable[[int, int], nn.Module]) -> None:
+    torch.manual_seed(0)
+    kept = keep(build(16, 2), build(32, 4))
+    blocks = [
+        axis for axis in kept if axis[0].endswith(("qkv.weight", "q_proj.weight", "query.weight")) and axis[1] == 0
+    ]
+    assert len(blocks) == 2
+    for axis in blocks:
+        queries = kept[axis][:16]
+        assert torch.bincount(queries // 8, minlength=4).sort().values.tolist() == [0, 0, 8, 8]

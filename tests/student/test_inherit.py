@@ -32,7 +32,7 @@ def flattening(width: int) -> nn.Module:
 
 
 def inherit_weights_(student: nn.Module, teacher: nn.Module, size: tuple[int, int, int] = CONTRACT.input_size) -> bool:
-    """Whether the student is the teacher made smaller; then it has its weights."""
+    """True for a student that is the teacher made smaller, which then has its weights."""
     copy = find_copy(student, teacher, torch.randn(2, *size))
     if isinstance(copy, str):
         return False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -94,3 +96,40 @@ def test_a_batch_norm_that_a_file_folded_away_belongs_to_its_convolution() -> No
 
 def test_a_student_without_batch_norms_is_no_part_of_a_teacher_with_them() -> None:
     assert isinstance(pair(plain(3), normalising(6), IMAGES), str)
+
+
+@torch.no_grad()
+def test_a_batch_norm_that_begins_with_weight_0_is_used_too() -> None:
+    """As in networks whose residual branches begin with nothing."""
+    torch.manual_seed(0)
+    teacher = plain(6, names=("p", "q", "r"))
+    student = Block(3, ("a", "b", "c"), shortcut_first=False, norms=True).eval()
+    ordinary = find_copy(student, teacher, IMAGES)
+    assert not isinstance(ordinary, str)
+    copy_weights_(student, teacher, ordinary)
+    expected = student(IMAGES)
+    nn.init.zeros_(student.get_parameter("b.1.weight"))
+    student.get_buffer("b.1.running_mean").fill_(3)
+    copy_weights_(student, teacher, ordinary)
+    torch.testing.assert_close(student(IMAGES), expected)
+
+
+def test_a_scripted_teacher_does_not_say_how_its_layers_move() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's advice to export instead
+        teacher = torch.jit.trace(plain(6), IMAGES)
+    found = find_copy(plain(3), teacher, IMAGES)
+    assert isinstance(found, str)
+    assert "does not say how it moves over an image" in found
+
+
+@torch.no_grad()
+def test_a_bias_that_a_file_left_away_is_0() -> None:
+    torch.manual_seed(0)
+    teacher, student = (nn.Sequential(nn.Conv2d(1, width, 12), nn.Flatten(), nn.Linear(width, 5)) for width in (6, 3))
+    teacher = nn.Sequential(teacher[0], nn.Identity(), teacher[1], nn.Linear(6, 5, bias=False))
+    copy = find_copy(student, teacher, IMAGES)
+    assert not isinstance(copy, str)
+    copy_weights_(student, teacher, copy)
+    assert torch.count_nonzero(student.get_parameter("2.bias")) == 0
+    assert torch.count_nonzero(student.get_parameter("0.bias")) == 3

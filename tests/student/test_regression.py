@@ -89,3 +89,11 @@ def test_a_layer_that_no_image_reaches_is_left() -> None:
     fit_layers_(student, teacher, pairs, torch.randn(50, 4), ridge=1e-9)
     assert all(map(torch.equal, tensors_of(student.unused), before))
     torch.testing.assert_close(student.weight, teacher.weight[:2], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_inputs_that_are_all_0_leave_the_weights(bias: bool) -> None:
+    teacher, student = nn.Conv2d(2, 6, 3, bias=bias), nn.Conv2d(2, 3, 3, bias=bias)
+    before = student.weight.clone()
+    fit_layers_(student, teacher, [Correspondence(student, teacher, torch.arange(3), 1)], torch.zeros(20, 2, 9, 9))
+    torch.testing.assert_close(student.weight.detach(), before.detach())

@@ -22,41 +22,23 @@ SIZE = (3, 32, 32)
 
 def export(module: nn.Module, path: Path, *, opset: int = 20, dynamic: bool = True, **settings: Any) -> Path:
     """Exports a network by torch's present exporter."""
-    images = torch.rand(2 if dynamic else 1, *settings.pop("size", SIZE))
     shapes = ({0: torch.export.Dim.DYNAMIC},) if dynamic else None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            module.eval(),
-            (images,),
-            path,
-            dynamo=True,
-            opset_version=opset,
-            dynamic_shapes=shapes,
-            verbose=False,
-            external_data=settings.pop("external_data", False),
-            **settings,
-        )
-    return path
+    settings = {"external_data": False, "verbose": False, "dynamic_shapes": shapes, **settings}
+    return _export(module, path, 2 if dynamic else 1, dynamo=True, opset_version=opset, **settings)
 
 
 def export_by_tracing(module: nn.Module, path: Path, *, opset: int, **settings: Any) -> Path:
     """Exports a network by torch's older exporter."""
-    images = torch.rand(2, *settings.pop("size", SIZE))
     axes = {"x": {0: "n"}, "y": {0: "n"}}
+    settings = {"input_names": ["x"], "output_names": ["y"], "dynamic_axes": axes, **settings}
+    return _export(module, path, 2, dynamo=False, opset_version=opset, **settings)
+
+
+def _export(module: nn.Module, path: Path, count: int, **settings: Any) -> Path:
+    images = torch.rand(count, *settings.pop("size", SIZE))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(
-            module.eval(),
-            (images,),
-            path,
-            dynamo=False,
-            opset_version=opset,
-            input_names=["x"],
-            output_names=["y"],
-            dynamic_axes=axes,
-            **settings,
-        )
+        torch.onnx.export(module.eval(), (images,), path, **settings)
     return path
 
 

@@ -50,7 +50,7 @@ def agreement(student: nn.Module, teacher: Teacher) -> float:
 def test_fitted_layers_agree_with_the_teacher_far_more_often(lenet: Teacher, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = short(2)
     fitted = prepare(lenet, "lenet5_half", recipe=recipe, device="cpu")
-    assert any("its 5 layers are fitted to the teacher's on" in note for note in fitted.notes)
+    assert any("the student's 5 layers are fitted to the teacher's on" in note for note in fitted.notes)
     monkeypatch.setattr("dfadc.training.build.fit_student_", lambda *_: "not fitted")
     inherited = prepare(lenet, "lenet5_half", recipe=recipe, device="cpu")
     with_fit, without = (agreement(each.run.state.student.module, lenet) for each in (fitted, inherited))

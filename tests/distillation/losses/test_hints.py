@@ -31,7 +31,7 @@ def images(count: int) -> Tensor:
 
 
 def layers_of(student: nn.Module, teacher: nn.Module, contract: ImageContract) -> list[Correspondence]:
-    """Those of a student that is the teacher made smaller; it gets the teacher's weights."""
+    """Layers of a student that correspond to its teacher's; a smaller copy gets the teacher's weights before."""
     copy = find_copy(student, teacher, torch.randn(2, *contract.input_size))
     if isinstance(copy, str):
         return corresponding_layers(student, teacher, None)
