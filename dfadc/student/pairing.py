@@ -78,13 +78,16 @@ def _pair_by_order(student: nn.Module, teacher: nn.Module, images: Tensor) -> Pa
     layer: nn.Module | None = None
     for name, module in own.items():
         # Branches of a block may run in another order there.
-        theirs = next((each for each in [*rest][:_MOST_BRANCHES] if is_part(module, rest[each])), None)
+        ahead = [each for each in [*rest][:_MOST_BRANCHES] if rest[each].sizes == module.sizes]
+        theirs = next((each for each in ahead if is_part(module.layer, rest[each].layer)), None)
         if theirs is not None:
-            layer = rest.pop(theirs)
-            keys = [key for key in module.state_dict() if key != "num_batches_tracked" and key in layer.state_dict()]
+            layer = rest.pop(theirs).layer
+            keys = [
+                key for key in module.layer.state_dict() if key != "num_batches_tracked" and key in layer.state_dict()
+            ]
             tensors |= {tensor_name(name, key): tensor_name(theirs, key) for key in keys}
             layers[name] = theirs
-        elif _can_hold_bias(module) and isinstance(layer, _WEIGHTED) and layer.bias is not None:
+        elif _can_hold_bias(module.layer) and isinstance(layer, _WEIGHTED) and layer.bias is not None:
             layers[name] = [*layers.values()][-1]
             tensors[tensor_name(name, "bias")] = tensor_name(layers[name], "bias")
             folded.append(name)
@@ -138,17 +141,24 @@ def kind_of(layer: nn.Module) -> type | None:
     return next((kind for kind in (*_WEIGHTED, BATCH_NORM) if isinstance(layer, kind)), None)
 
 
-@torch.no_grad()
-def _layers_in_order(network: nn.Module, images: Tensor) -> dict[str, nn.Module]:
-    """Layers with weights in the order in which images reach them."""
-    layers = {name: module for name, module in network.named_modules() if isinstance(module, (*_WEIGHTED, BATCH_NORM))}
-    reached: dict[str, nn.Module] = {}
+class _Reached(NamedTuple):
+    """Layer, and height and width of the maps that it takes and gives; () of vectors."""
 
-    def note(name: str, module: nn.Module, *_: object) -> None:
-        reached.setdefault(name, module)
+    layer: nn.Module
+    sizes: tuple[torch.Size, torch.Size]
+
+
+@torch.no_grad()
+def _layers_in_order(network: nn.Module, images: Tensor) -> dict[str, _Reached]:
+    """Layers with weights in the order in which images reach them."""
+    layers = {name: module for name, module in network.named_modules() if kind_of(module) is not None}
+    reached: dict[str, _Reached] = {}
+
+    def note(name: str, module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+        reached.setdefault(name, _Reached(module, (given[0].shape[2:], output.shape[2:])))
 
     with in_eval_mode(network), ExitStack() as hooks:
         for name, module in layers.items():
-            hooks.callback(module.register_forward_pre_hook(partial(note, name)).remove)
+            hooks.callback(module.register_forward_hook(partial(note, name)).remove)
         network(images)
     return reached

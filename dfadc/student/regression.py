@@ -33,10 +33,12 @@ class _Targets(NamedTuple):
     """Outputs of a teacher's layer.
 
     Args:
-        positions: (P,), of the flattened maps or tokens.
+        num_positions: of the flattened maps or tokens.
+        positions: (P,), some of them.
         outputs: (N * P, C) there.
     """
 
+    num_positions: int
     positions: Tensor
     outputs: Tensor
 
@@ -66,7 +68,8 @@ def fit_layers_(
     Args:
         student: weights and biases of the layers are overwritten; its mode stays.
         teacher: left as it is, in eval mode.
-        layers: of both, for which :func:`can_fit` holds; one that no image reaches stays as it is.
+        layers: of both, for which :func:`can_fit` holds; one that no image reaches, or whose maps have another size
+            than the teacher's, stays as it is.
         images: (N, C, H, W), normalised, on the device of both.
         ridge: weight of the distance to the weights before.
     """
@@ -79,12 +82,14 @@ def fit_layers_(
 
 def _collect_targets(teacher: nn.Module, layers: Sequence[Correspondence], images: Tensor) -> dict[int, _Targets]:
     """By a layer's index what the teacher gives there, for the channels that the student stands for."""
+    numbers: dict[int, int] = {}
     positions: dict[int, Tensor] = {}
     outputs: dict[int, list[Tensor]] = {}
     rng = torch.Generator().manual_seed(0)
 
     def keep(index: int, layer: nn.Module, _: object, output: Tensor) -> None:
         rows = _as_rows(layer, output)
+        numbers[index] = rows.shape[1]
         if index not in positions:
             positions[index] = torch.randperm(rows.shape[1], generator=rng)[:_POSITIONS].to(rows.device)
         rows = rows[:, positions[index]][..., layers[index].channels]
@@ -99,7 +104,7 @@ def _collect_targets(teacher: nn.Module, layers: Sequence[Correspondence], image
             hooks.callback(pair.teacher.register_forward_hook(partial(keep, index)).remove)
         for batch in images.split(_BATCH_SIZE):
             teacher(batch)
-    return {index: _Targets(positions[index], torch.cat(found)) for index, found in outputs.items()}
+    return {index: _Targets(numbers[index], positions[index], torch.cat(found)) for index, found in outputs.items()}
 
 
 def _as_rows(layer: nn.Module, output: Tensor) -> Tensor:
@@ -132,10 +137,11 @@ def _fit_layer_(student: nn.Module, layer: nn.Module, images: Tensor, targets: _
     rows_done = 0
     for batch in images.split(_BATCH_SIZE):
         given = _input_of(student, layer, batch)
+        computed = _as_rows(layer, layer(given).float())
+        if computed.shape[1] != targets.num_positions:
+            return  # its maps have another size than the teacher's
         rows = functional.pad(_patches(layer, given, targets.positions), (0, 1), value=1.0)
-        error = targets.outputs[rows_done : rows_done + len(rows)] - _as_rows(layer, layer(given).float())[
-            :, targets.positions
-        ].flatten(0, 1)
+        error = targets.outputs[rows_done : rows_done + len(rows)] - computed[:, targets.positions].flatten(0, 1)
         rows_done += len(rows)
         gram += (rows.T @ rows).cpu().double()
         cross += (rows.T @ error).cpu().double()

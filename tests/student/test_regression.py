@@ -97,3 +97,10 @@ def test_inputs_that_are_all_0_leave_the_weights(bias: bool) -> None:
     before = student.weight.clone()
     fit_layers_(student, teacher, [Correspondence(student, teacher, torch.arange(3), 1)], torch.zeros(20, 2, 9, 9))
     torch.testing.assert_close(student.weight.detach(), before.detach())
+
+
+def test_a_layer_whose_maps_have_another_size_is_left() -> None:
+    teacher, student = nn.Conv2d(2, 6, 3), nn.Conv2d(2, 3, 3, stride=2)
+    before = student.weight.clone()
+    fit_layers_(student, teacher, [Correspondence(student, teacher, torch.arange(3), 1)], torch.randn(20, 2, 9, 9))
+    assert torch.equal(student.weight, before)
