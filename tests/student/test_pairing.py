@@ -138,21 +138,21 @@ def test_a_bias_that_a_file_left_away_is_0() -> None:
 class Branches(nn.Module):
     """Two layers of one shape, of which one sees the image at half its size; either may run first."""
 
-    def __init__(self, width: int, *, half_first: bool) -> None:
+    def __init__(self, width: int, *, coarse_first: bool) -> None:
         super().__init__()
-        self.half, self.whole, self.head = nn.Conv2d(1, width, 1), nn.Conv2d(1, width, 1), nn.Linear(width, 5)
-        self.half_first = half_first
+        self.coarse, self.fine, self.head = nn.Conv2d(1, width, 1), nn.Conv2d(1, width, 1), nn.Linear(width, 5)
+        self.coarse_first = coarse_first
 
     def forward(self, images: Tensor) -> Tensor:
-        layers = (self.half, nn.functional.avg_pool2d(images, 2)), (self.whole, images)
-        maps = [layer(given).relu() for layer, given in (layers if self.half_first else layers[::-1])]
+        layers = (self.coarse, nn.functional.avg_pool2d(images, 2)), (self.fine, images)
+        maps = [layer(given).relu() for layer, given in (layers if self.coarse_first else layers[::-1])]
         logits: Tensor = self.head(sum(each.mean(dim=(2, 3)) for each in maps))
         return logits
 
 
 def test_layers_of_one_shape_are_told_apart_by_their_maps() -> None:
-    teacher = Branches(6, half_first=True)
-    student = nn.Sequential(Branches(3, half_first=False))  # a wrapper changes all names
+    teacher = Branches(6, coarse_first=True)
+    student = nn.Sequential(Branches(3, coarse_first=False))  # a wrapper changes all names
     found = pair(student, teacher, IMAGES)
     assert isinstance(found, Pairing)
-    assert found.layers == {"0.whole": "whole", "0.half": "half", "0.head": "head"}
+    assert found.layers == {"0.fine": "fine", "0.coarse": "coarse", "0.head": "head"}
