@@ -221,11 +221,7 @@ def _takes_single_image(module: nn.Module, images: Tensor, logits: Tensor) -> bo
 
 
 def _check_other_batch(module: nn.Module, images: Tensor, logits: Tensor, role: str) -> list[str]:
-    """Refuses a network that takes batches of one size only, or mixes the images of a batch; notes a random one.
-
-    Raises:
-        DfadcError: the logits of another number of images are not as many, or others.
-    """
+    """Refuses a network that takes batches of one size only, or mixes the images of a batch; notes a random one."""
     problem = f"{role} takes a batch of {BATCH} images, but not of {OTHER_BATCH}"
     with running_user_code(problem, "it must take any number"):
         more = _logits(module, images)

@@ -233,11 +233,7 @@ def import_file(path: Path) -> ModuleType:
 
 
 def _import_in_package(path: Path) -> ModuleType:
-    """Imports a file of a package by its dotted name, so that its relative imports work.
-
-    Raises:
-        ImportError: another package of that name is imported already.
-    """
+    """Imports a file of a package by its dotted name, so that its relative imports work."""
     root, name = path.parent, path.stem
     while (root / "__init__.py").is_file():
         root, name = root.parent, f"{root.name}.{name}"
@@ -264,11 +260,7 @@ def _may_have(role: Role, default: object) -> bool:
 
 
 def _materialise_(module: nn.Module, name: str, contract: ImageContract) -> None:
-    """Gives lazy layers their weights by sending two empty images through them, in place.
-
-    Raises:
-        DfadcError: a lazy layer sees no image.
-    """
+    """Gives lazy layers their weights by sending two empty images through them, in place."""
     if not _lazy_weights(module):
         return
     size = "x".join(map(str, contract.input_size))

@@ -238,12 +238,7 @@ def _torchvision_names() -> tuple[str, ...]:
 
 
 def _known_to_smp(name: str) -> str:
-    """``Unet:resnet18`` as it is.
-
-    Raises:
-        DfadcError: it is no decoder and encoder of segmentation-models-pytorch.
-        RequirementMissing: the package is not installed.
-    """
+    """``Unet:resnet18`` as it is."""
     smp = import_smp()
     decoder, _, encoder = name.partition(":")
     if decoder.lower() not in smp.MODEL_ARCHITECTURES_MAPPING:

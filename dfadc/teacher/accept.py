@@ -112,11 +112,7 @@ def accept(view: View, match: Match, options: Choices, source: str, *, note: str
 
 
 def _refuse_unknown_stem(match: Match, source: str) -> None:
-    """Refuses a 3x3 first kernel whose pooling cannot be told from weights.
-
-    Raises:
-        DfadcError: two networks fit.
-    """
+    """Refuses a 3x3 first kernel whose pooling cannot be told from weights."""
     reference = reference_network(match.architecture, stem="default", input_size=None)
     if not any(type(layer).__name__ == "MaxPool2d" for layer in reference.children()):
         return

@@ -117,11 +117,7 @@ def _build(
 
 
 def _load(module: nn.Module, tensors: Mapping[str, Tensor], name: str, source: str) -> View:
-    """Loads the view of the weights whose names are the module's.
-
-    Raises:
-        DfadcError: none fits; the error is about the view that shares most names.
-    """
+    """Loads the view of the weights whose names are the module's."""
     expected = module.state_dict().keys()
     views = list(views_of(tensors))
     fitting = max(views, key=lambda view: len(expected & view.tensors.keys()))

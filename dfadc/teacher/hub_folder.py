@@ -114,11 +114,7 @@ def read_transformers(weights: Path, config: Mapping[str, Any], *, trust: bool) 
 
 
 def _loader(folder: Path, name: str, config: Mapping[str, Any]) -> str:
-    """Class of transformers that loads an architecture.
-
-    Raises:
-        DfadcError: it classifies neither images nor their pixels.
-    """
+    """Class of transformers that loads an architecture."""
     for ending, loader in _LOADERS.items():
         if name.endswith(ending):
             return loader

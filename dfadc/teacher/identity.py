@@ -117,11 +117,7 @@ def _identify_module(module: nn.Module, contents: TeacherFile, stated: ContractF
 def _identify_named(
     resolved: ArchitectureName, tensors: Mapping[str, Tensor], options: Choices, stated: ContractFields, source: str
 ) -> Identity:
-    """The network that was named.
-
-    Raises:
-        DfadcError: the weights do not fit it; what is missing is named.
-    """
+    """The network that was named."""
     if resolved.library == "factory":
         fitted = fit_factory(resolved, tensors, stated, source)
         notes = fitted.view.notes
@@ -183,11 +179,7 @@ def _by_hints(contents: TeacherFile, tensors: Mapping[str, Tensor], options: Cho
 
 
 def _only_match(contents: TeacherFile, tensors: Mapping[str, Tensor], options: Choices) -> Identity:
-    """The one architecture that bare weights fit.
-
-    Raises:
-        DfadcError: none or several fit.
-    """
+    """The one architecture that bare weights fit."""
     lossy: tuple[View, Match] | None = None
     for view, matches in _all_matches(tensors, options):
         if not matches:

@@ -107,12 +107,7 @@ def read_keras(path: Path, *, trust: bool) -> TeacherFile:
 
 
 def _import_keras(path: Path) -> Any:
-    """Keras on its torch backend.
-
-    Raises:
-        RequirementMissing: it is not installed.
-        DfadcError: it runs on another backend in this process.
-    """
+    """Keras on its torch backend."""
     if "keras" not in sys.modules:
         os.environ[_BACKEND] = "torch"
     try:
@@ -130,11 +125,7 @@ def _import_keras(path: Path) -> Any:
 
 
 def _read_config(path: Path) -> Any:
-    """The architecture as JSON values.
-
-    Raises:
-        DfadcError: the file is damaged, or holds weights alone.
-    """
+    """The architecture as JSON values."""
     import h5py  # noqa: PLC0415 -- an extra
 
     try:
@@ -167,11 +158,7 @@ def _code_in(config: Any) -> Iterator[str]:
 
 
 def _image_axes(network: Any, path: Path) -> tuple[int, tuple[int, int] | None, bool]:
-    """Channels, (H, W) where they are fixed, and whether the channels are the last axis.
-
-    Raises:
-        DfadcError: it is no network of one batch of images.
-    """
+    """Channels, (H, W) where they are fixed, and whether the channels are the last axis."""
     inputs, outputs = getattr(network, "inputs", None) or [], getattr(network, "outputs", None) or []
     if len(inputs) != 1 or not outputs:
         raise DfadcError(
@@ -210,11 +197,7 @@ def _layers_of(network: Any) -> Iterator[Any]:
 
 
 def _restore_norms_(module: KerasNetwork, images: Tensor, path: Path) -> None:
-    """Computes batch norms by layers of torch, in place, so that they can be found and watched.
-
-    Raises:
-        DfadcError: the outputs change.
-    """
+    """Computes batch norms by layers of torch, in place, so that they can be found and watched."""
     with running_user_code(f"{path} cannot take its images", "check --input-size"), torch.no_grad():
         before = list_outputs(module(images))
         for layer in _layers_of(module.network):

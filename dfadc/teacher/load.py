@@ -165,11 +165,7 @@ def load_teacher(
 
 
 def _complete_contract(plan: TeacherPlan, tried: DryRun) -> ImageContract:
-    """The contract with what the dry run told.
-
-    Raises:
-        DfadcError: it told something else than the contract says.
-    """
+    """The contract with what the dry run told."""
     for name, found in (("num_classes", tried.num_classes), ("task", tried.task)):
         stated = getattr(plan.fields, name)
         if stated is not None and stated != found:

@@ -149,11 +149,7 @@ def _external_files(model: onnx.ModelProto) -> Iterator[str]:
 
 
 def _refuse_unusable(model: onnx.ModelProto, path: Path) -> None:
-    """Refuses graphs with control flow.
-
-    Raises:
-        DfadcError: there is one.
-    """
+    """Refuses graphs with control flow."""
     for node in model.graph.node:
         if node.op_type in _CONTROL_FLOW:
             raise DfadcError(
@@ -163,11 +159,7 @@ def _refuse_unusable(model: onnx.ModelProto, path: Path) -> None:
 
 
 def _image_input(model: onnx.ModelProto, path: Path) -> onnx.ValueInfoProto:
-    """The input that is no weight; files up to opset 8 list their weights among the inputs.
-
-    Raises:
-        DfadcError: there is not one, or it is no batch of images.
-    """
+    """The input that is no weight; files up to opset 8 list their weights among the inputs."""
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
     if len(inputs) != 1:

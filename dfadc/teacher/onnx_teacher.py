@@ -92,11 +92,7 @@ def read_onnx(path: Path, *, output: str | None = None) -> TeacherFile:
 
 
 def _choose(graph: OnnxGraph, wanted: str | None) -> tuple[str | None, list[str]]:
-    """The output to keep and a note; None where there is one.
-
-    Raises:
-        DfadcError: none or several can be logits, or the wanted one is not there.
-    """
+    """The output to keep and a note; None where there is one."""
     if len(graph.original.graph.output) == 1:
         return None, []
     outputs, images = named_outputs(graph)
@@ -124,12 +120,7 @@ class MappedOverImages(nn.Module):
 
 
 def _convert_and_check(graph: OnnxGraph) -> tuple[nn.Module, float]:
-    """The graph as a module, and the largest difference to ONNX Runtime as a share of the outputs' range.
-
-    Raises:
-        RequirementMissing: onnx2fx is not installed.
-        DfadcError: it cannot be converted exactly for any number of images.
-    """
+    """The graph as a module, and the largest difference to ONNX Runtime as a share of the outputs' range."""
     converted = _convert(graph)
     num_norms = restore_layers_(converted)
     _recompile_(converted)
@@ -146,12 +137,7 @@ def _convert_and_check(graph: OnnxGraph) -> tuple[nn.Module, float]:
 
 
 def _convert(graph: OnnxGraph) -> fx.GraphModule:
-    """The graph as a torch module.
-
-    Raises:
-        RequirementMissing: onnx2fx is not installed.
-        DfadcError: it does not know an operator.
-    """
+    """The graph as a torch module."""
     try:
         import onnx2fx  # noqa: PLC0415 -- an extra
     except ImportError as exc:

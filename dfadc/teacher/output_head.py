@@ -88,9 +88,6 @@ def _has_labels(output: Tensor, last: str, fields: ContractFields) -> bool:
         output: (N, K) or (N, K, h, w).
         last: last operation, as the file's reader or the autograd graph names it.
         fields: what is stated of the contract.
-
-    Raises:
-        DfadcError: labels are stated or likely, and the outputs cannot be theirs; the hint names the flag.
     """
     is_stated = fields.task == "multilabel"
     is_sigmoid = last.lower() == "sigmoid" and output.shape[1] > 1

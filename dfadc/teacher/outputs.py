@@ -69,11 +69,7 @@ def choose_output(output: object, images: Tensor, wanted: str | None, fields: Co
 
 
 def _named(outputs: Mapping[str, Tensor], wanted: str) -> str:
-    """The path that ``--output`` names.
-
-    Raises:
-        DfadcError: there is none.
-    """
+    """The path that ``--output`` names."""
     paths = list(outputs)
     has_names = not any(path.partition(".")[0].isdecimal() for path in paths)
     if has_names and wanted.isdecimal() and int(wanted) < len(paths):

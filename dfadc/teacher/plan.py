@@ -234,21 +234,13 @@ def _may_have_small_stem(identity: Identity, resolved: ContractFields) -> bool:
 
 
 def _refuse_single_logit(num_classes: int | None) -> None:
-    """Refuses a network of one output before anything else is asked, unless two classes are stated for it.
-
-    Raises:
-        DfadcError: it has one.
-    """
+    """Refuses a network of one output before anything else is asked, unless two classes are stated for it."""
     if num_classes == 1:
         raise DfadcError("the teacher has num_classes = 1; distillation needs at least 2", ONE_LOGIT)
 
 
 def _check_shapes(identity: Identity, resolved: ContractFields, origins: dict[str, str]) -> None:
-    """Weights are facts: a source that contradicts them is wrong.
-
-    Raises:
-        DfadcError: channels or classes differ.
-    """
+    """Weights are facts: a source that contradicts them is wrong."""
     size = resolved.input_size
     if size is not None and identity.channels is not None and size[0] != identity.channels:
         raise DfadcError(

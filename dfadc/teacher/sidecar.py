@@ -70,11 +70,7 @@ def _sidecar_of(path: Path) -> Path | None:
 
 
 def _values(path: Path) -> dict[str, Any]:
-    """Fields of a sidecar, those of its section ``contract`` among them.
-
-    Raises:
-        DfadcError: it cannot be read.
-    """
+    """Fields of a sidecar, those of its section ``contract`` among them."""
     try:
         values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:

@@ -80,11 +80,7 @@ def _completed(taken: FoundWeights, raw: list[FoundWeights]) -> FoundWeights:
 
 
 def _preferred(found: list[FoundWeights], source: object) -> FoundWeights:
-    """One of several sets of weights of one network.
-
-    Raises:
-        DfadcError: no name says which one is meant.
-    """
+    """One of several sets of weights of one network."""
     if len(found) == 1:
         return found[0]
     for pattern in _PREFERRED:
@@ -104,11 +100,7 @@ def _preferred(found: list[FoundWeights], source: object) -> FoundWeights:
 
 
 def _named(candidates: list[FoundWeights], choice: str, source: object) -> FoundWeights:
-    """The weights under a key; a part of a path is enough where only one fits.
-
-    Raises:
-        DfadcError: none fits.
-    """
+    """The weights under a key; a part of a path is enough where only one fits."""
     exact = [found for found in candidates if found.key == choice]
     within = [found for found in candidates if f".{choice}." in f".{found.key}."]
     if found := next(iter(exact or within), None):
@@ -154,11 +146,7 @@ def _refuse_other_average(
     source: object,
     choice: str | None,
 ) -> None:
-    """Refuses averaged and raw weights that are of different shapes: one of them is another network's.
-
-    Raises:
-        DfadcError: they are.
-    """
+    """Refuses averaged and raw weights that are of different shapes: one of them is another network's."""
     if choice is not None or (raw and averaged):
         return
     largest = candidates[0]
@@ -175,11 +163,7 @@ def _refuse_other_average(
 
 
 def _refuse_empty_shards(value: object, source: object) -> None:
-    """Refuses a file of DeepSpeed's stage 3, whose weights are empty: they lie in the files beside it.
-
-    Raises:
-        DfadcError: it is one.
-    """
+    """Refuses a file of DeepSpeed's stage 3, whose weights are empty: they lie in the files beside it."""
     if isinstance(value, Mapping) and {"ds_config", "ds_version"} & value.keys():
         raise DfadcError(
             f"the weights in {source} are empty: DeepSpeed (ZeRO stage 3) keeps them in the files beside it",
@@ -188,11 +172,7 @@ def _refuse_empty_shards(value: object, source: object) -> None:
 
 
 def _refuse_quantised(found: FoundWeights, source: object) -> None:
-    """Refuses weights of integers.
-
-    Raises:
-        DfadcError: a tensor or a name says that they are quantised.
-    """
+    """Refuses weights of integers."""
     is_quantised = any(tensor.is_quantized for tensor in found.tensors.values())
     if is_quantised or any(_QUANTISED.search(name) for name in found.tensors):
         raise DfadcError(
