@@ -22,7 +22,7 @@ from dfadc.networks.flops import in_eval_mode
 from dfadc.networks.user_code import guard_, running_user_code
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from types import ModuleType
 
     from dfadc.contract import ImageContract
@@ -82,14 +82,14 @@ class Factory:
         return role in self.roles.values()
 
     def build(
-        self, contract: ImageContract, arguments: Mapping[str, object], *, without: Role | None = None
+        self, contract: ImageContract, arguments: Mapping[str, object], *, without: Collection[Role] = ()
     ) -> nn.Module:
         """Calls the factory with those values of the contract that its signature has, and the user's own arguments.
 
         Args:
             contract: images and classes.
             arguments: of the user; they win.
-            without: meaning of arguments that keep their defaults.
+            without: meanings of arguments that keep their defaults.
 
         Raises:
             DfadcError: an argument is unknown, the code fails, or gives no network.
@@ -98,7 +98,7 @@ class Factory:
         values = {
             name: self._value(name, role, contract)
             for name, role in self.roles.items()
-            if role != without or name in self.required
+            if role not in without or name in self.required
         }
         if self.takes("contract"):
             values = {name: contract for name, role in self.roles.items() if role == "contract"}

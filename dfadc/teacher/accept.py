@@ -6,11 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from dfadc.errors import DfadcError
-from dfadc.teacher.match import (
-    Match,
-    reference_network,
-    size_of_positions,
-)
+from dfadc.teacher.match import Match, reference_network, size_of_positions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,16 +56,11 @@ class Choices:
 
 
 def choose_match(matches: list[Match], path: Path) -> Match:
-    """The only match.
+    """The only match of one or more.
 
     Raises:
-        DfadcError: none or several fit; several are named.
+        DfadcError: several fit; they are named.
     """
-    if not matches:
-        raise DfadcError(
-            f"the weights of {path} fit no torchvision classifier and no network of ours",
-            "name the architecture: --teacher-arch torchvision:NAME | timm:NAME | file.py:factory",
-        )
     if len(matches) > 1:
         names = [match.architecture for match in matches]
         raise DfadcError(
@@ -86,7 +77,14 @@ def accept(view: View, match: Match, options: Choices, source: str, *, note: str
         DfadcError: the weights cannot tell the stem or the classifier's activation.
     """
     if match.stem == "small" and options.stem is None:
-        _refuse_unknown_stem(match, source)
+        default = reference_network(match.architecture, stem="default", input_size=None)
+        if any(type(layer).__name__ == "MaxPool2d" for layer in default.children()):
+            raise DfadcError(
+                f"the weights of {source} fit two networks: {match.architecture} with a 3x3 first convolution, and the "
+                "pooling after it kept or removed",
+                f"choose one: --teacher-arch {match.architecture} --arch-arg stem=small (no pooling, as for 32 px "
+                "images) | --arch-arg stem=pooled",
+            )
     head = match.head
     if head is not None and head.needs_activation:
         if options.activation is None:
@@ -99,28 +97,9 @@ def accept(view: View, match: Match, options: Choices, source: str, *, note: str
     notes = [*([note] if note else []), *view.notes]
     if head is not None:
         notes.append(f"its classifier {head.path} is the file's own: {_describe_head(head)}")
+    side = size_of_positions(view.tensors)
     return Identity(
-        match.architecture,
-        match.stem,
-        match.channels,
-        match.num_classes,
-        notes,
-        view.tensors,
-        head,
-        side=size_of_positions(view.tensors),
-    )
-
-
-def _refuse_unknown_stem(match: Match, source: str) -> None:
-    """Refuses a 3x3 first kernel whose pooling cannot be told from weights."""
-    reference = reference_network(match.architecture, stem="default", input_size=None)
-    if not any(type(layer).__name__ == "MaxPool2d" for layer in reference.children()):
-        return
-    raise DfadcError(
-        f"the weights of {source} fit two networks: {match.architecture} with a 3x3 first convolution, and the pooling "
-        "after it kept or removed",
-        f"choose one: --teacher-arch {match.architecture} --arch-arg stem=small (no pooling, as for 32 px images) | "
-        "--arch-arg stem=pooled",
+        match.architecture, match.stem, match.channels, match.num_classes, notes, view.tensors, head, side=side
     )
 
 

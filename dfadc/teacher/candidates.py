@@ -58,8 +58,7 @@ def own_candidates(state_dict: Mapping[str, Tensor]) -> Iterator[str]:
 def torchvision_candidates(state_dict: Mapping[str, Tensor]) -> Iterator[str]:
     """Classifiers whose documented number of parameters is near."""
     totals = totals_of(state_dict)
-    for name in _families_of(state_dict):
-        documented = int(next(iter(torchvision.models.get_model_weights(name))).meta["num_params"])
+    for name, documented in _families_of(state_dict):
         # The documented number counts Inception's training-only classifier, GoogLeNet's not; compare these two always.
         if name in ("googlenet", "inception_v3") or is_near(documented, totals):
             yield f"torchvision:{name}"
@@ -69,29 +68,28 @@ def candidates_of_other_head(state_dict: Mapping[str, Tensor]) -> Iterator[str]:
     """Classifiers whose documented number of parameters leaves room for their own head alone, beside these weights."""
     body = sum(
         tensor.numel()
-        for key, tensor in _learned(state_dict).items()
+        for key, tensor in learned_of(state_dict).items()
         if key.partition(".")[0] not in ("fc", "classifier", "head", "heads")
     )
-    for name in _families_of(state_dict):
-        documented = int(next(iter(torchvision.models.get_model_weights(name))).meta["num_params"])
-        rooms = _LARGE_HEADS if name.startswith(("vgg", "alexnet")) else _HEADS
-        if rooms[0] <= documented - body <= rooms[1]:
+    for name, documented in _families_of(state_dict):
+        least, most = _LARGE_HEADS if name.startswith(("vgg", "alexnet")) else _HEADS
+        if least <= documented - body <= most:
             yield f"torchvision:{name}"
 
 
 def nearest_names(state_dict: Mapping[str, Tensor]) -> list[str]:
     """Torchvision's classifiers whose weights begin alike, the nearest in their number of parameters first."""
     totals = totals_of(state_dict)
-    found = []
-    for name in _families_of(state_dict):
-        documented = int(next(iter(torchvision.models.get_model_weights(name))).meta["num_params"])
-        found.append((min(abs(documented - total) for total in totals), f"torchvision:{name}"))
-    return [name for _, name in sorted(found)[:_NEAREST]]
+    distances = [
+        (min(abs(documented - total) for total in totals), f"torchvision:{name}")
+        for name, documented in _families_of(state_dict)
+    ]
+    return [name for _, name in sorted(distances)[:_NEAREST]]
 
 
 def totals_of(state_dict: Mapping[str, Tensor]) -> set[int]:
     """Parameters that these weights would have with 1000 classes, whichever layer the classes sit in."""
-    learned = _learned(state_dict)
+    learned = learned_of(state_dict)
     total = sum(tensor.numel() for tensor in learned.values())
     totals = {total}
     for key, tensor in learned.items():
@@ -108,15 +106,16 @@ def is_near(documented: int, totals: set[int]) -> bool:
     return any(abs(documented - total) <= margin for total in totals)
 
 
-def _families_of(state_dict: Mapping[str, Tensor]) -> Iterator[str]:
-    """Torchvision's classifiers whose first weights have a name that these weights have, too."""
+def _families_of(state_dict: Mapping[str, Tensor]) -> Iterator[tuple[str, int]]:
+    """Torchvision's classifiers whose first weights have a name of these, and their documented parameters."""
     for name in torchvision_classifiers():
         first = next((key for family, key in _FIRST_NAMES.items() if name.startswith(family)), None)
         if first is None or first in state_dict:
-            yield name
+            yield name, int(next(iter(torchvision.models.get_model_weights(name))).meta["num_params"])
 
 
-def _learned(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def learned_of(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights without running statistics and integers."""
     return {
         key: tensor
         for key, tensor in state_dict.items()

@@ -148,7 +148,7 @@ def load_teacher(
     sources = {**tried.sources, **plan.sources}
     return Teacher(
         module=freeze_(tried.module),
-        architecture=plan.architecture,
+        architecture=plan.identity.architecture,
         contract=contract,
         contract_sources=sources,
         sha256=sha256_file(contents.path),

@@ -20,18 +20,15 @@ from dfadc.teacher.output_head import ONE_LOGIT
 from dfadc.teacher.probe import KNOWN_FAMILIES, DryRun, run_dry
 from dfadc.teacher.sidecar import read_statements, sidecar_paths
 from dfadc.teacher.suggestions import commands, likely_sizes
+from dfadc.teacher.training_arguments import IMAGENET
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from dfadc.networks.stems import Stem
     from dfadc.teacher.accept import Identity
     from dfadc.teacher.read import TeacherFile
 
 FLAGS = "command line"
-SHAPES = "shapes of the weights"
-POSITIONS = "positional embedding of the weights"
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _DOCUMENTING = ("torchvision:", "timm:")
 
 
@@ -40,31 +37,20 @@ class TeacherPlan:
     """Plan of a teacher: architecture, stem and contract, possibly with gaps.
 
     Args:
-        architecture: canonical name, or the class of a whole module.
-        stem: of the network to build.
         fields: the contract, possibly with gaps.
         sources: field -> where its value came from.
         identity: the network and its weights.
         contents: the opened file.
         notes: decisions, for the user.
-        tried: sources that were looked at, for the error of a missing size.
         requested: architecture that the user named.
     """
 
-    architecture: str
-    stem: Stem
     fields: ContractFields
     sources: dict[str, str]
     identity: Identity
     contents: TeacherFile
     notes: tuple[str, ...] = ()
-    tried: tuple[str, ...] = ()
     requested: str | None = None
-
-    @property
-    def is_known(self) -> bool:
-        """True for a network of torchvision that was built here and bears every call."""
-        return self.identity.module is None and self.architecture.startswith(KNOWN_FAMILIES)
 
     def known_input_size(self) -> tuple[int, int, int]:
         """The input size.
@@ -76,9 +62,10 @@ class TeacherPlan:
             return self.fields.input_size
         path = self.contents.path
         found = commands(likely_sizes(self.identity), path, self.requested)
-        paste = f"one of these: {', '.join(found)}" if found else "--input-size CxHxW, e.g. --input-size 3x32x32"
+        tried = (FLAGS, "metadata of the file", *sidecar_paths(path), _documented_size(self.identity))
+        paste = f"one of these: {found}" if found else "--input-size CxHxW, e.g. --input-size 3x32x32"
         raise DfadcError(
-            f"the input size of the teacher is unknown; looked at: {', '.join(self.tried)}",
+            f"the input size of the teacher is unknown; looked at: {', '.join(tried)}",
             f"pass {paste}; or write it into a teacher.toml beside it (`dfadc inspect {path} --write-sidecar`)",
         )
 
@@ -95,10 +82,10 @@ def plan_teacher(contents: TeacherFile, *, architecture: str | None, fields: Con
         DfadcError: the architecture is unknown or ambiguous, or two sources contradict each other.
     """
     statements = read_statements(contents)
-    merged, _ = merge_fields({FLAGS: fields, **{said.source: said.fields for said in statements}})
+    sources = {FLAGS: fields} | {said.source: said.fields for said in statements}
+    merged, _ = merge_fields(sources)
     _refuse_single_logit(fields.num_classes)
     identity = identify(contents, architecture, statements, merged)
-    sources = {FLAGS: fields} | {said.source: said.fields for said in statements}
     arguments = contents.arguments
     if arguments is not None:
         sources[arguments.source] = arguments.to_fields(channels=identity.channels, num_classes=identity.num_classes)
@@ -106,33 +93,24 @@ def plan_teacher(contents: TeacherFile, *, architecture: str | None, fields: Con
         sources[f"the graph of the {contents.kind} file"] = ContractFields(input_size=contents.input_size)
     if identity.side is not None:
         size = (identity.channels or 3, identity.side, identity.side)
-        sources[POSITIONS] = ContractFields(input_size=size)
-    sources[SHAPES] = ContractFields(num_classes=identity.num_classes)
-    library, documented = _documented(identity, has_pixels=merged.mean is not None)
-    sources[library] = documented
+        sources["positional embedding of the weights"] = ContractFields(input_size=size)
+    sources["shapes of the weights"] = ContractFields(num_classes=identity.num_classes)
+    sources |= _documented(identity)
     resolved, origins = merge_fields(sources)
     if resolved.num_classes != 2:
         _refuse_single_logit(identity.num_classes)
     _check_shapes(identity, resolved, origins)
     notes = [*contents.notes, *identity.notes]
-    has_stem = any(said.stem for said in statements)
-    if identity.module is None and not has_stem and _may_have_small_stem(identity, resolved):
+    if (
+        identity.module is None
+        and not any(said.stem for said in statements)
+        and _may_have_small_stem(identity, resolved)
+    ):
         notes.append(
             "the default stem is taken, for strides cannot be told from weights; --arch-arg stem=small or a sidecar "
             "states another"
         )
-    tried = (FLAGS, "metadata of the file", *sidecar_paths(contents.path), _documented_size(identity))
-    return TeacherPlan(
-        identity.architecture,
-        identity.stem,
-        resolved,
-        origins,
-        identity,
-        contents,
-        tuple(notes),
-        tried,
-        architecture,
-    )
+    return TeacherPlan(resolved, origins, identity, contents, tuple(notes), architecture)
 
 
 def build_planned_module(plan: TeacherPlan) -> nn.Module:
@@ -143,11 +121,11 @@ def build_planned_module(plan: TeacherPlan) -> nn.Module:
     """
     identity = plan.identity
     if identity.module is not None:
-        return guard_(identity.module, plan.architecture)
+        return guard_(identity.module, identity.architecture)
     plan.known_input_size()
     contract: ImageContract = replace(plan.fields, task=None).complete()
     with SkipInitialisation():
-        built = build_architecture(plan.architecture, contract, stem=plan.stem)
+        built = build_architecture(identity.architecture, contract, stem=identity.stem)
         if identity.head is not None:
             built.module.set_submodule(identity.head.path, identity.head.build())
         elif identity.num_classes == 1:
@@ -159,20 +137,17 @@ def build_planned_module(plan: TeacherPlan) -> nn.Module:
 
 
 def try_planned(plan: TeacherPlan, module: nn.Module) -> DryRun:
-    """Sends random images through the network of a plan.
-
-    Args:
-        plan: of the teacher.
-        module: its network, frozen.
+    """Sends random images through the frozen network of a plan.
 
     Raises:
         DfadcError: the size is unknown, or the network is no teacher as it is.
     """
+    identity = plan.identity
     return run_dry(
         module,
         plan.fields,
         plan.known_input_size(),
-        is_known=plan.is_known,
+        is_known=identity.module is None and identity.architecture.startswith(KNOWN_FAMILIES),
         output=None if plan.contents.has_chosen_output else plan.contents.output,
         cut=plan.contents.cut_head,
     )
@@ -202,27 +177,25 @@ def _documented_size(identity: Identity) -> str:
     )
 
 
-def _documented(identity: Identity, *, has_pixels: bool) -> tuple[str, ContractFields]:
+def _documented(identity: Identity) -> dict[str, ContractFields]:
     """Documented contract of the architecture, as far as it applies to these weights.
 
     Size and class names belong to the documented weights alone; mean and std are assumed for any image with three
     channels, and the source says so.
     """
     if not identity.architecture.startswith(_DOCUMENTING):
-        return "the architecture's library (it documents none)", ContractFields()
+        return {}
     library, _, name = identity.architecture.partition(":")
     documented = documented_contract(identity.architecture)
     if identity.channels != 3 or documented.input_size is None:
-        return f"{library}'s documentation of {name} (it does not describe these weights)", ContractFields()
-    is_documented = identity.num_classes == documented.num_classes and identity.stem == "default"
-    if is_documented and not getattr(identity.module, "transform_input", False):
-        return f"{library} weights of {name} (assumed; override with --input-size, --mean, --std)", documented
-    mean, std = documented.mean, documented.std
-    if getattr(identity.module, "transform_input", False):
-        # It turns ImageNet's normalisation into the documented one by itself.
-        mean, std = IMAGENET_MEAN, IMAGENET_STD
-    pair = ContractFields() if has_pixels else ContractFields(mean=mean, std=std)
-    return f"{library} weights of {name} (assumed; override with --mean/--std)", pair
+        return {}
+    transforms_input = getattr(identity.module, "transform_input", False)
+    if identity.num_classes == documented.num_classes and identity.stem == "default" and not transforms_input:
+        return {f"{library} weights of {name} (assumed; override with --input-size, --mean, --std)": documented}
+    # A network that transforms its input turns ImageNet's normalisation into the documented one by itself.
+    mean, std = (IMAGENET["mean"], IMAGENET["std"]) if transforms_input else (documented.mean, documented.std)
+    pair = ContractFields(mean=mean, std=std)
+    return {f"{library} weights of {name} (assumed; override with --mean/--std)": pair}
 
 
 def _may_have_small_stem(identity: Identity, resolved: ContractFields) -> bool:

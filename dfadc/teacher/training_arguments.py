@@ -28,7 +28,7 @@ _ARCHITECTURE = ("arch", "architecture", "model_name", "model", "backbone", "enc
 _SIZE = ("val_crop_size", "input_size", "img_size", "image_size", "imsize", "img_dim", "resolution", "crop_size")
 _STATISTICS = (("mean", "std"), ("image_mean", "image_std"), ("img_mean", "img_std"), ("norm_mean", "norm_std"))
 _CLASSES = ("class_names", "classes", "CLASSES", "labels", "idx_to_class", "class_to_idx")
-_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 _DEPTH = 4
 
 
@@ -93,7 +93,7 @@ class TrainingArguments:
                 factor = 255 if is_bytes else 1
                 return tuple(value / factor for value in mean), tuple(value / factor for value in std)
         if self.is_reference and channels == 3:
-            return _IMAGENET["mean"], _IMAGENET["std"]
+            return IMAGENET["mean"], IMAGENET["std"]
         return None, None
 
     def _class_names(self) -> tuple[str, ...] | None:

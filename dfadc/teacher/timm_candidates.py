@@ -1,17 +1,16 @@
-"""Recognising timm's architectures by the names and shapes of weights, where timm is installed."""
+"""Candidate architectures of timm for weights, where timm is installed."""
 
 # ruff: noqa: C408 -- a table of names
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dfadc.errors import DfadcError, RequirementMissing
+from dfadc.errors import RequirementMissing
 from dfadc.networks.construct import import_timm
 from dfadc.teacher.candidates import is_near, totals_of
-from dfadc.teacher.match import Match, match_one
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from torch import Tensor
 
@@ -68,39 +67,17 @@ _FAMILIES: dict[str, dict[str, int]] = {
     "stem.conv1.conv.weight": dict(
         resnext26ts=10_297_952, cspdarknet53=27_642_184, darknet53=41_609_928, cspresnet50=21_616_168,
     ),
-    "base_layer.0.weight": dict(
-        dla34=15_742_104, dla60=22_036_632,
-    ),
-    "stem.conv_kxk.conv.weight": dict(
-        repvgg_a0=9_108_968, repvgg_b0=15_817_960,
-    ),
-    "stem.0.conv.weight": dict(
-        vovnet39a=22_600_296, ese_vovnet19b_dw=6_543_080, xception41=26_969_560,
-    ),
-    "stem.conv_kxk.0.conv.weight": dict(
-        mobileone_s0=5_293_272, mobileone_s1=4_825_192,
-    ),
-    "stem.0.conv_kxk.0.conv.weight": dict(
-        fastvit_t8=4_026_232,
-    ),
-    "stem.conv1.weight": dict(
-        efficientformer_l1=12_289_928,
-    ),
-    "stem.conv1.linear.weight": dict(
-        levit_128s=7_777_058,
-    ),
-    "stem.proj.weight": dict(
-        mixer_s16_224=18_528_264, mixer_b16_224=59_880_472,
-    ),
-    "patch_embed.conv1.conv.weight": dict(
-        tiny_vit_5m_224=5_392_764,
-    ),
-    "pos_embed1": dict(
-        visformer_tiny=10_321_368,
-    ),
-    "features.0.conv.weight": dict(
-        inception_v4=42_679_816,
-    ),
+    "base_layer.0.weight": dict(dla34=15_742_104, dla60=22_036_632),
+    "stem.conv_kxk.conv.weight": dict(repvgg_a0=9_108_968, repvgg_b0=15_817_960),
+    "stem.0.conv.weight": dict(vovnet39a=22_600_296, ese_vovnet19b_dw=6_543_080, xception41=26_969_560),
+    "stem.conv_kxk.0.conv.weight": dict(mobileone_s0=5_293_272, mobileone_s1=4_825_192),
+    "stem.0.conv_kxk.0.conv.weight": dict(fastvit_t8=4_026_232),
+    "stem.conv1.weight": dict(efficientformer_l1=12_289_928),
+    "stem.conv1.linear.weight": dict(levit_128s=7_777_058),
+    "stem.proj.weight": dict(mixer_s16_224=18_528_264, mixer_b16_224=59_880_472),
+    "patch_embed.conv1.conv.weight": dict(tiny_vit_5m_224=5_392_764),
+    "pos_embed1": dict(visformer_tiny=10_321_368),
+    "features.0.conv.weight": dict(inception_v4=42_679_816),
     "cls_token": dict(
         vit_tiny_patch16_224=5_717_416, vit_small_patch16_224=22_050_664, vit_small_patch32_224=22_878_952,
         vit_base_patch16_224=86_567_656, vit_base_patch32_224=88_224_232, vit_large_patch16_224=304_326_632,
@@ -111,27 +88,20 @@ _FAMILIES: dict[str, dict[str, int]] = {
 # fmt: on
 
 
-def match_timm(state_dict: Mapping[str, Tensor], *, input_size: tuple[int, int, int] | None = None) -> list[Match]:
-    """Matches of these weights among timm's usual architectures; none where timm is not installed."""
-    names = list(_candidates(state_dict))
+def timm_candidates(state_dict: Mapping[str, Tensor]) -> list[str]:
+    """Timm's usual architectures with about as many parameters; none where timm is not installed."""
+    totals = totals_of(state_dict)
+    names = [
+        name
+        for first, members in _FAMILIES.items()
+        if first in state_dict
+        for name, documented in members.items()
+        if is_near(documented, totals)
+    ]
     if not names:
         return []
     try:
         timm = import_timm()
     except RequirementMissing:
         return []
-    found = []
-    for name in names:
-        if timm.is_model(name):
-            try:
-                found.append(match_one(f"timm:{name}", state_dict, stem="default", input_size=input_size))
-            except DfadcError:
-                continue
-    return [match for match in found if match is not None]
-
-
-def _candidates(state_dict: Mapping[str, Tensor]) -> Iterator[str]:
-    totals = totals_of(state_dict)
-    for first, members in _FAMILIES.items():
-        if first in state_dict:
-            yield from (name for name, documented in members.items() if is_near(documented, totals))
+    return [f"timm:{name}" for name in names if timm.is_model(name)]
