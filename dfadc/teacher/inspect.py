@@ -20,8 +20,9 @@ from dfadc.preprocessing import Preprocessing
 from dfadc.storage import sha256_file
 from dfadc.teacher.candidates import learned_of
 from dfadc.teacher.file_kind import CODE_KINDS, FileKind, sniff_kind
-from dfadc.teacher.plan import TeacherPlan, build_planned_module, freeze_, plan_teacher, try_planned
+from dfadc.teacher.plan import TeacherPlan, build_planned_module, freeze_, plan_teacher
 from dfadc.teacher.prefixes import prefixes_of
+from dfadc.teacher.probe import run_dry
 from dfadc.teacher.read import TeacherFile, read_teacher_file
 from dfadc.teacher.unknown_file import describe_unknown, weights_in_folder
 
@@ -179,7 +180,7 @@ def _inspect_planned(plan: TeacherPlan, basis: TeacherReport, architecture: str 
         return replace(report, flops=unknown, norm_layers=unknown, outputs=unknown, problem=problem, hint=exc.hint)
     report = replace(report, num_parameters=count_parameters(module), norm_layers=find_norm_layers(module))
     try:
-        tried = try_planned(plan, module)
+        tried = run_dry(plan, module)
     except DfadcError as exc:
         unknown = Unknown(_reason(exc, architecture))
         return replace(report, flops=unknown, outputs=unknown, hint=exc.hint)

@@ -17,14 +17,14 @@ from dfadc.networks.full_precision import full_fp32
 from dfadc.networks.norm_layers import NormLayer, find_norm_layers, is_batch_norm_with_statistics
 from dfadc.storage import sha256_file
 from dfadc.teacher.inspect import TeacherReport, Unknown, inspect_teacher
-from dfadc.teacher.plan import TeacherPlan, build_planned_module, freeze_, plan_teacher, try_planned
+from dfadc.teacher.plan import TeacherPlan, build_planned_module, freeze_, plan_teacher
+from dfadc.teacher.probe import DryRun, run_dry
 from dfadc.teacher.read import read_teacher_file
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from dfadc.teacher.file_kind import FileKind
-    from dfadc.teacher.probe import DryRun
 
 __all__ = ["Placement", "Teacher", "TeacherReport", "Unknown", "inspect_teacher", "load_teacher"]
 
@@ -143,7 +143,7 @@ def load_teacher(
     contents = read_teacher_file(path, trust=trust, weights=weights, architecture=architecture, output=output)
     plan = plan_teacher(contents, architecture=architecture, fields=fields or ContractFields())
     module = freeze_(build_planned_module(plan))
-    tried = try_planned(plan, module)
+    tried = run_dry(plan, module)
     contract = _complete_contract(plan, tried)
     sources = {**tried.sources, **plan.sources}
     return Teacher(

@@ -53,7 +53,8 @@ def as_logits(module: nn.Module, images: Tensor, output: Tensor, fields: Contrac
     notes: list[str] = []
     if output.ndim != 2 and is_vector(output) and fields.task != "segmentation" and len(output) == len(images):
         if output.ndim > 2:
-            notes.append(f"the outputs {_axes(output)} are flattened to logits (N, K)")
+            axes = ", ".join(["N", *("K" if size > 1 else "1" for size in output.shape[1:])])
+            notes.append(f"the outputs ({axes}) are flattened to logits (N, K)")
         module = change_outputs(module, lambda logits: logits.reshape(len(logits), -1))
         output = outputs_of(module, images)
     if _is_channels_last(output, images):
@@ -75,23 +76,17 @@ def as_logits(module: nn.Module, images: Tensor, output: Tensor, fields: Contrac
     if output.shape[1] == 1:
         if fields.num_classes != 2:
             raise DfadcError("the teacher gives one output for an image, and two classes need two logits", ONE_LOGIT)
-        module = change_outputs(module, _pair)
+        module = change_outputs(module, lambda logit: torch.cat([torch.zeros_like(logit), logit], dim=1))
         notes.append("its one output z becomes two logits [0, z]: class 1 is predicted where z > 0")
     logits = outputs_of(module, images) if notes else output
     return Head(module, logits.detach(), is_multilabel, tuple(notes))
 
 
 def _has_labels(output: Tensor, last: str, fields: ContractFields) -> bool:
-    """True where each output is that of one label.
-
-    Args:
-        output: (N, K) or (N, K, h, w).
-        last: last operation, as the file's reader or the autograd graph names it.
-        fields: what is stated of the contract.
-    """
+    """True where each output is that of one label, as is stated, or as a sigmoid says where no task is stated."""
     is_stated = fields.task == "multilabel"
-    is_sigmoid = last.lower() == "sigmoid" and output.shape[1] > 1
-    if output.ndim == 4 and (is_stated or (is_sigmoid and fields.task is None)):
+    has_labels = is_stated or (fields.task is None and last.lower() == "sigmoid" and output.shape[1] > 1)
+    if output.ndim == 4 and has_labels:
         raise DfadcError(
             f"the teacher gives every pixel {output.shape[1]} labels of its own, and only images may have several",
             "where one class is right for a pixel, pass --task segmentation: the largest output is the prediction",
@@ -105,7 +100,7 @@ def _has_labels(output: Tensor, last: str, fields: ContractFields) -> bool:
             "the teacher gives one output for an image, and one label is a yes-or-no question",
             "pass --num-classes 2 without --task multilabel: the two classes then have the logits [0, z]",
         )
-    return is_stated or (is_sigmoid and fields.task is None)
+    return has_labels
 
 
 def _is_channels_last(output: Tensor, images: Tensor) -> bool:
@@ -115,13 +110,3 @@ def _is_channels_last(output: Tensor, images: Tensor) -> bool:
     height, width = images.shape[2:]
     first, second, third = output.shape[1:]
     return first * width == second * height and second * width != third * height
-
-
-def _pair(logit: Tensor) -> Tensor:
-    """Logits (N, 2, ...) of two classes from that of the second, (N, 1, ...)."""
-    return torch.cat([torch.zeros_like(logit), logit], dim=1)
-
-
-def _axes(output: Tensor) -> str:
-    sizes = ["N", *("K" if size > 1 else "1" for size in output.shape[1:])]
-    return f"({', '.join(sizes)})"

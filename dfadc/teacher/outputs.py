@@ -79,7 +79,11 @@ def _named(outputs: Mapping[str, Tensor], wanted: str) -> str:
 
 def _fitting(outputs: Mapping[str, Tensor], images: Tensor, fields: ContractFields) -> list[str]:
     """Outputs that can be logits of whole images, or of pixels; narrowed by the stated task and number of classes."""
-    usable = {path: tensor for path, tensor in outputs.items() if _is_of_images(tensor, len(images))}
+    usable = {
+        path: tensor
+        for path, tensor in outputs.items()
+        if tensor.is_floating_point() and tensor.ndim > 0 and len(tensor) == len(images)
+    }
     vectors = [path for path, tensor in usable.items() if is_vector(tensor)]
     maps = [path for path, tensor in usable.items() if tensor.ndim == 4 and path not in vectors]
     full = [path for path in maps if usable[path].shape[2:] == images.shape[2:]]
@@ -91,10 +95,6 @@ def _fitting(outputs: Mapping[str, Tensor], images: Tensor, fields: ContractFiel
         found = [*vectors, *full] or maps
     stated = fields.num_classes or len(fields.class_names or ()) or None
     return [path for path in found if num_outputs(usable[path]) == stated] or found
-
-
-def _is_of_images(tensor: Tensor, count: int) -> bool:
-    return tensor.is_floating_point() and tensor.ndim > 0 and len(tensor) == count
 
 
 def is_vector(tensor: Tensor) -> bool:
@@ -112,20 +112,12 @@ def _distinct(outputs: Mapping[str, Tensor], paths: list[str]) -> list[str]:
     kept: list[str] = []
     for path in paths:
         tensor = outputs[path]
-        others = [outputs[other] for other in paths if other != path and outputs[other].shape == tensor.shape]
-        is_derived = tensor.ndim > 1 and any(_is_derived(tensor, other) for other in others)
+        others = [outputs[other] for other in paths if outputs[other].ndim > 1 and not _is_same(tensor, outputs[other])]
+        forms = (form for each in others for form in (each.softmax(1), each.log_softmax(1), each.sigmoid()))
         is_known = any(_is_same(tensor, outputs[earlier]) for earlier in kept)
-        if not (is_derived or is_known):
+        if not is_known and not any(_is_same(tensor, form) for form in forms):
             kept.append(path)
     return kept or paths
-
-
-def _is_derived(tensor: Tensor, logits: Tensor) -> bool:
-    """True where one tensor holds the other's probabilities; equal tensors are none."""
-    if _is_same(tensor, logits):
-        return False
-    forms = (logits.softmax(1), logits.log_softmax(1), logits.sigmoid())
-    return any(_is_same(tensor, form) for form in forms)
 
 
 def _is_same(one: Tensor, other: Tensor) -> bool:

@@ -17,7 +17,6 @@ from dfadc.teacher.heads import give_one_output_
 from dfadc.teacher.identity import identify
 from dfadc.teacher.match import drop_auxiliary
 from dfadc.teacher.output_head import ONE_LOGIT
-from dfadc.teacher.probe import KNOWN_FAMILIES, DryRun, run_dry
 from dfadc.teacher.sidecar import read_statements, sidecar_paths
 from dfadc.teacher.suggestions import commands, likely_sizes
 from dfadc.teacher.training_arguments import IMAGENET
@@ -134,23 +133,6 @@ def build_planned_module(plan: TeacherPlan) -> nn.Module:
     weights = drop_auxiliary(built.name, identity.weights)
     load_strictly_(built.module, weights, architecture=built.name, source=str(plan.contents.path))
     return built.module
-
-
-def try_planned(plan: TeacherPlan, module: nn.Module) -> DryRun:
-    """Sends random images through the frozen network of a plan.
-
-    Raises:
-        DfadcError: the size is unknown, or the network is no teacher as it is.
-    """
-    identity = plan.identity
-    return run_dry(
-        module,
-        plan.fields,
-        plan.known_input_size(),
-        is_known=identity.module is None and identity.architecture.startswith(KNOWN_FAMILIES),
-        output=None if plan.contents.has_chosen_output else plan.contents.output,
-        cut=plan.contents.cut_head,
-    )
 
 
 def freeze_(module: nn.Module) -> nn.Module:
