@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +11,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torchvision.models import get_model, list_models
 
-from dfadc.errors import DfadcError, RequirementMissing
+from dfadc.errors import DfadcError
+from dfadc.networks.extras import import_extra
 from dfadc.networks.factory import load_factory
 from dfadc.networks.zoo import find_network
 
@@ -96,14 +96,15 @@ def construct(resolved: ArchitectureName, contract: ImageContract) -> nn.Module:
             return _construct_timm(resolved.name, contract, dict(resolved.arguments))
         return _construct_smp(resolved.name, contract)
     except (AssertionError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as exc:
+        size = "x".join(map(str, contract.input_size))
         raise DfadcError(
-            f"{resolved.canonical} cannot be built for input size {_size(contract)}: {exc}",
+            f"{resolved.canonical} cannot be built for input size {size}: {exc}",
             "choose another network or another --input-size; `dfadc students` lists what fits",
         ) from exc
 
 
 def _construct_torchvision(name: str, contract: ImageContract, arguments: dict[str, object]) -> nn.Module:
-    channels, height, width = contract.input_size
+    height, width = contract.input_size[1:]
     settings: dict[str, Any] = {"weights": None, "num_classes": contract.num_classes}
     if name in torchvision_segmenters():
         settings["weights_backbone"] = None
@@ -115,10 +116,7 @@ def _construct_torchvision(name: str, contract: ImageContract, arguments: dict[s
         settings["image_size"] = height
     if name.startswith("maxvit"):
         settings["input_size"] = (height, width)
-    module = get_model(name, **settings | arguments)
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"torchvision gave a {type(module).__name__} for {channels} channels")
-    return module
+    return get_model(name, **settings | arguments)
 
 
 def _construct_timm(name: str, contract: ImageContract, arguments: dict[str, object]) -> nn.Module:
@@ -127,24 +125,15 @@ def _construct_timm(name: str, contract: ImageContract, arguments: dict[str, obj
     settings: dict[str, Any] = {"num_classes": contract.num_classes, "in_chans": contract.channels}
     if documented is not None and documented.fixed_input_size:
         settings["img_size"] = contract.input_size[1:]
-    module = timm.create_model(name, pretrained=False, **settings | arguments)
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"timm gave a {type(module).__name__}")
+    module: nn.Module = timm.create_model(name, pretrained=False, **settings | arguments)
     return module
 
 
 def _construct_smp(name: str, contract: ImageContract) -> nn.Module:
     """``Unet:resnet18``: a segmentation network and its encoder, without the encoder's pretrained weights."""
     decoder, _, encoder = name.partition(":")
-    module = import_smp().create_model(
-        decoder,
-        encoder_name=encoder,
-        encoder_weights=None,
-        in_channels=contract.channels,
-        classes=contract.num_classes,
-    )
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"segmentation-models-pytorch gave a {type(module).__name__}")
+    images = {"in_channels": contract.channels, "classes": contract.num_classes}
+    module: nn.Module = import_smp().create_model(decoder, encoder_name=encoder, encoder_weights=None, **images)
     return module
 
 
@@ -154,10 +143,7 @@ def import_timm() -> Any:
     Raises:
         RequirementMissing: it is not installed.
     """
-    try:
-        return importlib.import_module("timm")
-    except ImportError as exc:
-        raise RequirementMissing("timm is not installed", 'pip install "dfadc[timm]"') from exc
+    return import_extra("timm", "timm")
 
 
 def import_smp() -> Any:
@@ -166,11 +152,4 @@ def import_smp() -> Any:
     Raises:
         RequirementMissing: it is not installed.
     """
-    try:
-        return importlib.import_module("segmentation_models_pytorch")
-    except ImportError as exc:
-        raise RequirementMissing("segmentation-models-pytorch is not installed", 'pip install "dfadc[smp]"') from exc
-
-
-def _size(contract: ImageContract) -> str:
-    return "x".join(map(str, contract.input_size))
+    return import_extra("segmentation_models_pytorch", "smp")

@@ -9,7 +9,8 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from dfadc.errors import DfadcError, RequirementMissing
+from dfadc.errors import DfadcError
+from dfadc.networks.extras import import_extra
 from dfadc.networks.published_config import PUBLISHED_WEIGHTS
 from dfadc.networks.user_code import running_user_code
 from dfadc.teacher.file_kind import sniff_kind
@@ -87,13 +88,9 @@ def read_transformers(weights: Path, config: Mapping[str, Any], *, trust: bool) 
     loader = _loader(folder, name, config)
     if config.get("quantization_config"):
         raise DfadcError(f"{folder} holds quantised weights, which give no gradient", "give the float weights")
-    try:
-        import transformers  # noqa: PLC0415 -- an extra, and two seconds
-    except ImportError as exc:
-        raise RequirementMissing(
-            f"{folder} is a Hugging Face folder, and transformers, which loads it, is not installed",
-            "pip install 'dfadc[hf]'",
-        ) from exc
+    transformers = import_extra(
+        "transformers", "hf", f"{folder} is a Hugging Face folder, and transformers, which loads it, is not installed"
+    )
     transformers.utils.logging.disable_progress_bar()
     remedy = "copy the folder again"
     if "auto_map" in config and not trust:

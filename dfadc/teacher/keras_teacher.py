@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dfadc.errors import DfadcError, RequirementMissing
+from dfadc.errors import DfadcError
+from dfadc.networks.extras import import_extra
 from dfadc.networks.logits import list_outputs
 from dfadc.networks.user_code import running_user_code
 from dfadc.teacher.exported_norms import ExportedBatchNorm
@@ -110,13 +111,9 @@ def _import_keras(path: Path) -> Any:
     """Keras on its torch backend."""
     if "keras" not in sys.modules:
         os.environ[_BACKEND] = "torch"
-    try:
-        import h5py  # noqa: F401, PLC0415 -- an extra
-        import keras  # noqa: PLC0415 -- an extra, and four seconds
-    except ImportError as exc:
-        raise RequirementMissing(
-            f"{path} is a Keras file, and Keras, which loads it, is not installed", "pip install 'dfadc[keras]'"
-        ) from exc
+    problem = f"{path} is a Keras file, and Keras, which loads it, is not installed"
+    import_extra("h5py", "keras", problem)
+    keras = import_extra("keras", "keras", problem)
     if keras.backend.backend() != "torch":
         raise DfadcError(
             f"Keras runs on {keras.backend.backend()} in this process, not on torch", f"set {_BACKEND}=torch before it"
@@ -202,30 +199,21 @@ def _restore_norms_(module: KerasNetwork, images: Tensor, path: Path) -> None:
         before = list_outputs(module(images))
         for layer in _layers_of(module.network):
             if type(layer).__name__ == "BatchNormalization":
-                norm = ExportedBatchNorm(_tensors_of(layer), layer.epsilon)
+                # Keras keeps each tensor under ``value``; scale and shift are missing where they are switched off.
+                names = {"weight": layer.gamma, "bias": layer.beta}
+                tensors = {name: None if each is None else each.value for name, each in names.items()}
+                statistics = {"running_mean": layer.moving_mean, "running_var": layer.moving_variance}
+                tensors |= {name: each.value.detach().clone() for name, each in statistics.items()}
+                norm = ExportedBatchNorm(tensors, layer.epsilon)
                 module.norms.append(norm)
                 vars(layer)["call"] = _NormCall(norm, layer.axis)
         after = list_outputs(module(images))
-    difference = max(_difference(after[key], before[key]) for key in before)
+    spans = {key: float(each.max() - each.min()) or 1.0 for key, each in before.items()}
+    difference = max(float((after[key] - each).abs().max()) / spans[key] for key, each in before.items())
     if not difference <= _TOLERANCE:
         raise DfadcError(
             f"{path} gives other outputs with torch's batch norms ({difference:.1e} of their range)", _THROUGH_ONNX
         )
-
-
-def _difference(after: Tensor, before: Tensor) -> float:
-    """Largest difference as a share of the range."""
-    return float((after - before).abs().max()) / (float(before.max() - before.min()) or 1.0)
-
-
-def _tensors_of(layer: Any) -> nn.Module:
-    """Scale, shift and statistics of a Keras batch norm under torch's names."""
-    container = nn.Module()
-    for name, variable in (("weight", layer.gamma), ("bias", layer.beta)):
-        container.register_parameter(name, None if variable is None else variable.value)
-    for name, variable in (("running_mean", layer.moving_mean), ("running_var", layer.moving_variance)):
-        container.register_buffer(name, variable.value.detach().clone())
-    return container
 
 
 class _NormCall:

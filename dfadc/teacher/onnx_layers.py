@@ -51,12 +51,9 @@ def _batch_norm(module: fx.GraphModule, args: tuple[Any, ...]) -> nn.Module | No
     tensors = _constants(module, tuple(sources))
     if trains or tensors is None:
         return None
-    container = nn.Module()
-    for name, tensor in zip(("weight", "bias"), tensors[:2], strict=True):
-        container.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
-    for name, tensor in zip(("running_mean", "running_var"), tensors[2:], strict=True):
-        container.register_buffer(name, tensor)
-    return ExportedBatchNorm(container, epsilon)
+    weight, bias = (nn.Parameter(tensor, requires_grad=False) for tensor in tensors[:2])
+    named = {"weight": weight, "bias": bias, "running_mean": tensors[2], "running_var": tensors[3]}
+    return ExportedBatchNorm(named, epsilon)
 
 
 def _convolution(module: fx.GraphModule, args: tuple[Any, ...]) -> nn.Module | None:

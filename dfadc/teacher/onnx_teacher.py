@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from dfadc.contract import ContractFields
-from dfadc.errors import DfadcError, RequirementMissing
-from dfadc.networks.logits import unwrap_logits
+from dfadc.errors import DfadcError
+from dfadc.networks.extras import import_extra
+from dfadc.networks.logits import Wrapper, unwrap_logits
 from dfadc.networks.norm_layers import find_norm_layers
 from dfadc.teacher.file_kind import FileKind
 from dfadc.teacher.onnx_check import EXPORT_AGAIN, FOREIGN_ERRORS, check_against_runtime, named_outputs
@@ -68,13 +69,10 @@ def read_onnx(path: Path, *, output: str | None = None) -> TeacherFile:
             raise
         graph = read_graph(path, output=chosen, frees_batch=False)
         module, worst = _convert_and_check(graph)
-    is_mapped = isinstance(module, MappedOverImages)
-    notes = [
-        f"converted by onnx2fx; outputs within {worst:.0e} of their range of ONNX Runtime's",
-        *choice,
-        *graph.notes,
-        *(("its batch of 1 is part of the graph: it is mapped over the images",) if is_mapped else ()),
-    ]
+    within = f"converted by onnx2fx; outputs within {worst:.0e} of their range of ONNX Runtime's"
+    notes = [within, *choice, *graph.notes]
+    if isinstance(module, MappedOverImages):
+        notes.append("its batch of 1 is part of the graph: it is mapped over the images")
     if not find_norm_layers(module):
         notes.append("it holds no batch norm (exporters fold them into convolutions): the teacher has no statistics")
     values = {"mean": (0.0,) * graph.channels, "std": (1.0,) * graph.channels}
@@ -102,20 +100,16 @@ def _choose(graph: OnnxGraph, wanted: str | None) -> tuple[str | None, list[str]
     return chosen, [f"of several outputs {chosen} is taken (--output {chosen})"]
 
 
-class MappedOverImages(nn.Module):
+class MappedOverImages(Wrapper):
     """Network whose graph takes one image; all images of a batch go through it at once, by ``torch.vmap``.
 
     Args:
-        network: images (1, C, H, W) -> logits (1, K).
+        wrapped: images (1, C, H, W) -> logits (1, K).
     """
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) -> logits (N, K)."""
-        logits: Tensor = torch.vmap(self.network)(images.unsqueeze(1))
+        logits: Tensor = torch.vmap(self.wrapped)(images.unsqueeze(1))
         return logits.flatten(0, 1)
 
 
@@ -138,13 +132,9 @@ def _convert_and_check(graph: OnnxGraph) -> tuple[nn.Module, float]:
 
 def _convert(graph: OnnxGraph) -> fx.GraphModule:
     """The graph as a torch module."""
-    try:
-        import onnx2fx  # noqa: PLC0415 -- an extra
-    except ImportError as exc:
-        raise RequirementMissing(
-            f"{graph.path} is an ONNX file, and onnx2fx, which converts it, is not installed",
-            "pip install 'dfadc[onnx-teacher]'",
-        ) from exc
+    onnx2fx = import_extra(
+        "onnx2fx", "onnx-teacher", f"{graph.path} is an ONNX file, and onnx2fx, which converts it, is not installed"
+    )
     try:
         module: fx.GraphModule = onnx2fx.convert(graph.model)
     except (onnx2fx.Onnx2FxError, *FOREIGN_ERRORS) as exc:

@@ -56,7 +56,8 @@ def find_weights(value: object, source: object, choice: str | None = None) -> Fo
     shared = _shared_length([found.key for found in same]) if len(same) > 1 else 0
     averaged = [found for found in same if is_averaged(found.key[shared:])]
     raw = [found for found in same if not is_averaged(found.key[shared:])]
-    _refuse_other_average(candidates, raw, averaged, source, choice)
+    if choice is None and not (raw and averaged):
+        _refuse_other_average(candidates, source, is_average=bool(averaged))
     if choice is not None and not (averaged if choice == "ema" else raw):
         keys = ", ".join(found.name for found in same)
         raise DfadcError(f"{source} holds no {choice} weights (it holds {keys})", "leave --teacher-weights away")
@@ -134,21 +135,12 @@ def _explained(
     return FoundWeights(found.key, found.tensors, found.network, tuple(notes))
 
 
-def _refuse_other_average(
-    candidates: list[FoundWeights],
-    raw: list[FoundWeights],
-    averaged: list[FoundWeights],
-    source: object,
-    choice: str | None,
-) -> None:
+def _refuse_other_average(candidates: list[FoundWeights], source: object, *, is_average: bool) -> None:
     """Refuses averaged and raw weights that are of different shapes: one of them is another network's."""
-    if choice is not None or (raw and averaged):
-        return
     largest = candidates[0]
     for found in candidates[1:]:
-        is_other_kind = bool(AVERAGED.search(found.key)) != bool(averaged)
         shared = found.shapes.keys() & largest.shapes.keys()
-        if is_other_kind and len(shared) > len(largest.shapes) / 2:
+        if bool(AVERAGED.search(found.key)) != is_average and len(shared) > len(largest.shapes) / 2:
             name = next((name for name in shared if found.shapes[name] != largest.shapes[name]), "some names")
             raise DfadcError(
                 f"{source} holds averaged and raw weights of different shapes: {largest.name} and {found.key} differ "
