@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,8 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torchvision.models import get_model, list_models
 
-from dfadc.errors import DfadcError
-from dfadc.networks.extras import import_extra
+from dfadc.errors import DfadcError, RequirementMissing
 from dfadc.networks.factory import load_factory
 from dfadc.networks.zoo import find_network
 
@@ -135,6 +135,24 @@ def _construct_smp(name: str, contract: ImageContract) -> nn.Module:
     images = {"in_channels": contract.channels, "classes": contract.num_classes}
     module: nn.Module = import_smp().create_model(decoder, encoder_name=encoder, encoder_weights=None, **images)
     return module
+
+
+def import_extra(package: str, extra: str, problem: str = "") -> Any:
+    """A package that an extra installs.
+
+    Args:
+        package: its name for ``import``.
+        extra: as in ``dfadc[extra]``.
+        problem: the error's message; by default that the package is not installed.
+
+    Raises:
+        RequirementMissing: it is not installed.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as exc:
+        missing = f"{package.replace('_', '-')} is not installed"
+        raise RequirementMissing(problem or missing, f"pip install 'dfadc[{extra}]'") from exc
 
 
 def import_timm() -> Any:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dfadc.errors import DfadcError
-from dfadc.networks.extras import import_extra
+from dfadc.networks.construct import import_extra
 from dfadc.networks.published_config import PUBLISHED_WEIGHTS
 from dfadc.networks.user_code import running_user_code
 from dfadc.teacher.file_kind import sniff_kind

@@ -11,7 +11,7 @@ from dfadc.networks.network_file import refuse_factory_from_file
 from dfadc.networks.state_dict import load_strictly_
 from dfadc.networks.stems import Stem, parse_stem
 from dfadc.teacher.accept import Choices, Identity, accept, choose_match
-from dfadc.teacher.candidates import candidates_of_other_head, nearest_names
+from dfadc.teacher.candidates import candidates_of_other_head, nearest_names, timm_candidates
 from dfadc.teacher.factory_fit import fit_factory
 from dfadc.teacher.file_kind import CONVERTED_KINDS
 from dfadc.teacher.heads import Activation, parse_activation
@@ -26,7 +26,6 @@ from dfadc.teacher.match import (
     size_of_positions,
 )
 from dfadc.teacher.prefixes import View, joined_views_of, prefixes_of, views_of
-from dfadc.teacher.timm_candidates import timm_candidates
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

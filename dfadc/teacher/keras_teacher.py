@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dfadc.errors import DfadcError
-from dfadc.networks.extras import import_extra
+from dfadc.networks.construct import import_extra
 from dfadc.networks.logits import list_outputs
 from dfadc.networks.user_code import running_user_code
 from dfadc.teacher.exported_norms import ExportedBatchNorm

@@ -12,6 +12,7 @@ from torch import Tensor
 from dfadc.errors import DfadcError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     import onnx
@@ -81,11 +82,15 @@ def compute_quantisation_(model: onnx.ModelProto, path: Path) -> bool:
     used = {name for node in made for name in node.input} | {value.name for value in graph.output}
     if alone := used & quantised.keys():
         raise _no_gradient(f"QuantizeLinear {sorted(alone)[0]} without DequantizeLinear", path)
-    kept = [node.SerializeToString() for node in made]
-    del graph.node[:]
-    for node in kept:
-        graph.node.add().ParseFromString(node)
+    set_nodes_(graph, made)
     return True
+
+
+def set_nodes_(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> None:
+    """Gives a graph other nodes, its own among them, in place."""
+    copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
 
 
 def pass_gradients_(module: fx.GraphModule) -> None:

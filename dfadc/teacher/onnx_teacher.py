@@ -18,16 +18,16 @@ from torch import Tensor, fx, nn
 
 from dfadc.contract import ContractFields
 from dfadc.errors import DfadcError
-from dfadc.networks.extras import import_extra
+from dfadc.networks.construct import import_extra
 from dfadc.networks.logits import Wrapper, unwrap_logits
 from dfadc.networks.norm_layers import find_norm_layers
 from dfadc.teacher.file_kind import FileKind
 from dfadc.teacher.onnx_check import EXPORT_AGAIN, FOREIGN_ERRORS, check_against_runtime, named_outputs
-from dfadc.teacher.onnx_graph import first_line, read_graph
+from dfadc.teacher.onnx_graph import read_graph
 from dfadc.teacher.onnx_layers import restore_layers_
 from dfadc.teacher.onnx_numbers import pass_gradients_
 from dfadc.teacher.outputs import choose_output
-from dfadc.teacher.teacher_file import TeacherFile
+from dfadc.teacher.teacher_file import TeacherFile, first_line
 from dfadc.teacher.training_arguments import TrainingArguments
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from dfadc.networks.user_code import guard_
 from dfadc.teacher.heads import give_one_output_
 from dfadc.teacher.identity import identify
 from dfadc.teacher.match import drop_auxiliary
-from dfadc.teacher.output_head import ONE_LOGIT
+from dfadc.teacher.outputs import ONE_LOGIT
 from dfadc.teacher.sidecar import read_statements, sidecar_paths
 from dfadc.teacher.suggestions import commands, likely_sizes
 from dfadc.teacher.training_arguments import IMAGENET

@@ -15,8 +15,7 @@ from dfadc.networks.adaptation import BATCH, adapt, random_images
 from dfadc.networks.logits import LogitsOf
 from dfadc.networks.user_code import running_user_code
 from dfadc.teacher.image_form import find_form
-from dfadc.teacher.output_head import as_logits
-from dfadc.teacher.outputs import choose_output
+from dfadc.teacher.outputs import as_logits, choose_output
 from dfadc.teacher.probabilities import outputs_of
 
 if TYPE_CHECKING:

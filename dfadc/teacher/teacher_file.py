@@ -23,6 +23,11 @@ SAVE_AGAIN = (
 DAMAGED = "the file is damaged or cut off: copy or download it again"
 
 
+def first_line(exc: BaseException | None) -> str:
+    """First line of a foreign error's text; its type where it has none."""
+    return (str(exc).strip() or type(exc).__name__).splitlines()[0]
+
+
 @dataclass(frozen=True, slots=True)
 class TeacherFile:
     """The contents of a teacher file: either weights or a whole module.

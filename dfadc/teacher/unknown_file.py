@@ -40,6 +40,11 @@ _BEGINNINGS: tuple[tuple[re.Pattern[bytes], str, str], ...] = tuple(
             "convert it to a PyTorch state dict, e.g. with the package torchfile",
         ),
         (rb"\x08\x01\x12.{0,2}\x0a", "a TensorFlow SavedModel", "convert it with tf2onnx, or give PyTorch weights"),
+        (
+            rb"[a-z]trt",
+            "a TensorRT engine, which is compiled for one GPU and has no gradients",
+            "give the PyTorch weights that it was built from",
+        ),
         (rb"\x93NUMPY", "a NumPy array", "save named weights: torch.save({name: tensor}, 'teacher.pt')"),
         (rb"\x1f\x8b", "a gzip archive", "unpack it and name the file inside"),
         (rb".{257}ustar", "a tar archive", "unpack it and name the file inside"),
