@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from dfadc.contract import ContractFields, ImageContract
 from dfadc.errors import DfadcError
@@ -11,6 +11,7 @@ from dfadc.networks.factory import Factory, Role, load_factory
 from dfadc.networks.loading_only import loading_only
 from dfadc.networks.state_dict import load_strictly_
 from dfadc.networks.user_code import UserCodeFailed
+from dfadc.teacher.match import Identity
 from dfadc.teacher.prefixes import View, views_of
 from dfadc.teacher.suggestions import commands, sides_taken
 
@@ -28,23 +29,9 @@ _ANY_CLASSES, _ANY_SIDE = 2, 32
 _SECONDS = 5.0
 
 
-class FittedFactory(NamedTuple):
-    """A factory's network with the weights in it.
-
-    Args:
-        module: on the CPU.
-        view: the part of the file's weights that it took.
-        channels: of its images, where they are known.
-    """
-
-    module: nn.Module
-    view: View
-    channels: int | None
-
-
 def fit_factory(
     resolved: ArchitectureName, tensors: Mapping[str, Tensor], fields: ContractFields, source: str
-) -> FittedFactory:
+) -> Identity:
     """Builds a factory's network for these weights and loads them.
 
     Args:
@@ -92,7 +79,7 @@ def fit_factory(
             # Code that refuses one number of classes may take the next; of misfits the first tells most.
             failure = exc if failure is None or isinstance(failure, UserCodeFailed) else failure
             continue
-        return FittedFactory(module, view, channels)
+        return Identity(resolved.canonical, channels=channels, module=module, notes=view.notes)
     assert failure is not None, "one number of classes at least was tried"  # noqa: S101
     raise failure
 

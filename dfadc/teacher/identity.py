@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from dfadc.errors import DfadcError
@@ -10,13 +10,12 @@ from dfadc.networks.names import resolve_architecture
 from dfadc.networks.network_file import refuse_factory_from_file
 from dfadc.networks.state_dict import load_strictly_
 from dfadc.networks.stems import Stem, parse_stem
-from dfadc.teacher.accept import Choices, Identity, accept, choose_match
 from dfadc.teacher.candidates import candidates_of_other_head, nearest_names, timm_candidates
 from dfadc.teacher.factory_fit import fit_factory
 from dfadc.teacher.file_kind import CONVERTED_KINDS
 from dfadc.teacher.heads import Activation, parse_activation
 from dfadc.teacher.match import (
-    Match,
+    Identity,
     drop_auxiliary,
     match_architecture,
     match_each,
@@ -29,6 +28,7 @@ from dfadc.teacher.prefixes import View, joined_views_of, prefixes_of, views_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
 
     from torch import Tensor, nn
 
@@ -38,16 +38,19 @@ if TYPE_CHECKING:
     from dfadc.teacher.teacher_file import TeacherFile
 
 
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """Choices that the user or a sidecar makes beside the name."""
+
+    stem: Stem | None = None
+    activation: Activation | None = None
+    input_size: tuple[int, int, int] | None = None
+
+
 def identify(
     contents: TeacherFile, architecture: str | None, statements: list[Statement], stated: ContractFields
 ) -> Identity:
-    """The network of a teacher file.
-
-    Args:
-        contents: the opened file.
-        architecture: ``--teacher-arch``.
-        statements: of the file's metadata and its sidecar.
-        stated: contract fields that they and the flags give.
+    """The network of a teacher file, by ``--teacher-arch``, the statements of files beside it, or its weights.
 
     Raises:
         DfadcError: the architecture is unknown, ambiguous or does not fit.
@@ -96,8 +99,7 @@ def _identify_module(module: nn.Module, contents: TeacherFile, stated: ContractF
     matches = match_architecture(weights, input_size=stated.input_size)
     side = size_of_positions(weights)
     if len(matches) == 1:
-        found = matches[0]
-        return Identity(found.architecture, found.stem, found.channels, found.num_classes, module=module, side=side)
+        return replace(matches[0], module=module, side=side)
     if contents.kind in CONVERTED_KINDS:
         return Identity(f"{contents.kind} network", channels=channels, module=module, side=side)
     name = getattr(module, "original_name", None) or f"{type(module).__module__}.{type(module).__qualname__}"
@@ -109,25 +111,19 @@ def _identify_named(
 ) -> Identity:
     """The network that was named."""
     if resolved.library == "factory":
-        fitted = fit_factory(resolved, tensors, stated, source)
-        return Identity(resolved.canonical, channels=fitted.channels, notes=fitted.view.notes, module=fitted.module)
+        return fit_factory(resolved, tensors, stated, source)
     found = _first_fit(resolved.canonical, tensors, options)
     if found is not None:
-        return accept(*found, options, source, note="")
+        return _accept(*found, options, source, note="")
     return _misfit(resolved.canonical, tensors, options, source)
 
 
-def _first_fit(name: str, tensors: Mapping[str, Tensor], options: Choices) -> tuple[View, Match] | None:
+def _first_fit(name: str, tensors: Mapping[str, Tensor], options: Choices) -> tuple[View, Identity] | None:
     """The first view that an architecture fits: as it is, else with another classifier."""
     for has_other_head in (False, True):
         for view in (*views_of(tensors), *joined_views_of(tensors)):
-            match = match_one(
-                name,
-                view.tensors,
-                stem=options.stem,
-                input_size=options.input_size,
-                has_other_head=has_other_head,
-            )
+            size = options.input_size
+            match = match_one(name, view.tensors, stem=options.stem, input_size=size, has_other_head=has_other_head)
             if match is not None:
                 return view, match
     return None
@@ -145,7 +141,7 @@ def _misfit(name: str, tensors: Mapping[str, Tensor], options: Choices, source: 
     if num_classes is None or options.input_size is None:
         # Not even the last layer is there, or a size will be asked for: neither question would lead anywhere.
         load_strictly_(reference, weights, architecture=name, source=source, classes_may_differ=True)
-    return Identity(name, stem, channels, num_classes, view.notes, weights)
+    return Identity(name, stem, channels, num_classes, weights=weights, notes=view.notes)
 
 
 def _by_hints(contents: TeacherFile, tensors: Mapping[str, Tensor], options: Choices) -> Identity | None:
@@ -165,13 +161,13 @@ def _by_hints(contents: TeacherFile, tensors: Mapping[str, Tensor], options: Cho
         found = _first_fit(resolved.canonical, tensors, options)
         if found is not None and not found[0].lost:
             note = f"architecture {resolved.canonical}, by {arguments.source}; the weights fit it"
-            return accept(*found, options, str(contents.path), note=note)
+            return _accept(*found, options, str(contents.path), note=note)
     return None
 
 
 def _only_match(contents: TeacherFile, tensors: Mapping[str, Tensor], options: Choices) -> Identity:
     """The one architecture that bare weights fit."""
-    lossy: tuple[View, Match] | None = None
+    lossy: tuple[View, Identity] | None = None
     for view, matches in _all_matches(tensors, options.input_size):
         if not matches:
             continue
@@ -180,7 +176,7 @@ def _only_match(contents: TeacherFile, tensors: Mapping[str, Tensor], options: C
             lossy = lossy or (view, match)
             continue
         note = f"architecture {match.architecture} ({match.stem} stem), the only one that the weights fit"
-        return accept(view, match, options, str(contents.path), note=note)
+        return _accept(view, match, options, str(contents.path), note=note)
     if lossy is not None:
         view, match = lossy
         view.refuse_loss(match.architecture, contents.path)
@@ -205,7 +201,7 @@ def _only_match(contents: TeacherFile, tensors: Mapping[str, Tensor], options: C
 
 def _all_matches(
     tensors: Mapping[str, Tensor], size: tuple[int, int, int] | None
-) -> Iterator[tuple[View, list[Match]]]:
+) -> Iterator[tuple[View, list[Identity]]]:
     """Views with their matches, the plainest explanation first."""
     views = list(views_of(tensors))
     for view in views:
@@ -218,3 +214,47 @@ def _all_matches(
     for view in views:
         names = timm_candidates(view.tensors)
         yield view, match_each(names, view.tensors, stem="default", input_size=size)
+
+
+def choose_match(matches: list[Identity], path: Path) -> Identity:
+    """The only match of one or more.
+
+    Raises:
+        DfadcError: several fit; they are named.
+    """
+    if len(matches) > 1:
+        names = [match.architecture for match in matches]
+        raise DfadcError(
+            f"the weights of {path} fit several architectures: {', '.join(names)}",
+            f"choose one: {' | '.join(f'--teacher-arch {name}' for name in names[:4])}",
+        )
+    return matches[0]
+
+
+def _accept(view: View, match: Identity, options: Choices, source: str, *, note: str) -> Identity:
+    """The identity of a match, unless the weights cannot tell the stem or the classifier's activation."""
+    if match.stem == "small" and options.stem is None:
+        default = reference_network(match.architecture, stem="default", input_size=None)
+        if any(type(layer).__name__ == "MaxPool2d" for layer in default.children()):
+            raise DfadcError(
+                f"the weights of {source} fit two networks: {match.architecture} with a 3x3 first convolution, and the "
+                "pooling after it kept or removed",
+                f"choose one: --teacher-arch {match.architecture} --arch-arg stem=small (no pooling, as for 32 px "
+                "images) | --arch-arg stem=pooled",
+            )
+    head = match.head
+    if head is not None and head.needs_activation:
+        if options.activation is None:
+            raise DfadcError(
+                f"the weights of {source} fit {match.architecture} with several linear layers as {head.path}, and do "
+                "not tell the activation between them",
+                f"name it: --teacher-arch {match.architecture} --arch-arg activation=relu (or gelu, tanh, none, …)",
+            )
+        head = replace(head, activation=options.activation)
+    notes = [*([note] if note else []), *view.notes]
+    if head is not None:
+        widths = [shapes["weight"] for shapes in head.layers.values() if len(shapes["weight"]) == 2]
+        described = " -> ".join([str(widths[0][1]), *(str(shape[0]) for shape in widths)])
+        between = f", {head.activation} between them" if head.activation else ""
+        notes.append(f"its classifier {head.path} is the file's own: {described}{between}")
+    return replace(match, head=head, weights=view.tensors, side=size_of_positions(view.tensors), notes=notes)

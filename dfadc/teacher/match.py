@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -27,28 +27,36 @@ _POSITIONS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Match:
-    """An architecture whose weights have exactly these names and shapes.
+@dataclass(slots=True)
+class Identity:
+    """The network of a teacher file; as a match an architecture whose weights have exactly these names and shapes.
 
     Args:
-        architecture: canonical name.
-        stem: ``small`` only where the default stem does not fit.
+        architecture: canonical name, or the class of a whole module.
+        stem: of the network to build; ``small`` only where the default stem does not fit.
         channels: C, read off the first convolution.
-        num_classes: K, read off the last layer.
+        num_classes: K, read off the last layer; the outputs have the last word.
         head: the classifier, where it is another than the architecture's.
+        weights: what is loaded into the network; None where it is a whole module.
+        module: the network, where it is there already.
+        side: of the images, where a positional embedding tells it.
+        notes: how it was found, for the user.
     """
 
     architecture: str
-    stem: Stem
-    channels: int
-    num_classes: int
+    stem: Stem = "default"
+    channels: int | None = None
+    num_classes: int | None = None
     head: ReplacedHead | None = None
+    weights: Mapping[str, Tensor] | None = None
+    module: nn.Module | None = None
+    side: int | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 def match_architecture(
     state_dict: Mapping[str, Tensor], *, input_size: tuple[int, int, int] | None = None
-) -> list[Match]:
+) -> list[Identity]:
     """Matches of these weights among torchvision's classifiers and our networks, for any channels and classes.
 
     Args:
@@ -66,7 +74,7 @@ def match_each(
     stem: Stem | None = None,
     input_size: tuple[int, int, int] | None = None,
     has_other_head: bool = False,
-) -> list[Match]:
+) -> list[Identity]:
     """Matches of these weights among named architectures; the other arguments are those of :func:`match_one`."""
     matches = (
         match_one(name, state_dict, stem=stem, input_size=input_size, has_other_head=has_other_head) for name in names
@@ -81,7 +89,7 @@ def match_one(
     stem: Stem | None = None,
     input_size: tuple[int, int, int] | None = None,
     has_other_head: bool = False,
-) -> Match | None:
+) -> Identity | None:
     """The match of these weights with one architecture, for any channels and classes; None where they do not fit.
 
     Args:
@@ -107,13 +115,13 @@ def match_one(
             continue
         if not has_other_head:
             if num_classes is not None and _fits(reference, weights):
-                return Match(canonical, tried, channels, num_classes)
+                return Identity(canonical, tried, channels, num_classes)
             continue
         for path in _replaceable(reference):
             head = read_head(weights, path)
             fits_features = head is not None and head.in_features == _in_features(reference, path)
             if head is not None and fits_features and _fits(reference, weights, without=f"{path}."):
-                return Match(canonical, tried, channels, head.num_classes, head)
+                return Identity(canonical, tried, channels, head.num_classes, head)
     return None
 
 

@@ -24,7 +24,7 @@ from dfadc.teacher.training_arguments import IMAGENET
 if TYPE_CHECKING:
     from torch import nn
 
-    from dfadc.teacher.accept import Identity
+    from dfadc.teacher.match import Identity
     from dfadc.teacher.read import TeacherFile
 
 FLAGS = "command line"

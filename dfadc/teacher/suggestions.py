@@ -17,7 +17,7 @@ from dfadc.networks.user_code import running_user_code
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from dfadc.teacher.accept import Identity
+    from dfadc.teacher.match import Identity
 
 Size = tuple[int, int, int]
 
