@@ -119,10 +119,9 @@ def place(module: nn.Module, device: torch.device, memory_format: torch.memory_f
     Tensors that it keeps as plain attributes, which ``nn.Module.to`` does not know of, are moved too.
     """
     kept = torch.contiguous_format if stays_contiguous(module) else memory_format
-    if not isinstance(module, torch.jit.ScriptModule):
-        for layer in module.modules():
-            plain = {name: value for name, value in vars(layer).items() if isinstance(value, Tensor)}
-            vars(layer).update({name: value.to(device) for name, value in plain.items()})
+    for layer in () if isinstance(module, torch.jit.ScriptModule) else module.modules():
+        plain = {name: value for name, value in vars(layer).items() if isinstance(value, Tensor)}
+        vars(layer).update({name: value.to(device) for name, value in plain.items()})
     moved: nn.Module = module.to(device, memory_format=kept)  # type: ignore[call-overload]
     return moved
 

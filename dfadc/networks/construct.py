@@ -156,18 +156,10 @@ def import_extra(package: str, extra: str, problem: str = "") -> Any:
 
 
 def import_timm() -> Any:
-    """The timm package.
-
-    Raises:
-        RequirementMissing: it is not installed.
-    """
+    """The timm package; RequirementMissing where it is not installed."""
     return import_extra("timm", "timm")
 
 
 def import_smp() -> Any:
-    """The segmentation-models-pytorch package.
-
-    Raises:
-        RequirementMissing: it is not installed.
-    """
+    """The segmentation-models-pytorch package; RequirementMissing where it is not installed."""
     return import_extra("segmentation_models_pytorch", "smp")

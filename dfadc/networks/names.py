@@ -203,7 +203,9 @@ def documented_contract(name: str) -> ContractFields:
         resized = getattr(transforms, "resize_size", None)
         crop = getattr(transforms, "crop_size", None) or resized
         side = None if not crop else int(crop[0])
-        mean, std = ((0.5,) * 3,) * 2 if resolved.name in RENORMALISING else (transforms.mean, transforms.std)
+        mean, std = transforms.mean, transforms.std
+        if resolved.name in RENORMALISING:
+            mean = std = (0.5, 0.5, 0.5)
         categories = tuple(str(category) for category in default.meta["categories"])
         return ContractFields(
             input_size=None if side is None else (3, side, side),

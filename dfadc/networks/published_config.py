@@ -48,7 +48,8 @@ def read_published_configs(weights: Path) -> list[tuple[str, ContractFields]]:
         path = weights.parent / name.partition(" ")[0]
         if path.is_file():
             try:
-                fields = reader(_read_object(path))
+                config = json.loads(path.read_text(encoding="utf-8"))
+                fields = reader(config if isinstance(config, dict) else {})
             except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as exc:
                 raise DfadcError(f"{path} is malformed: {exc!r}", "correct the value, or remove the file") from exc
             if fields != ContractFields():
@@ -135,9 +136,3 @@ def _sizes(config: Mapping[str, Any]) -> tuple[str, Sequence[int], Sequence[int]
 def _pair(size: Any) -> tuple[int, int]:
     """(height, width) of one number or of a table."""
     return (size["height"], size["width"]) if isinstance(size, dict) else (size, size)
-
-
-def _read_object(path: Path) -> Mapping[str, Any]:
-    """The JSON object of a file; empty where it holds something else."""
-    values = json.loads(path.read_text(encoding="utf-8"))
-    return values if isinstance(values, dict) else {}

@@ -117,7 +117,10 @@ def _strided_levels(module: nn.Module, channels: int) -> list[_Level]:
     images = torch.zeros(1, channels, _PROBE_SIDE, _PROBE_SIDE, device=device)
     with ExitStack() as hooks:
         for name, layer in module.named_modules():
-            if (stride := _stride_of(layer)) > 1:
+            if not isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
+                continue
+            stride = layer.stride if isinstance(layer.stride, int) else layer.stride[0]
+            if stride > 1:
                 hooks.enter_context(layer.register_forward_pre_hook(partial(record, name, stride)))
         try:
             with running_user_code("it takes no such images"), torch.no_grad(), ShapesOnly(), in_eval_mode(module):
@@ -126,13 +129,6 @@ def _strided_levels(module: nn.Module, channels: int) -> list[_Level]:
             # A network with a fixed size of its own: its stem is not ours to change.
             return []
     return list(seen.values())
-
-
-def _stride_of(layer: nn.Module) -> int:
-    if not isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
-        return 1
-    stride: Any = layer.stride
-    return int(stride if isinstance(stride, int) else stride[0])
 
 
 def _remove_stride_(module: nn.Module, name: str, *, channels: int) -> None:

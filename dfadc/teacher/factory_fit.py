@@ -89,24 +89,18 @@ def _load(module: nn.Module, tensors: Mapping[str, Tensor], name: str, source: s
     expected = module.state_dict().keys()
     views = list(views_of(tensors))
     fitting = max(views, key=lambda view: len(expected & view.tensors.keys()))
-    if not expected & fitting.tensors.keys() and (inner := _inner_network(module, fitting.tensors)):
-        fitting = View(
-            {f"{inner}.{key}": tensor for key, tensor in fitting.tensors.items()}, note=f"weights of {inner}"
-        )
+    if not expected & fitting.tensors.keys():
+        for inner, part in module.named_modules():
+            weights = part.state_dict().keys()
+            if inner and len(weights) == len(expected) and weights == fitting.tensors.keys():
+                fitting = View(
+                    {f"{inner}.{key}": each for key, each in fitting.tensors.items()}, note=f"weights of {inner}"
+                )
+                break
     if not expected - fitting.tensors.keys():
         fitting.refuse_loss(name, source)
     load_strictly_(module, fitting.tensors, architecture=name, source=source)
     return fitting
-
-
-def _inner_network(module: nn.Module, tensors: Mapping[str, Tensor]) -> str:
-    """The part of a network that holds all its weights under these names; empty where there is none."""
-    num_all = len(module.state_dict())
-    for name, part in module.named_modules():
-        weights = part.state_dict().keys()
-        if name and len(weights) == num_all and weights == tensors.keys():
-            return str(name)
-    return ""
 
 
 def _classes_to_try(

@@ -93,9 +93,7 @@ def _identify_module(module: nn.Module, contents: TeacherFile, stated: ContractF
     weights: dict[str, Tensor] = dict(module.state_dict())
     # The first tensor with four axes is the convolution that sees the images; those of a graph stand in no such order.
     first = next((tensor for tensor in weights.values() if tensor.ndim == 4), None)
-    channels = contents.channels
-    if channels is None and first is not None:
-        channels = int(first.shape[1])
+    channels = contents.channels or (None if first is None else int(first.shape[1]))
     matches = match_architecture(weights, input_size=stated.input_size)
     side = size_of_positions(weights)
     if len(matches) == 1:

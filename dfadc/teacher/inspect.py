@@ -8,8 +8,6 @@ from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from dfadc.contract import ContractFields
 from dfadc.errors import DfadcError, RequirementMissing
 from dfadc.networks.flops import count_flops, count_parameters
@@ -37,6 +35,7 @@ _SAFETY = {
     FileKind.ONNX: "safe: a graph of operators, without code",
     FileKind.KERAS: "safe: Keras's own layers alone are built; a file with code needs --trust-teacher",
 }
+_UNSAFE = "not loaded: this kind cannot be a teacher, for it has no gradients"
 #: Weights that are listed from either end.
 _SHOWN = 6
 
@@ -134,7 +133,7 @@ def inspect_teacher(
         kind=kind,
         size_bytes=path.stat().st_size,
         sha256=sha256_file(path),
-        safety=_describe_safety(path, kind),
+        safety=f"not loaded: {describe_unknown(path)[0]}" if kind is FileKind.UNKNOWN else _SAFETY.get(kind, _UNSAFE),
         foreign_globals=(),
         **_all_unknown("the file was not opened"),
     )
@@ -148,7 +147,9 @@ def inspect_teacher(
         basis,
         output=contents.output,
         notes=contents.notes,
-        num_parameters=_num_weights(contents),
+        num_parameters=sum(tensor.numel() for tensor in learned_of(contents.state_dict or {}).values())
+        if contents.module is None
+        else count_parameters(contents.module),
         foreign_globals=contents.inert,
     )
     try:
@@ -215,12 +216,6 @@ def _list_weights(contents: TeacherFile) -> tuple[str, ...]:
     return (*shown, f"prefixes: {prefixes}")
 
 
-def _describe_safety(path: Path, kind: FileKind) -> str:
-    if kind is FileKind.UNKNOWN:
-        return f"not loaded: {describe_unknown(path)[0]}"
-    return _SAFETY.get(kind, "not loaded: this kind cannot be a teacher, for it has no gradients")
-
-
 def _all_unknown(reason: str) -> dict[str, Any]:
     unknown = Unknown(reason)
     names = ("architecture", "stem", "num_parameters", "flops", "norm_layers", "outputs")
@@ -236,13 +231,6 @@ def _contract_values(fields: ContractFields, reason: str = "no source says it") 
         member.name: Unknown(reason) if (value := getattr(fields, member.name)) is None else value
         for member in dataclass_fields(fields)
     }
-
-
-def _num_weights(contents: TeacherFile) -> int:
-    """Parameters by the weights alone: floating-point tensors that are no running statistics."""
-    if isinstance(contents.module, nn.Module):
-        return count_parameters(contents.module)
-    return sum(tensor.numel() for tensor in learned_of(contents.state_dict or {}).values())
 
 
 def _plain(value: object) -> object:

@@ -232,13 +232,7 @@ def _pixel_range(network: Any) -> float | None:
     """255 or 1 where preprocessing layers at the beginning tell the range of the images; None where there are none."""
     for layer in list(_layers_of(network))[:_FIRST_LAYERS]:
         kind = type(layer).__name__
-        if kind == "Rescaling":
-            return 255.0 if max(abs(value) for value in _numbers(layer.scale)) < 0.1 else 1.0
-        if kind == "Normalization":
-            return 255.0 if max(abs(value) for value in _numbers(layer.mean)) > 2 else 1.0
+        if kind in ("Rescaling", "Normalization"):
+            largest = float(torch.as_tensor(layer.scale if kind == "Rescaling" else layer.mean).abs().max())
+            return 255.0 if (largest < 0.1 if kind == "Rescaling" else largest > 2) else 1.0
     return None
-
-
-def _numbers(value: Any) -> list[float]:
-    numbers: list[float] = torch.as_tensor(value, dtype=torch.float64).detach().cpu().ravel().tolist()
-    return numbers

@@ -144,13 +144,11 @@ def load_teacher(
     plan = plan_teacher(contents, architecture=architecture, fields=fields or ContractFields())
     module = freeze_(build_planned_module(plan))
     tried = run_dry(plan, module)
-    contract = _complete_contract(plan, tried)
-    sources = {**tried.sources, **plan.sources}
     return Teacher(
         module=freeze_(tried.module),
         architecture=plan.identity.architecture,
-        contract=contract,
-        contract_sources=sources,
+        contract=_complete_contract(plan, tried),
+        contract_sources={**tried.sources, **plan.sources},
         sha256=sha256_file(contents.path),
         kind=contents.kind,
         norm_layers=find_norm_layers(tried.module),

@@ -119,8 +119,10 @@ def match_one(
             continue
         for path in _replaceable(reference):
             head = read_head(weights, path)
-            fits_features = head is not None and head.in_features == _in_features(reference, path)
-            if head is not None and fits_features and _fits(reference, weights, without=f"{path}."):
+            linear = (layer for layer in reference.get_submodule(path).modules() if isinstance(layer, nn.Linear))
+            if head is None or head.in_features != next(linear).in_features:
+                continue
+            if _fits(reference, weights, without=f"{path}."):
                 return Identity(canonical, tried, channels, head.num_classes, head)
     return None
 
@@ -180,11 +182,6 @@ def _replaceable(reference: nn.Module) -> list[str]:
         for path in paths
         if all(isinstance(layer, kept + plain) for layer in reference.get_submodule(path).modules())
     ]
-
-
-def _in_features(reference: nn.Module, path: str) -> int:
-    layers = reference.get_submodule(path).modules()
-    return next(int(layer.in_features) for layer in layers if isinstance(layer, nn.Linear))
 
 
 def _fits(reference: nn.Module, state_dict: Mapping[str, Tensor], *, without: str | None = None) -> bool:

@@ -115,7 +115,13 @@ class MappedOverImages(Wrapper):
 
 def _convert_and_check(graph: OnnxGraph) -> tuple[nn.Module, float]:
     """The graph as a module, and the largest difference to ONNX Runtime as a share of the outputs' range."""
-    converted = _convert(graph)
+    onnx2fx = import_extra(
+        "onnx2fx", "onnx-teacher", f"{graph.path} is an ONNX file, and onnx2fx, which converts it, is not installed"
+    )
+    try:
+        converted: fx.GraphModule = onnx2fx.convert(graph.model)
+    except (onnx2fx.Onnx2FxError, *FOREIGN_ERRORS) as exc:
+        raise DfadcError(f"{graph.path} cannot be converted: {first_line(exc)}", EXPORT_AGAIN) from exc
     num_norms = restore_layers_(converted)
     _recompile_(converted)
     _keep_sizes_on_cpu_(converted)
@@ -124,22 +130,9 @@ def _convert_and_check(graph: OnnxGraph) -> tuple[nn.Module, float]:
     is_fixed = graph.model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
     # A hook inside the map would see single images, whose statistics are none of a batch.
     module: nn.Module = MappedOverImages(converted) if is_fixed and not num_norms else converted
-    vars(module)["original_name"] = f"ONNX graph {graph.model.graph.name}".strip()
     # torch.fx prints generated code where a forward fails; the error says what is needed.
     with contextlib.redirect_stderr(io.StringIO()):
         return module, check_against_runtime(module, graph)
-
-
-def _convert(graph: OnnxGraph) -> fx.GraphModule:
-    """The graph as a torch module."""
-    onnx2fx = import_extra(
-        "onnx2fx", "onnx-teacher", f"{graph.path} is an ONNX file, and onnx2fx, which converts it, is not installed"
-    )
-    try:
-        module: fx.GraphModule = onnx2fx.convert(graph.model)
-    except (onnx2fx.Onnx2FxError, *FOREIGN_ERRORS) as exc:
-        raise DfadcError(f"{graph.path} cannot be converted: {first_line(exc)}", EXPORT_AGAIN) from exc
-    return module
 
 
 def _recompile_(module: fx.GraphModule) -> None:

@@ -72,11 +72,6 @@ class TeacherPlan:
 def plan_teacher(contents: TeacherFile, *, architecture: str | None, fields: ContractFields) -> TeacherPlan:
     """Resolves architecture and contract: flags, then the file's metadata, its sidecar, the weights, the library.
 
-    Args:
-        contents: the opened file.
-        architecture: ``--teacher-arch``.
-        fields: the contract's flags.
-
     Raises:
         DfadcError: the architecture is unknown or ambiguous, or two sources contradict each other.
     """
@@ -100,11 +95,11 @@ def plan_teacher(contents: TeacherFile, *, architecture: str | None, fields: Con
         _refuse_single_logit(identity.num_classes)
     _check_shapes(identity, resolved, origins)
     notes = [*contents.notes, *identity.notes]
-    if (
-        identity.module is None
-        and not any(said.stem for said in statements)
-        and _may_have_small_stem(identity, resolved)
-    ):
+    # A network for small images may have been trained with fewer strides than the default stem has.
+    is_small = resolved.input_size is not None and max(resolved.input_size[1:]) <= SMALL_SIDE
+    is_plain = identity.module is None and identity.side is None and identity.stem == "default"
+    has_strides = is_plain and identity.architecture.startswith(_DOCUMENTING)
+    if is_small and has_strides and not any(said.stem for said in statements):
         notes.append(
             "the default stem is taken, for strides cannot be told from weights; --arch-arg stem=small or a sidecar "
             "states another"
@@ -180,14 +175,6 @@ def _documented(identity: Identity) -> dict[str, ContractFields]:
     return {f"{library} weights of {name} (assumed; override with --mean/--std)": pair}
 
 
-def _may_have_small_stem(identity: Identity, resolved: ContractFields) -> bool:
-    """True where the network may have been trained with fewer strides than the default stem has."""
-    size = resolved.input_size
-    is_small = size is not None and max(size[1:]) <= SMALL_SIDE
-    has_strides = identity.side is None and identity.architecture.startswith(_DOCUMENTING)
-    return is_small and identity.stem == "default" and has_strides
-
-
 def _refuse_single_logit(num_classes: int | None) -> None:
     """Refuses a network of one output before anything else is asked, unless two classes are stated for it."""
     if num_classes == 1:
@@ -196,19 +183,20 @@ def _refuse_single_logit(num_classes: int | None) -> None:
 
 def _check_shapes(identity: Identity, resolved: ContractFields, origins: dict[str, str]) -> None:
     """Weights are facts: a source that contradicts them is wrong."""
-    size = resolved.input_size
-    if size is not None and identity.channels is not None and size[0] != identity.channels:
-        raise DfadcError(
-            f"input size {'x'.join(map(str, size))} ({origins['input_size']}) has {size[0]} channels, "
-            f"but the first layer of the weights takes {identity.channels}",
-            f"pass --input-size {identity.channels}x{size[1]}x{size[2]}",
-        )
-    if size is not None and identity.side is not None and size[1:] != (identity.side, identity.side):
-        raise DfadcError(
-            f"input size {'x'.join(map(str, size))} ({origins['input_size']}) does not fit the positional embedding of "
-            f"the weights, which is for {identity.side}x{identity.side} images",
-            f"pass --input-size {size[0]}x{identity.side}x{identity.side}",
-        )
+    if resolved.input_size is not None:
+        channels, *sides = resolved.input_size
+        own_channels, side = identity.channels or channels, identity.side
+        stated = f"input size {'x'.join(map(str, resolved.input_size))} ({origins['input_size']})"
+        remedy = f"pass --input-size {own_channels}x{side or sides[0]}x{side or sides[1]}"
+        if channels != own_channels:
+            raise DfadcError(
+                f"{stated} has {channels} channels, but the first layer of the weights takes {own_channels}", remedy
+            )
+        if side is not None and sides != [side, side]:
+            raise DfadcError(
+                f"{stated} does not fit the positional embedding of the weights, which is for {side}x{side} images",
+                remedy,
+            )
     is_pair = (identity.num_classes, resolved.num_classes) == (1, 2)
     if identity.num_classes is not None and resolved.num_classes != identity.num_classes and not is_pair:
         raise DfadcError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -140,10 +140,7 @@ def joined_views_of(tensors: Mapping[str, Tensor]) -> Iterator[View]:
 
 def prefixes_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     """First part of the names -> number of weights below it, for an overview."""
-    counts: dict[str, int] = defaultdict(int)
-    for name in tensors:
-        counts[name.partition(".")[0]] += 1
-    return dict(counts)
+    return Counter(name.partition(".")[0] for name in tensors)
 
 
 def _heaviest(tensors: Mapping[str, Tensor], prefix: str) -> str | None:

@@ -153,10 +153,6 @@ class InertUnpickler(_Base):  # type: ignore[misc] # typeshed does not know the 
         value, key = self.stack.pop(), self.stack.pop()
         self._set_items([key, value])
 
-    def _append(self) -> None:
-        element = self.stack.pop()
-        self._extend([element])
-
     def _persistent(self) -> None:
         pid = self.stack.pop()
         # Before 2020 a module's class was saved with its source, which torch would read and compare.
@@ -178,7 +174,7 @@ class InertUnpickler(_Base):  # type: ignore[misc] # typeshed does not know the 
             pickle.BUILD[0]: _build,
             pickle.SETITEM[0]: _setitem,
             pickle.SETITEMS[0]: lambda self: self._set_items(self.pop_mark()),
-            pickle.APPEND[0]: _append,
+            pickle.APPEND[0]: lambda self: self._extend([self.stack.pop()]),
             pickle.APPENDS[0]: lambda self: self._extend(self.pop_mark()),
             pickle.ADDITEMS[0]: lambda self: self._extend(self.pop_mark()),
             pickle.BINPERSID[0]: _persistent,
