@@ -49,13 +49,11 @@ class Adapted(NamedTuple):
 
     Args:
         module: with hooks or, where it takes none, wrapped.
-        logits: (BATCH, ...) in fp32, of the images that were tried.
         has_gradient: whether a gradient leads from the logits to the images.
         notes: what was done, for the user.
     """
 
     module: nn.Module
-    logits: Tensor
     has_gradient: bool
     notes: tuple[str, ...]
 
@@ -97,7 +95,7 @@ def adapt(module: nn.Module, images: Tensor, role: str, *, learns: bool) -> Adap
             module = hook(module, before=single.before, after=single.after)
             notes.append(f"{role} takes no batch of one image: a single image is sent through it twice")
         notes += _check_other_batch(module, images, logits, role)
-    return Adapted(module, logits.detach(), logits.requires_grad, tuple(notes))
+    return Adapted(module, logits.requires_grad, tuple(notes))
 
 
 def random_images(contract: ImageContract) -> Tensor:

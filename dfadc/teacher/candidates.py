@@ -3,6 +3,7 @@
 # ruff: noqa: C408 -- a table of names
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import TYPE_CHECKING
 
@@ -131,30 +132,21 @@ def own_candidates(state_dict: Mapping[str, Tensor]) -> Iterator[str]:
 
 def torchvision_candidates(state_dict: Mapping[str, Tensor]) -> Iterator[str]:
     """Classifiers whose documented number of parameters is near."""
-    totals = totals_of(state_dict)
+    totals = _totals_of(state_dict)
     for name, documented in _families_of(state_dict):
         # The documented number counts Inception's training-only classifier, GoogLeNet's not; compare these two always.
-        if name in ("googlenet", "inception_v3") or is_near(documented, totals):
+        if name in ("googlenet", "inception_v3") or _is_near(documented, totals):
             yield f"torchvision:{name}"
 
 
 def timm_candidates(state_dict: Mapping[str, Tensor]) -> list[str]:
     """Timm's usual architectures with about as many parameters; none where timm is not installed."""
-    totals = totals_of(state_dict)
-    names = [
-        name
-        for first, members in _TIMM.items()
-        if first in state_dict
-        for name, documented in members.items()
-        if is_near(documented, totals)
-    ]
-    if not names:
-        return []
-    try:
-        timm = import_timm()
-    except RequirementMissing:
-        return []
-    return [f"timm:{name}" for name in names if timm.is_model(name)]
+    totals = _totals_of(state_dict)
+    members = [member for first, each in _TIMM.items() if first in state_dict for member in each.items()]
+    names = [name for name, documented in members if _is_near(documented, totals)]
+    with contextlib.suppress(RequirementMissing):
+        return [f"timm:{name}" for name in names if import_timm().is_model(name)]
+    return []
 
 
 def candidates_of_other_head(state_dict: Mapping[str, Tensor]) -> Iterator[str]:
@@ -172,7 +164,7 @@ def candidates_of_other_head(state_dict: Mapping[str, Tensor]) -> Iterator[str]:
 
 def nearest_names(state_dict: Mapping[str, Tensor]) -> list[str]:
     """Torchvision's classifiers whose weights begin alike, the nearest in their number of parameters first."""
-    totals = totals_of(state_dict)
+    totals = _totals_of(state_dict)
     distances = [
         (min(abs(documented - total) for total in totals), f"torchvision:{name}")
         for name, documented in _families_of(state_dict)
@@ -180,7 +172,7 @@ def nearest_names(state_dict: Mapping[str, Tensor]) -> list[str]:
     return [name for _, name in sorted(distances)[:_NEAREST]]
 
 
-def totals_of(state_dict: Mapping[str, Tensor]) -> set[int]:
+def _totals_of(state_dict: Mapping[str, Tensor]) -> set[int]:
     """Parameters that these weights would have with 1000 classes, whichever layer the classes sit in."""
     learned = learned_of(state_dict)
     total = sum(tensor.numel() for tensor in learned.values())
@@ -193,8 +185,7 @@ def totals_of(state_dict: Mapping[str, Tensor]) -> set[int]:
     return totals
 
 
-def is_near(documented: int, totals: set[int]) -> bool:
-    """True where one of the totals is about the documented number of parameters."""
+def _is_near(documented: int, totals: set[int]) -> bool:
     margin = _TOLERANCE * documented + _TOLERANCE_PARAMETERS
     return any(abs(documented - total) <= margin for total in totals)
 

@@ -61,7 +61,16 @@ def sniff_kind(path: Path) -> FileKind:
     """
     if path.is_dir():
         return FileKind.FOLDER
-    head, size = _read_head(path)
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(_HEAD_BYTES)
+        size = path.stat().st_size
+    except FileNotFoundError as exc:
+        raise DfadcError(f"there is no file {path}", "check the path") from exc
+    except OSError as exc:
+        raise DfadcError(f"cannot read {path}: {exc.strerror or exc}", "check its permissions") from exc
+    if not head:
+        raise DfadcError(f"{path} is empty", "copy or download it again")
     if head.startswith(_ZIP_MAGIC):
         return _sniff_archive(path, size)
     kind = _sniff_head(head, path, size)
@@ -99,20 +108,6 @@ def _is_shard_index(path: Path, size: int) -> bool:
         return False
     weight_map = values.get("weight_map") if isinstance(values, dict) else None
     return isinstance(weight_map, dict) and bool(weight_map)
-
-
-def _read_head(path: Path) -> tuple[bytes, int]:
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(_HEAD_BYTES)
-        size = path.stat().st_size
-    except FileNotFoundError as exc:
-        raise DfadcError(f"there is no file {path}", "check the path") from exc
-    except OSError as exc:
-        raise DfadcError(f"cannot read {path}: {exc.strerror or exc}", "check its permissions") from exc
-    if not head:
-        raise DfadcError(f"{path} is empty", "copy or download it again")
-    return head, size
 
 
 def _sniff_archive(path: Path, size: int) -> FileKind:

@@ -85,7 +85,14 @@ def read_transformers(weights: Path, config: Mapping[str, Any], *, trust: bool) 
     """
     folder = weights.parent
     name = str(next(iter(config.get("architectures") or ()), ""))
-    loader = _loader(folder, name, config)
+    loader = next((loader for ending, loader in _LOADERS.items() if name.endswith(ending)), None)
+    if loader is None:
+        described = next((words for ending, words in _OTHERS.items() if name.endswith(ending)), "no such network")
+        shown = f"{name} ({described})" if name else f"a {config['model_type']} without architecture in {CONFIG}"
+        raise DfadcError(
+            f"{folder} holds {shown}; a teacher classifies images or their pixels",
+            "give a folder whose class ends in ForImageClassification or ForSemanticSegmentation",
+        )
     if config.get("quantization_config"):
         raise DfadcError(f"{folder} holds quantised weights, which give no gradient", "give the float weights")
     transformers = import_extra(
@@ -108,16 +115,3 @@ def read_transformers(weights: Path, config: Mapping[str, Any], *, trust: bool) 
     note = f"{type(module).__name__} of transformers {transformers.__version__}, as {CONFIG} says"
     head = "Sigmoid" if config.get("problem_type") == "multi_label_classification" else ""
     return TeacherFile(weights, sniff_kind(weights), module=module, notes=(note,), cut_head=head)
-
-
-def _loader(folder: Path, name: str, config: Mapping[str, Any]) -> str:
-    """Class of transformers that loads an architecture."""
-    for ending, loader in _LOADERS.items():
-        if name.endswith(ending):
-            return loader
-    described = next((words for ending, words in _OTHERS.items() if name.endswith(ending)), "no such network")
-    shown = f"{name} ({described})" if name else f"a {config.get('model_type')} without architecture in {CONFIG}"
-    raise DfadcError(
-        f"{folder} holds {shown}; a teacher classifies images or their pixels",
-        "give a folder whose class ends in ForImageClassification or ForSemanticSegmentation",
-    )

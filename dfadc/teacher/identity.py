@@ -60,13 +60,18 @@ def identify(
         refuse_factory_from_file(stated_name, contents.path)
     if contents.module is not None and architecture is None:
         return _identify_module(contents.module, contents, stated)
-    tensors = contents.state_dict if contents.module is None else contents.module.state_dict()
-    assert tensors is not None, "a teacher file holds weights or a module"  # noqa: S101
+    tensors = contents.tensors
     stem = next((each.stem for each in statements if each.stem is not None), None)
     named = architecture or stated_name
     if named is not None:
         resolved, options = _options(named, stem, stated)
-        identity = _identify_named(resolved, tensors, options, stated, str(contents.path))
+        name, source = resolved.canonical, str(contents.path)
+        if resolved.library == "factory":
+            identity = fit_factory(resolved, tensors, stated, source)
+        elif (found := _first_fit(name, tensors, options)) is not None:
+            identity = _accept(*found, options, source, note="")
+        else:
+            identity = _misfit(name, tensors, options, source)
         if contents.module is not None:
             identity.notes.append(f"the file's whole network is not used: its weights were put into {named}")
         return identity
@@ -90,7 +95,7 @@ def _options(named: str, stem: Stem | None, stated: ContractFields) -> tuple[Arc
 
 def _identify_module(module: nn.Module, contents: TeacherFile, stated: ContractFields) -> Identity:
     """A whole module needs no name, but a known one tells its library's documentation."""
-    weights: dict[str, Tensor] = dict(module.state_dict())
+    weights = contents.tensors
     # The first tensor with four axes is the convolution that sees the images; those of a graph stand in no such order.
     first = next((tensor for tensor in weights.values() if tensor.ndim == 4), None)
     channels = contents.channels or (None if first is None else int(first.shape[1]))
@@ -102,18 +107,6 @@ def _identify_module(module: nn.Module, contents: TeacherFile, stated: ContractF
         return Identity(f"{contents.kind} network", channels=channels, module=module, side=side)
     name = getattr(module, "original_name", None) or f"{type(module).__module__}.{type(module).__qualname__}"
     return Identity(f"{name} (whole module)", channels=channels, module=module, side=side)
-
-
-def _identify_named(
-    resolved: ArchitectureName, tensors: Mapping[str, Tensor], options: Choices, stated: ContractFields, source: str
-) -> Identity:
-    """The network that was named."""
-    if resolved.library == "factory":
-        return fit_factory(resolved, tensors, stated, source)
-    found = _first_fit(resolved.canonical, tensors, options)
-    if found is not None:
-        return _accept(*found, options, source, note="")
-    return _misfit(resolved.canonical, tensors, options, source)
 
 
 def _first_fit(name: str, tensors: Mapping[str, Tensor], options: Choices) -> tuple[View, Identity] | None:

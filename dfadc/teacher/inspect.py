@@ -21,7 +21,7 @@ from dfadc.teacher.file_kind import CODE_KINDS, FileKind, sniff_kind
 from dfadc.teacher.plan import TeacherPlan, build_planned_module, freeze_, plan_teacher
 from dfadc.teacher.prefixes import prefixes_of
 from dfadc.teacher.probe import run_dry
-from dfadc.teacher.read import TeacherFile, read_teacher_file
+from dfadc.teacher.read import read_teacher_file
 from dfadc.teacher.unknown_file import describe_unknown, weights_in_folder
 
 _OF_CHECKPOINT = "safe: tensors and layers of torch, torchvision and timm are restored, all else becomes inert records"
@@ -157,7 +157,7 @@ def inspect_teacher(
     except DfadcError as exc:
         reason = _reason(exc, architecture)
         unknown = {key: value for key, value in _all_unknown(reason).items() if key != "num_parameters"}
-        listed = _list_weights(contents)
+        listed = _list_weights(contents.tensors)
         return replace(basis, **unknown, weights=listed, problem=exc.message, hint=exc.hint)
     return _inspect_planned(plan, basis, architecture)
 
@@ -206,13 +206,12 @@ def _reason(exc: DfadcError, architecture: str | None) -> str:
     return exc.message
 
 
-def _list_weights(contents: TeacherFile) -> tuple[str, ...]:
+def _list_weights(tensors: Mapping[str, Any]) -> tuple[str, ...]:
     """Names and shapes of the first and last weights, and how many begin with each prefix."""
-    tensors = contents.state_dict if contents.module is None else contents.module.state_dict()
-    shown = [f"{name} {'x'.join(map(str, tensor.shape)) or 'scalar'}" for name, tensor in (tensors or {}).items()]
+    shown = [f"{name} {'x'.join(map(str, tensor.shape)) or 'scalar'}" for name, tensor in tensors.items()]
     if len(shown) > 2 * _SHOWN:
         shown[_SHOWN:-_SHOWN] = [f"… {len(shown) - 2 * _SHOWN} more …"]
-    prefixes = ", ".join(f"{name}.* {count}" for name, count in prefixes_of(tensors or {}).items())
+    prefixes = ", ".join(f"{name}.* {count}" for name, count in prefixes_of(tensors).items())
     return (*shown, f"prefixes: {prefixes}")
 
 

@@ -169,10 +169,8 @@ def _image_input(model: onnx.ModelProto, path: Path) -> onnx.ValueInfoProto:
 
 def _keep_output_(model: onnx.ModelProto, name: str) -> None:
     """Removes all outputs but one, and the nodes that only the others need, in place."""
-    kept = next(value for value in model.graph.output if value.name == name)
-    kept = onnx.ValueInfoProto.FromString(kept.SerializeToString())
-    del model.graph.output[:]
-    model.graph.output.append(kept)
+    for value in [each for each in model.graph.output if each.name != name]:
+        model.graph.output.remove(value)
     needed, nodes = {name}, []
     for node in reversed(model.graph.node):
         if needed.intersection(node.output):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dfadc.teacher.match import Identity
-    from dfadc.teacher.read import TeacherFile
+    from dfadc.teacher.teacher_file import TeacherFile
 
 FLAGS = "command line"
 _DOCUMENTING = ("torchvision:", "timm:")

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["FileKind", "TeacherFile", "read_state_dict", "read_teacher_file", "sniff_kind"]
-
 
 class _Request(NamedTuple):
     path: Path
@@ -142,8 +140,4 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     Raises:
         DfadcError: as :func:`read_teacher_file`, or the file is code.
     """
-    contents = read_teacher_file(path)
-    if contents.state_dict is not None:
-        return dict(contents.state_dict)
-    assert contents.module is not None, "a teacher file holds weights or a module"  # noqa: S101
-    return strip_wrapper_prefixes(contents.module.state_dict())
+    return strip_wrapper_prefixes(read_teacher_file(path).tensors)

@@ -64,3 +64,8 @@ class TeacherFile:
     has_chosen_output: bool = False
     inert: tuple[str, ...] = ()
     network_class: str = ""
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All weights by name, those of a module included."""
+        return dict(self.state_dict or {}) if self.module is None else self.module.state_dict()

@@ -99,10 +99,10 @@ class TrainingArguments:
         for key in _CLASSES:
             value = self.values.get(key)
             if isinstance(value, Mapping) and value:
-                pairs = [(index, name) if _is_name(name) else (name, index) for name, index in value.items()]
+                pairs = [(index, name) if isinstance(name, str) else (name, index) for name, index in value.items()]
                 by_index = {index: name for index, name in pairs if isinstance(index, int)}
                 value = [by_index.get(index) for index in range(len(pairs))]
-            if isinstance(value, Sequence) and len(value) > 1 and all(map(_is_name, value)):
+            if isinstance(value, Sequence) and len(value) > 1 and all(isinstance(name, str) for name in value):
                 return tuple(value)
         return None
 
@@ -162,8 +162,9 @@ def plain(value: object) -> object:
 def _arguments_in(value: object) -> Mapping[Any, Any] | None:
     """A mapping of arguments; None for a mapping that holds weights."""
     found = plain(value)
-    has_weights = isinstance(found, Mapping) and any(isinstance(entry, Tensor) for entry in found.values())
-    return found if isinstance(found, Mapping) and not has_weights else None
+    if isinstance(found, Mapping) and not any(isinstance(entry, Tensor) for entry in found.values()):
+        return found
+    return None
 
 
 def _entries(value: Mapping[Any, Any], depth: int = _DEPTH) -> Iterator[tuple[str, Any]]:
@@ -199,7 +200,3 @@ def _floats(value: object, channels: int) -> tuple[float, ...] | None:
         numbers = [entry for entry in value if isinstance(entry, int | float) and math.isfinite(entry)]
         return tuple(map(float, numbers)) if len(numbers) == channels else None
     return None
-
-
-def _is_name(value: object) -> bool:
-    return isinstance(value, str)
