@@ -13,7 +13,7 @@ from dfadc.networks.stems import Stem, parse_stem
 from dfadc.teacher.candidates import candidates_of_other_head, nearest_names, timm_candidates
 from dfadc.teacher.factory_fit import fit_factory
 from dfadc.teacher.file_kind import CONVERTED_KINDS
-from dfadc.teacher.heads import Activation, parse_activation
+from dfadc.teacher.heads import parse_activation
 from dfadc.teacher.match import (
     Identity,
     drop_auxiliary,
@@ -43,7 +43,7 @@ class Choices:
     """Choices that the user or a sidecar makes beside the name."""
 
     stem: Stem | None = None
-    activation: Activation | None = None
+    activation: str | None = None
     input_size: tuple[int, int, int] | None = None
 
 
@@ -83,7 +83,7 @@ def _options(named: str, stem: Stem | None, stated: ContractFields) -> tuple[Arc
     """A name without the arguments that are ours: ``stem`` and ``activation`` of a library's network."""
     resolved = resolve_architecture(named)
     arguments = dict(resolved.arguments)
-    activation: Activation | None = None
+    activation = None
     if resolved.library in ("torchvision", "timm"):
         if "stem" in arguments:
             stem = parse_stem(arguments.pop("stem"), "--arch-arg stem")
