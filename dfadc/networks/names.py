@@ -26,7 +26,7 @@ from dfadc.networks.construct import (
     torchvision_segmenters,
 )
 from dfadc.networks.factory import names_in_file
-from dfadc.networks.published_config import timm_preprocessing
+from dfadc.networks.published_config import timm_fields
 from dfadc.networks.stems import Stem, adapt_channels_, apply_pooled_stem_, apply_small_stem_
 from dfadc.networks.user_code import running_user_code
 from dfadc.networks.zoo import NETWORKS, SEGMENTERS, find_network
@@ -222,14 +222,7 @@ def documented_contract(name: str) -> ContractFields:
         documented = import_timm().get_pretrained_cfg(resolved.name, allow_unregistered=True)
         if documented is None or not documented.input_size:
             return ContractFields()
-        channels, height, width = documented.input_size
-        return ContractFields(
-            input_size=(int(channels), int(height), int(width)),
-            num_classes=int(documented.num_classes) or None,
-            mean=tuple(map(float, documented.mean)),
-            std=tuple(map(float, documented.std)),
-            preprocessing=timm_preprocessing(asdict(documented)),
-        )
+        return replace(timm_fields(asdict(documented)), num_classes=int(documented.num_classes) or None)
     return ContractFields()
 
 

@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from dfadc.errors import DfadcError
+from dfadc.networks.published_config import PUBLISHED_WEIGHTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,13 +41,7 @@ _BEGINNINGS: tuple[tuple[re.Pattern[bytes], str, str], ...] = tuple(
         (rb"\s*[{\[]", "JSON text", _TEACHER),
     )
 )
-_WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-    "mp_rank_00_model_states.pt",
-)
+_WEIGHTS = (*PUBLISHED_WEIGHTS, "mp_rank_00_model_states.pt")
 _SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", ".bin", ".tar")
 _BESIDE = ("optimizer", "scheduler", "training_args", "random_states", "rng_state", "scaler", "sampler")
 
