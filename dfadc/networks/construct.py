@@ -116,7 +116,8 @@ def _construct_torchvision(name: str, contract: ImageContract, arguments: dict[s
         settings["image_size"] = height
     if name.startswith("maxvit"):
         settings["input_size"] = (height, width)
-    return get_model(name, **settings | arguments)
+    module: nn.Module = get_model(name, **settings | arguments)
+    return module
 
 
 def _construct_timm(name: str, contract: ImageContract, arguments: dict[str, object]) -> nn.Module:

@@ -38,9 +38,9 @@ def tensor_of_array(value: object) -> Tensor | None:
         found = _from_parts(data, dtype, shape, "C" if axes else str(order))
         if found is None or not axes:
             return found
-        # The axes in another order.
-        is_order = isinstance(axes[0], tuple) and sorted(axes[0]) == list(range(found.ndim))
-        return found.permute(axes[0]).contiguous() if is_order else None
+        order = axes[0]  # of the axes
+        if isinstance(order, tuple) and sorted(order) == list(range(found.ndim)):
+            return found.permute(order).contiguous()
     return None
 
 

@@ -67,7 +67,7 @@ def fit_factory(
     failure: DfadcError | None = None
     for num_classes in _classes_to_try(factory, tensors, fields, arguments):
         contract = ImageContract(size, max(num_classes or 0, _ANY_CLASSES), mean=fields.mean, std=fields.std)
-        without = kept | {"classes"} if num_classes is None else kept
+        without: set[Role] = {*kept, "classes"} if num_classes is None else kept
         given = arguments
         if num_classes == 1:  # no contract has one class: one logit stands for two
             given = {name: 1 for name, role in factory.roles.items() if role == "classes"} | arguments
