@@ -38,9 +38,9 @@ def tensor_of_array(value: object) -> Tensor | None:
         found = _from_parts(data, dtype, shape, "C" if axes else str(order))
         if found is None or not axes:
             return found
-        order = axes[0]  # of the axes
-        if isinstance(order, tuple) and sorted(order) == list(range(found.ndim)):
-            return found.permute(order).contiguous()
+        permutation = axes[0]
+        if isinstance(permutation, tuple) and sorted(permutation) == list(range(found.ndim)):
+            return found.permute(permutation).contiguous()
     return None
 
 
