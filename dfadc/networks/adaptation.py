@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from contextlib import contextmanager
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dfadc.errors import DfadcError
-from dfadc.networks.flops import in_eval_mode, in_training_mode
+from dfadc.networks.flops import in_eval_mode, in_mode
 from dfadc.networks.logits import LogitsOf, unwrap_logits
 from dfadc.networks.user_code import UserCodeFailed, running_user_code
 
@@ -48,13 +49,11 @@ class Adapted(NamedTuple):
 
     Args:
         module: with hooks or, where it takes none, wrapped.
-        logits: (BATCH, ...) in fp32, of the images that were tried.
         has_gradient: whether a gradient leads from the logits to the images.
         notes: what was done, for the user.
     """
 
     module: nn.Module
-    logits: Tensor
     has_gradient: bool
     notes: tuple[str, ...]
 
@@ -78,24 +77,25 @@ def adapt(module: nn.Module, images: Tensor, role: str, *, learns: bool) -> Adap
         if not isinstance(output, Tensor):
             module = LogitsOf(module)
         if is_changed:
-            module = _hook(module, before=_copy_images)
+            module = hook(module, before=_copy_images)
             notes.append(f"{role} changes its images in place: it is given a copy of them")
         with running_user_code(f"{role} fails on the way back to its images or weights"):
             logits = _forward_and_backward(module, several, learns=learns)
         if problem := _problem_with_channels_last(module, several, learns=learns):
-            module = _hook(module, before=_make_contiguous)
+            module = hook(module, before=_make_contiguous)
             notes.append(f"{role} and its images stay contiguous (NCHW), for channels_last fails: {problem}")
-        if not _takes_single_image(module, images, logits):
+        answer = _answers(module, images[:1])
+        if answer is None or answer.shape != (1, *logits.shape[1:]):
             if learns:
                 raise DfadcError(
                     f"{role} gives no logits for a single image, as its artifacts must",
                     "let its forward keep the batch's axis: squeeze() drops it, flatten(1) does not",
                 )
             single = _SingleImages()
-            module = _hook(module, before=single.before, after=single.after)
+            module = hook(module, before=single.before, after=single.after)
             notes.append(f"{role} takes no batch of one image: a single image is sent through it twice")
         notes += _check_other_batch(module, images, logits, role)
-    return Adapted(module, logits.detach(), logits.requires_grad, tuple(notes))
+    return Adapted(module, logits.requires_grad, tuple(notes))
 
 
 def random_images(contract: ImageContract) -> Tensor:
@@ -117,19 +117,19 @@ def place(module: nn.Module, device: torch.device, memory_format: torch.memory_f
     Tensors that it keeps as plain attributes, which ``nn.Module.to`` does not know of, are moved too.
     """
     kept = torch.contiguous_format if stays_contiguous(module) else memory_format
-    if not isinstance(module, torch.jit.ScriptModule):
-        for layer in module.modules():
-            plain = {name: value for name, value in vars(layer).items() if isinstance(value, Tensor)}
-            vars(layer).update({name: value.to(device) for name, value in plain.items()})
+    for layer in () if isinstance(module, torch.jit.ScriptModule) else module.modules():
+        plain = {name: value for name, value in vars(layer).items() if isinstance(value, Tensor)}
+        vars(layer).update({name: value.to(device) for name, value in plain.items()})
     moved: nn.Module = module.to(device, memory_format=kept)  # type: ignore[call-overload]
     return moved
 
 
-def _hook(module: nn.Module, *, before: Any, after: Any = None) -> nn.Module:
-    """A network with hooks; TorchScript takes none and is wrapped first."""
+def hook(module: nn.Module, *, before: Any = None, after: Any = None) -> nn.Module:
+    """A network with forward hooks; TorchScript takes none and is wrapped first."""
     if isinstance(module, torch.jit.ScriptModule):
         module = LogitsOf(module)
-    module.register_forward_pre_hook(before)
+    if before is not None:
+        module.register_forward_pre_hook(before)
     if after is not None:
         module.register_forward_hook(after)
     return module
@@ -174,7 +174,8 @@ def _try(module: nn.Module, images: Tensor, role: str) -> tuple[object, bool]:
         with running_user_code(problem), torch.no_grad(), in_eval_mode(module):
             return module(given), not torch.equal(given, images)
     except UserCodeFailed as exc:
-        taken = [str(count) for count in _OTHER_BATCHES if _takes(module, images, count)]
+        batches = {count: images[:1].expand(count, -1, -1, -1) for count in _OTHER_BATCHES}
+        taken = [str(count) for count, batch in batches.items() if _answers(module, batch) is not None]
         if taken:
             raise UserCodeFailed(
                 f"{exc.message}; of batches of 1 to 64 images it takes {', '.join(taken)}",
@@ -203,10 +204,6 @@ def _remedy(module: nn.Module, images: Tensor) -> str:
     return "check --input-size"
 
 
-def _takes(module: nn.Module, images: Tensor, count: int) -> bool:
-    return _answers(module, images[:1].expand(count, -1, -1, -1)) is not None
-
-
 def _answers(module: nn.Module, images: Tensor) -> Tensor | None:
     """The logits of images in eval mode; None where a network does not take them."""
     with contextlib.suppress(DfadcError), running_user_code("it fails"):
@@ -214,18 +211,8 @@ def _answers(module: nn.Module, images: Tensor) -> Tensor | None:
     return None
 
 
-def _takes_single_image(module: nn.Module, images: Tensor, logits: Tensor) -> bool:
-    """True where a batch of one image gives logits of one image, shaped as those of the whole batch."""
-    single = _answers(module, images[:1])
-    return single is not None and single.shape == (1, *logits.shape[1:])
-
-
 def _check_other_batch(module: nn.Module, images: Tensor, logits: Tensor, role: str) -> list[str]:
-    """Refuses a network that takes batches of one size only, or mixes the images of a batch; notes a random one.
-
-    Raises:
-        DfadcError: the logits of another number of images are not as many, or others.
-    """
+    """Refuses a network that takes batches of one size only, or mixes the images of a batch; notes a random one."""
     problem = f"{role} takes a batch of {BATCH} images, but not of {OTHER_BATCH}"
     with running_user_code(problem, "it must take any number"):
         more = _logits(module, images)
@@ -237,14 +224,14 @@ def _check_other_batch(module: nn.Module, images: Tensor, logits: Tensor, role: 
             f"{OTHER_BATCH}",
             "it must take batches of any size: its forward may not have one built in",
         )
-    if not _differs(_logits(module, images), more):
-        if _differs(_logits(module, images[:BATCH]), more[:BATCH]):
-            raise DfadcError(
-                f"{role} gives an image other outputs beside other images",
-                "its forward mixes the images of a batch: a softmax takes dim=1, a batch norm eval mode",
-            )
-        return []
-    return [f"{role} gives random outputs: in its forward, dropout needs training=self.training"]
+    if _differs(_logits(module, images), more):
+        return [f"{role} gives random outputs: in its forward, dropout needs training=self.training"]
+    if _differs(_logits(module, images[:BATCH]), more[:BATCH]):
+        raise DfadcError(
+            f"{role} gives an image other outputs beside other images",
+            "its forward mixes the images of a batch: a softmax takes dim=1, a batch norm eval mode",
+        )
+    return []
 
 
 def _differs(logits: Tensor, others: Tensor) -> bool:
@@ -253,7 +240,7 @@ def _differs(logits: Tensor, others: Tensor) -> bool:
 
 def _problem_with_channels_last(module: nn.Module, images: Tensor, *, learns: bool) -> str:
     """Why a network fails on channels_last images or weights, or answers otherwise; empty where it does neither."""
-    before = {name: tensor.data for name, tensor in _weights(module)}
+    before = {name: tensor.data for name, tensor in chain(module.named_parameters(), module.named_buffers())}
     logits = _logits(module, images)
     try:
         with running_user_code("it fails"):
@@ -265,7 +252,7 @@ def _problem_with_channels_last(module: nn.Module, images: Tensor, *, learns: bo
     except UserCodeFailed as exc:
         return exc.message.removeprefix("it fails: ")
     finally:
-        for name, tensor in _weights(module):
+        for name, tensor in chain(module.named_parameters(), module.named_buffers()):
             tensor.data = before.get(name, tensor.data)
     return "its logits are others then" if any(_differs(each, logits) for each in answers) else ""
 
@@ -276,22 +263,11 @@ def _logits(module: nn.Module, images: Tensor) -> Tensor:
         return unwrap_logits(module(images.clone(memory_format=torch.preserve_format))).float()
 
 
-def _weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from module.named_parameters()
-    yield from module.named_buffers()
-
-
 def _forward_and_backward(module: nn.Module, images: Tensor, *, learns: bool) -> Tensor:
-    """Logits of images in fp32, after a gradient of them was taken; no gradient is kept.
-
-    Args:
-        module: the network.
-        images: (N, C, H, W).
-        learns: in training mode, with a gradient of the weights too.
-    """
+    """Logits of images in fp32, after a gradient was taken; where it learns in training mode, of the weights too."""
     leaf = images.detach().clone(memory_format=torch.preserve_format).requires_grad_()
     weights = [parameter for parameter in module.parameters() if parameter.requires_grad] if learns else []
-    with in_training_mode(module) if learns else in_eval_mode(module):
+    with in_mode(module, training=learns):
         logits = unwrap_logits(module(leaf)).float()
         if logits.requires_grad:
             torch.autograd.grad(logits.square().sum(), [leaf, *weights], allow_unused=True)

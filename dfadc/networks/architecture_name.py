@@ -67,12 +67,8 @@ def with_arguments(name: str, arguments: Iterable[tuple[str, object]]) -> str:
     return f"{name}({written})" if written else name
 
 
-def parse_argument(text: str) -> tuple[str, object]:
-    """``--arch-arg NAME=VALUE``: a Python number, list or True where VALUE is one, else text.
-
-    Raises:
-        DfadcError: there is no ``=``, or the name is no identifier.
-    """
+def _parse_argument(text: str) -> tuple[str, object]:
+    """``--arch-arg NAME=VALUE``: a Python number, list or True where VALUE is one, else text."""
     name, equals, value = text.partition("=")
     if not equals or not name.strip().isidentifier():
         raise DfadcError(f"--arch-arg {text!r} is not NAME=VALUE", "e.g. --arch-arg width=2")
@@ -93,7 +89,7 @@ def add_arguments(name: str | None, texts: list[str] | None) -> str | None:
     if name is None:
         raise DfadcError(f"--arch-arg {texts[0]} belongs to an architecture", "name it with --teacher-arch")
     bare, arguments = split_arguments(name)
-    return with_arguments(bare, sorted({**dict(arguments), **dict(map(parse_argument, texts))}.items()))
+    return with_arguments(bare, sorted({**dict(arguments), **dict(map(_parse_argument, texts))}.items()))
 
 
 def library_form(name: str) -> str:

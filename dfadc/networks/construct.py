@@ -96,14 +96,15 @@ def construct(resolved: ArchitectureName, contract: ImageContract) -> nn.Module:
             return _construct_timm(resolved.name, contract, dict(resolved.arguments))
         return _construct_smp(resolved.name, contract)
     except (AssertionError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as exc:
+        size = "x".join(map(str, contract.input_size))
         raise DfadcError(
-            f"{resolved.canonical} cannot be built for input size {_size(contract)}: {exc}",
+            f"{resolved.canonical} cannot be built for input size {size}: {exc}",
             "choose another network or another --input-size; `dfadc students` lists what fits",
         ) from exc
 
 
 def _construct_torchvision(name: str, contract: ImageContract, arguments: dict[str, object]) -> nn.Module:
-    channels, height, width = contract.input_size
+    height, width = contract.input_size[1:]
     settings: dict[str, Any] = {"weights": None, "num_classes": contract.num_classes}
     if name in torchvision_segmenters():
         settings["weights_backbone"] = None
@@ -115,9 +116,7 @@ def _construct_torchvision(name: str, contract: ImageContract, arguments: dict[s
         settings["image_size"] = height
     if name.startswith("maxvit"):
         settings["input_size"] = (height, width)
-    module = get_model(name, **settings | arguments)
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"torchvision gave a {type(module).__name__} for {channels} channels")
+    module: nn.Module = get_model(name, **settings | arguments)
     return module
 
 
@@ -127,50 +126,41 @@ def _construct_timm(name: str, contract: ImageContract, arguments: dict[str, obj
     settings: dict[str, Any] = {"num_classes": contract.num_classes, "in_chans": contract.channels}
     if documented is not None and documented.fixed_input_size:
         settings["img_size"] = contract.input_size[1:]
-    module = timm.create_model(name, pretrained=False, **settings | arguments)
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"timm gave a {type(module).__name__}")
+    module: nn.Module = timm.create_model(name, pretrained=False, **settings | arguments)
     return module
 
 
 def _construct_smp(name: str, contract: ImageContract) -> nn.Module:
     """``Unet:resnet18``: a segmentation network and its encoder, without the encoder's pretrained weights."""
     decoder, _, encoder = name.partition(":")
-    module = import_smp().create_model(
-        decoder,
-        encoder_name=encoder,
-        encoder_weights=None,
-        in_channels=contract.channels,
-        classes=contract.num_classes,
-    )
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"segmentation-models-pytorch gave a {type(module).__name__}")
+    images = {"in_channels": contract.channels, "classes": contract.num_classes}
+    module: nn.Module = import_smp().create_model(decoder, encoder_name=encoder, encoder_weights=None, **images)
     return module
 
 
-def import_timm() -> Any:
-    """The timm package.
+def import_extra(package: str, extra: str, problem: str = "") -> Any:
+    """A package that an extra installs.
+
+    Args:
+        package: its name for ``import``.
+        extra: as in ``dfadc[extra]``.
+        problem: the error's message; by default that the package is not installed.
 
     Raises:
         RequirementMissing: it is not installed.
     """
     try:
-        return importlib.import_module("timm")
+        return importlib.import_module(package)
     except ImportError as exc:
-        raise RequirementMissing("timm is not installed", 'pip install "dfadc[timm]"') from exc
+        missing = f"{package.replace('_', '-')} is not installed"
+        raise RequirementMissing(problem or missing, f"pip install 'dfadc[{extra}]'") from exc
+
+
+def import_timm() -> Any:
+    """The timm package; RequirementMissing where it is not installed."""
+    return import_extra("timm", "timm")
 
 
 def import_smp() -> Any:
-    """The segmentation-models-pytorch package.
-
-    Raises:
-        RequirementMissing: it is not installed.
-    """
-    try:
-        return importlib.import_module("segmentation_models_pytorch")
-    except ImportError as exc:
-        raise RequirementMissing("segmentation-models-pytorch is not installed", 'pip install "dfadc[smp]"') from exc
-
-
-def _size(contract: ImageContract) -> str:
-    return "x".join(map(str, contract.input_size))
+    """The segmentation-models-pytorch package; RequirementMissing where it is not installed."""
+    return import_extra("segmentation_models_pytorch", "smp")

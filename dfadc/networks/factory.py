@@ -22,7 +22,7 @@ from dfadc.networks.flops import in_eval_mode
 from dfadc.networks.user_code import guard_, running_user_code
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from types import ModuleType
 
     from dfadc.contract import ImageContract
@@ -82,23 +82,26 @@ class Factory:
         return role in self.roles.values()
 
     def build(
-        self, contract: ImageContract, arguments: Mapping[str, object], *, without: Role | None = None
+        self, contract: ImageContract, arguments: Mapping[str, object], *, without: Collection[Role] = ()
     ) -> nn.Module:
         """Calls the factory with those values of the contract that its signature has, and the user's own arguments.
 
         Args:
             contract: images and classes.
             arguments: of the user; they win.
-            without: meaning of arguments that keep their defaults.
+            without: meanings of arguments that keep their defaults.
 
         Raises:
             DfadcError: an argument is unknown, the code fails, or gives no network.
         """
-        self._refuse_unknown(arguments)
+        known = {*self.roles, *self.required, *self.defaults}
+        if not self.takes_any and (unknown := sorted(arguments.keys() - known)):
+            listed = ", ".join(sorted(known)) or "none"
+            raise DfadcError(f"{self.name} has no argument {unknown[0]!r}", f"its arguments: {listed}")
         values = {
             name: self._value(name, role, contract)
             for name, role in self.roles.items()
-            if role != without or name in self.required
+            if role not in without or name in self.required
         }
         if self.takes("contract"):
             values = {name: contract for name, role in self.roles.items() if role == "contract"}
@@ -124,13 +127,6 @@ class Factory:
         if role == "size" and not isinstance(default, int):
             return contract.input_size
         return height
-
-    def _refuse_unknown(self, arguments: Mapping[str, object]) -> None:
-        known = {*self.roles, *self.required, *self.defaults}
-        unknown = sorted(arguments.keys() - known)
-        if unknown and not self.takes_any:
-            listed = ", ".join(sorted(known)) or "none"
-            raise DfadcError(f"{self.name} has no argument {unknown[0]!r}", f"its arguments: {listed}")
 
 
 def load_factory(name: str) -> Factory:
@@ -172,11 +168,14 @@ def import_factory(name: str) -> Callable[..., object]:
     place, _, attribute = name.rpartition(":") if ".py:" in name else name.partition(":")
     add_working_folder()
     with running_user_code(f"cannot import {place!r} of architecture {name!r}", NAME_FORMS):
-        found: object = import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        module = import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        found: object = module
         for part in attribute.split("."):
             found = getattr(found, part, None)
     if not callable(found):
-        near = difflib.get_close_matches(attribute, _callables_of(place), n=4, cutoff=0.3)
+        # Of a file its own definitions, not what it imports.
+        names = names_in_file(Path(place)) if place.endswith(".py") else list(vars(module))
+        near = difflib.get_close_matches(attribute, names, n=4, cutoff=0.3)
         hint = f"did you mean {', '.join(f'{place}:{name}' for name in near)}?" if near else NAME_FORMS
         raise DfadcError(f"{place} has no callable {attribute!r}", hint)
     return found
@@ -190,14 +189,6 @@ def names_in_file(path: Path) -> list[str]:
         return []
     kinds = (ast.ClassDef, ast.FunctionDef)
     return [node.name for node in tree.body if isinstance(node, kinds) and not node.name.startswith("_")]
-
-
-def _callables_of(place: str) -> list[str]:
-    """Names of an imported module that can be called."""
-    if place.endswith(".py"):
-        return names_in_file(Path(place))
-    module = sys.modules.get(place)
-    return [name for name, value in vars(module).items() if callable(value)] if module is not None else []
 
 
 def import_file(path: Path) -> ModuleType:
@@ -233,11 +224,7 @@ def import_file(path: Path) -> ModuleType:
 
 
 def _import_in_package(path: Path) -> ModuleType:
-    """Imports a file of a package by its dotted name, so that its relative imports work.
-
-    Raises:
-        ImportError: another package of that name is imported already.
-    """
+    """Imports a file of a package by its dotted name, so that its relative imports work."""
     root, name = path.parent, path.stem
     while (root / "__init__.py").is_file():
         root, name = root.parent, f"{root.name}.{name}"
@@ -264,25 +251,20 @@ def _may_have(role: Role, default: object) -> bool:
 
 
 def _materialise_(module: nn.Module, name: str, contract: ImageContract) -> None:
-    """Gives lazy layers their weights by sending two empty images through them, in place.
+    """Gives lazy layers their weights by sending two empty images through them, in place."""
 
-    Raises:
-        DfadcError: a lazy layer sees no image.
-    """
-    if not _lazy_weights(module):
+    def lazy_weights() -> list[str]:
+        named = chain(module.named_parameters(), module.named_buffers())
+        return [name for name, tensor in named if is_lazy(tensor)]
+
+    if not lazy_weights():
         return
     size = "x".join(map(str, contract.input_size))
     problem = f"{name} has lazy layers, and images of size {size} cannot initialise them"
     with running_user_code(problem, "check --input-size"), torch.no_grad(), in_eval_mode(module):
         module(torch.zeros(2, *contract.input_size))
-    if unused := _lazy_weights(module):
+    if unused := lazy_weights():
         raise DfadcError(
             f"{name} has a lazy layer that no image passes through: {unused[0]} has no shape",
             "remove that layer, or give it its size",
         )
-
-
-def _lazy_weights(module: nn.Module) -> list[str]:
-    """Names of the parameters and buffers that have no shape yet."""
-    named = chain(module.named_parameters(), module.named_buffers())
-    return [name for name, tensor in named if is_lazy(tensor)]

@@ -18,6 +18,7 @@ from dfadc.networks.user_code import UserCodeFailed, running_user_code
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
 
 class ShapesOnly(TorchFunctionMode):
@@ -69,18 +70,9 @@ def _count(module: nn.Module, input_size: tuple[int, ...]) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-@contextmanager
-def in_eval_mode(module: nn.Module) -> Iterator[None]:
+def in_eval_mode(module: nn.Module) -> AbstractContextManager[None]:
     """Has a module in eval mode, and each layer of it in its own mode again afterwards."""
-    with _in_mode(module, training=False):
-        yield
-
-
-@contextmanager
-def in_training_mode(module: nn.Module) -> Iterator[None]:
-    """Has a module in training mode, and each layer of it in its own mode again afterwards."""
-    with _in_mode(module, training=True):
-        yield
+    return in_mode(module, training=False)
 
 
 def set_mode_(module: nn.Module, *, training: bool) -> None:
@@ -90,7 +82,8 @@ def set_mode_(module: nn.Module, *, training: bool) -> None:
 
 
 @contextmanager
-def _in_mode(module: nn.Module, *, training: bool) -> Iterator[None]:
+def in_mode(module: nn.Module, *, training: bool) -> Iterator[None]:
+    """Has a module in train or eval mode, and each layer of it in its own mode again afterwards."""
     modes = [(layer, layer.training) for layer in module.modules()]
     set_mode_(module, training=training)
     try:

@@ -47,7 +47,9 @@ def loading_only() -> Iterator[None]:
     ]
     for place, name in _FETCHING:
         original = getattr(sys.modules.get(place), name, None)
-        users = [module for module in list(sys.modules.values()) if _names(module).get(name) is original]
+        users = [
+            module for module in list(sys.modules.values()) if getattr(module, "__dict__", {}).get(name) is original
+        ]
         changes += [(module, name, lambda *_, **__: _NotFetched()) for module in users if original]
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
     try:
@@ -57,7 +59,3 @@ def loading_only() -> Iterator[None]:
     finally:
         for owner, name, value in before:
             setattr(owner, name, value)
-
-
-def _names(module: Any) -> dict[str, Any]:
-    return getattr(module, "__dict__", {})

@@ -121,7 +121,7 @@ class LogitsOf(Wrapper):
         return unwrap_logits(network(images))
 
 
-class ResizedLogits(nn.Module):
+class ResizedLogits(Wrapper):
     """Wraps a segmentation network whose logits are to have another size: bilinear, as torchvision enlarges them.
 
     Args:
@@ -130,8 +130,7 @@ class ResizedLogits(nn.Module):
     """
 
     def __init__(self, wrapped: nn.Module, size: Size | None = None) -> None:
-        super().__init__()
-        self.wrapped = wrapped
+        super().__init__(wrapped)
         self.size = size
 
     def forward(self, images: Tensor) -> Tensor:

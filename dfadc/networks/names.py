@@ -26,14 +26,14 @@ from dfadc.networks.construct import (
     torchvision_segmenters,
 )
 from dfadc.networks.factory import names_in_file
-from dfadc.networks.published_config import timm_preprocessing
+from dfadc.networks.published_config import timm_fields
 from dfadc.networks.stems import Stem, adapt_channels_, apply_pooled_stem_, apply_small_stem_
 from dfadc.networks.user_code import running_user_code
 from dfadc.networks.zoo import NETWORKS, SEGMENTERS, find_network
 from dfadc.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 #: Names as the field writes them -> names as torchvision does.
 ALIASES = {"mobilenetv2": "mobilenet_v2", "mobilenetv3": "mobilenet_v3_large", "shufflenetv2": "shufflenet_v2_x1_0"}
@@ -92,15 +92,13 @@ def resolve_architecture(written: str) -> ArchitectureName:
 def _resolve_plain(name: str) -> ArchitectureName:
     prefix, colon, rest = name.partition(":")
     if colon and prefix == "torchvision":
-        known = next((each for each in _spellings(rest) if each in _torchvision_names()), None)
-        if known is not None:
+        if known := _spelling(rest, _torchvision_names().__contains__):
             return ArchitectureName("torchvision", known)
         raise _unknown(name, _torchvision_names(), rest)
     if colon and prefix == "timm":
         timm = import_timm()
         # A tag such as resnet18.a1_in1k chooses weights, which are never fetched.
-        known = next((each for each in _spellings(rest) if timm.is_model(each)), None)
-        if known is not None:
+        if known := _spelling(rest, timm.is_model):
             return ArchitectureName("timm", known)
         raise _unknown(name, timm.list_models(), rest)
     if colon and prefix == "smp":
@@ -126,11 +124,14 @@ def _resolve_bare(name: str) -> ArchitectureName:
         if bare in _torchvision_names():
             return ArchitectureName("torchvision", bare)
     with contextlib.suppress(RequirementMissing):
-        timm = import_timm()
-        known = next((each for each in _spellings(name) if timm.is_model(each)), None)
-        if known is not None:
+        if known := _spelling(name, import_timm().is_model):
             return ArchitectureName("timm", known)
     raise _unknown(name, [*NETWORKS, *SEGMENTERS, *ALIASES, *_torchvision_names()], name)
+
+
+def _spelling(name: str, is_known: Callable[[str], bool]) -> str | None:
+    """The first spelling of a name that is known."""
+    return next((each for each in _spellings(name) if is_known(each)), None)
 
 
 def _spellings(name: str) -> tuple[str, ...]:
@@ -199,19 +200,18 @@ def documented_contract(name: str) -> ContractFields:
         if default is None:
             return ContractFields()
         transforms = default.transforms()
-        crop = getattr(transforms, "crop_size", None) or getattr(transforms, "resize_size", None)
-        side = None if not crop else int(crop[0])
         resized = getattr(transforms, "resize_size", None)
-        mean = tuple(float(value) for value in transforms.mean)
-        std = tuple(float(value) for value in transforms.std)
+        crop = getattr(transforms, "crop_size", None) or resized
+        side = None if not crop else int(crop[0])
+        mean, std = transforms.mean, transforms.std
         if resolved.name in RENORMALISING:
             mean = std = (0.5, 0.5, 0.5)
         categories = tuple(str(category) for category in default.meta["categories"])
         return ContractFields(
             input_size=None if side is None else (3, side, side),
             num_classes=len(categories),
-            mean=mean,
-            std=std,
+            mean=tuple(map(float, mean)),
+            std=tuple(map(float, std)),
             # Some of torchvision's lists repeat a name, which is no harm.
             class_names=categories,
             preprocessing=None
@@ -222,14 +222,7 @@ def documented_contract(name: str) -> ContractFields:
         documented = import_timm().get_pretrained_cfg(resolved.name, allow_unregistered=True)
         if documented is None or not documented.input_size:
             return ContractFields()
-        channels, height, width = documented.input_size
-        return ContractFields(
-            input_size=(int(channels), int(height), int(width)),
-            num_classes=int(documented.num_classes) or None,
-            mean=tuple(float(value) for value in documented.mean),
-            std=tuple(float(value) for value in documented.std),
-            preprocessing=timm_preprocessing(asdict(documented)),
-        )
+        return replace(timm_fields(asdict(documented)), num_classes=int(documented.num_classes) or None)
     return ContractFields()
 
 
@@ -238,12 +231,7 @@ def _torchvision_names() -> tuple[str, ...]:
 
 
 def _known_to_smp(name: str) -> str:
-    """``Unet:resnet18`` as it is.
-
-    Raises:
-        DfadcError: it is no decoder and encoder of segmentation-models-pytorch.
-        RequirementMissing: the package is not installed.
-    """
+    """``Unet:resnet18`` as it is."""
     smp = import_smp()
     decoder, _, encoder = name.partition(":")
     if decoder.lower() not in smp.MODEL_ARCHITECTURES_MAPPING:

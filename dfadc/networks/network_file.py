@@ -6,6 +6,7 @@ A run's ``student.safetensors`` and a "dfadc teacher file" are this one format.
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from dfadc.networks.stems import Stem, parse_stem
 from dfadc.storage import atomic_write_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterator, Mapping
     from pathlib import Path
 
 SCHEMA = "1"
@@ -105,17 +106,9 @@ def read_network_metadata(path: Path) -> NetworkMetadata:
     """The metadata of a network file; the weights are not read.
 
     Raises:
-        DfadcError: the file is missing, damaged or no network file.
+        DfadcError: the file is missing, damaged or no network file, or its schema is newer than this version.
     """
-    return parse_network_metadata(read_safetensors_metadata(path), path)
-
-
-def parse_network_metadata(metadata: Mapping[str, str], path: Path) -> NetworkMetadata:
-    """Turns safetensors metadata into ours.
-
-    Raises:
-        DfadcError: a key is missing or the schema is newer than this version.
-    """
+    metadata = read_safetensors_metadata(path)
     missing = [key for key in _RESERVED if key not in metadata]
     if missing:
         raise DfadcError(f"{path} is no dfadc network file: its metadata lacks {', '.join(missing)}")
@@ -173,12 +166,8 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     Raises:
         DfadcError: the file is missing or damaged.
     """
-    try:
+    with _reading(path):
         return safetensors.torch.load_file(path)
-    except (OSError, safetensors.SafetensorError) as exc:
-        raise DfadcError(
-            f"cannot read {path} as safetensors: {exc}", "the file is missing, cut off or damaged"
-        ) from exc
 
 
 def read_safetensors_metadata(path: Path) -> dict[str, str]:
@@ -187,9 +176,14 @@ def read_safetensors_metadata(path: Path) -> dict[str, str]:
     Raises:
         DfadcError: the file is missing or damaged.
     """
+    with _reading(path), safetensors.safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
+        yield
     except (OSError, safetensors.SafetensorError) as exc:
         raise DfadcError(
             f"cannot read {path} as safetensors: {exc}", "the file is missing, cut off or damaged"

@@ -51,11 +51,10 @@ def find_norm_layers(module: nn.Module) -> tuple[NormLayer, ...]:
 
 
 def _num_channels(layer: nn.Module) -> int:
-    for attribute in ("num_features", "num_channels"):
-        value = getattr(layer, attribute, None)
+    for name in ("num_features", "num_channels", "weight", "running_mean"):
+        value = getattr(layer, name, None)
         if isinstance(value, int):
             return value
-    weight = getattr(layer, "weight", None)
-    mean = getattr(layer, "running_mean", None)
-    sized = weight if isinstance(weight, Tensor) else mean
-    return sized.shape[-1] if isinstance(sized, Tensor) and sized.ndim else 0
+        if isinstance(value, Tensor) and value.ndim:
+            return value.shape[-1]
+    return 0

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from dfadc.contract import ContractFields
 from dfadc.errors import DfadcError
-from dfadc.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -16,10 +15,8 @@ if TYPE_CHECKING:
 
 #: Names that published weights have. Beside a file of another name such a JSON may describe another network.
 PUBLISHED_WEIGHTS = (
-    "model.safetensors",
-    "pytorch_model.bin",
-    "model.safetensors.index.json",
-    "pytorch_model.bin.index.json",
+    *("model.safetensors", "model.safetensors.index.json"),
+    *("pytorch_model.bin", "pytorch_model.bin.index.json"),
 )
 #: Values of ``resample``, which are Pillow's.
 _RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
@@ -48,34 +45,32 @@ def read_published_configs(weights: Path) -> list[tuple[str, ContractFields]]:
         path = weights.parent / name.partition(" ")[0]
         if path.is_file():
             try:
-                fields = reader(_read_object(path))
-            except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as exc:
+                config = json.loads(path.read_text(encoding="utf-8"))
+                fields = reader(config if isinstance(config, dict) else {})
+            except (DfadcError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as exc:
                 raise DfadcError(f"{path} is malformed: {exc!r}", "correct the value, or remove the file") from exc
             if fields != ContractFields():
                 found.append((name, fields))
     return found
 
 
-def timm_preprocessing(config: Mapping[str, Any]) -> Preprocessing | None:
-    """Preprocessing of a timm configuration; None for ``crop_mode`` border, which pads with the images' mean."""
-    resize = {"center": "cover", "squash": "squash"}.get(config.get("crop_mode") or "center")
-    if resize is None or not config.get("crop_pct"):
-        return None
-    interpolation = config.get("interpolation") or "bicubic"
-    return Preprocessing.from_dict({"resize": resize, "crop_share": config["crop_pct"], "interpolation": interpolation})
+def timm_fields(documented: Mapping[str, Any], class_names: list[str] | None = None) -> ContractFields:
+    """Statements of a timm ``pretrained_cfg``; no preprocessing for ``crop_mode`` border, which pads with a mean."""
+    known = {name: documented[name] for name in ("input_size", "mean", "std") if documented.get(name)}
+    resize = {"center": "cover", "squash": "squash"}.get(documented.get("crop_mode") or "center")
+    if resize is not None and documented.get("crop_pct"):
+        interpolation = documented.get("interpolation") or "bicubic"
+        preprocessing = {"resize": resize, "crop_share": documented["crop_pct"], "interpolation": interpolation}
+        known["preprocessing"] = preprocessing
+    return ContractFields.from_dict({**known, "class_names": class_names})
 
 
 def _of_timm(config: Mapping[str, Any]) -> ContractFields:
     """Statements of timm's ``config.json``; empty where it is another library's."""
-    documented = config.get("pretrained_cfg")
-    if not documented:
-        return ContractFields()
-    known = {name: documented[name] for name in ("input_size", "mean", "std") if documented.get(name)}
-    preprocessing = timm_preprocessing(documented)
     names = config.get("label_names")
-    if isinstance(names, list) and len(names) == config.get("num_classes"):
-        known["class_names"] = names
-    return ContractFields.from_dict(known | ({"preprocessing": preprocessing.to_dict()} if preprocessing else {}))
+    is_full = isinstance(names, list) and len(names) == config.get("num_classes")
+    documented = config.get("pretrained_cfg")
+    return timm_fields(documented, names if is_full else None) if documented else ContractFields()
 
 
 def _of_transformers(config: Mapping[str, Any]) -> ContractFields:
@@ -135,9 +130,3 @@ def _sizes(config: Mapping[str, Any]) -> tuple[str, Sequence[int], Sequence[int]
 def _pair(size: Any) -> tuple[int, int]:
     """(height, width) of one number or of a table."""
     return (size["height"], size["width"]) if isinstance(size, dict) else (size, size)
-
-
-def _read_object(path: Path) -> Mapping[str, Any]:
-    """The JSON object of a file; empty where it holds something else."""
-    values = json.loads(path.read_text(encoding="utf-8"))
-    return values if isinstance(values, dict) else {}

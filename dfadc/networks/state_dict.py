@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from dfadc.errors import DfadcError
@@ -47,11 +46,10 @@ def load_strictly_(
     Raises:
         DfadcError: a key is missing or unexpected, or a shape differs; the first few are named and all are counted.
     """
-    expected = module.state_dict()
-    missing = [key for key in expected if key not in state_dict]
+    expected: dict[str, Tensor] = module.state_dict()
     unexpected = [key for key in state_dict if key not in expected]
-    # Old checkpoints lack this counter, which nothing but a training step reads.
-    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
+    # Old checkpoints lack the counter, which nothing but a training step reads.
+    missing = [key for key in expected if key not in state_dict and not key.endswith("num_batches_tracked")]
     shapes = [
         f"{key} is {_shape(tensor)}, not {_shape(expected[key])}"
         for key, tensor in state_dict.items()
@@ -69,10 +67,9 @@ def load_strictly_(
             f"the weights of {source} do not fit {architecture}: {'; '.join(problems)}",
             "choose the architecture the weights were trained with (--teacher-arch, student.weights)",
         )
-    # Some layers (torchvision's MNASNet) ask for the version of their format, which only a whole state dict carries.
-    versioned = OrderedDict(state_dict)
-    vars(versioned)["_metadata"] = getattr(state_dict, "_metadata", None) or vars(expected)["_metadata"]
-    module.load_state_dict(versioned, strict=False)
+    # Some layers (torchvision's MNASNet) ask for the version of their format, which only a module's own dict carries.
+    expected.update(state_dict)
+    module.load_state_dict(expected)
 
 
 def _shape(tensor: Tensor) -> str:

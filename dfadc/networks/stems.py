@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from dfadc.errors import DfadcError
-from dfadc.networks.flops import ShapesOnly
+from dfadc.networks.flops import ShapesOnly, in_eval_mode
 from dfadc.networks.user_code import UserCodeFailed, running_user_code
 
 Stem = Literal["default", "small", "pooled"]
-_STEMS: dict[object, Stem] = {"default": "default", "small": "small", "pooled": "pooled"}
 
 #: Images up to this side are small: a network for them should have a small stem.
 SMALL_SIDE = 64
@@ -30,8 +31,8 @@ def parse_stem(value: object, source: object) -> Stem:
     Raises:
         DfadcError: it names none; the message says that ``source`` did.
     """
-    if isinstance(value, str) and value in _STEMS:
-        return _STEMS[value]
+    if value in get_args(Stem):
+        return cast(Stem, value)
     raise DfadcError(f"{source}: unknown stem {value!r}", "it is 'default', 'small' or 'pooled'")
 
 
@@ -49,7 +50,7 @@ def adapt_channels_(module: nn.Module, channels: int) -> bool:
     if found is None or found[1].in_channels == channels:
         return False
     name, layer = found
-    _replace(module, name, _convolution_like(layer, channels=channels))
+    module.set_submodule(name, _convolution_like(layer, channels=channels))
     return True
 
 
@@ -90,7 +91,7 @@ def apply_pooled_stem_(module: nn.Module, channels: int) -> str | None:
     if found is None or max(found[1].kernel_size) <= 3:
         return None
     name, layer = found
-    _replace(module, name, _convolution_like(layer, channels=channels, kernel_size=3))
+    module.set_submodule(name, _convolution_like(layer, channels=channels, kernel_size=3))
     return f"pooled stem: {name} is 3x3 without a stride, the pooling after it is kept"
 
 
@@ -98,61 +99,44 @@ def apply_pooled_stem_(module: nn.Module, channels: int) -> str | None:
 class _Level:
     """Strided layers that see maps of the same height: parallel branches of one downsampling."""
 
-    height: int
     stride: int
     names: list[str]
 
 
 def _strided_levels(module: nn.Module, channels: int) -> list[_Level]:
     """The downsamplings of a convolutional network in the order they run; empty where it is something else."""
-    if any(
-        isinstance(layer, nn.MultiheadAttention) or "Attention" in type(layer).__name__ for layer in module.modules()
-    ):
+    if any("Attention" in type(layer).__name__ for layer in module.modules()):
         return []
     seen: dict[int, _Level] = {}
 
-    def record(name: str, stride: int) -> Any:
-        def hook(_layer: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
-            height = inputs[0].shape[-2]
-            seen.setdefault(height, _Level(height, stride, [])).names.append(name)
+    def record(name: str, stride: int, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen.setdefault(inputs[0].shape[-2], _Level(stride, [])).names.append(name)
 
-        return hook
-
-    handles = []
-    for name, layer in module.named_modules():
-        stride = _stride_of(layer)
-        if stride > 1:
-            handles.append(layer.register_forward_hook(record(name, stride)))
-    was_training = module.training
-    try:
-        module.eval()
-        parameter = next(module.parameters(), None)
-        device = torch.device("cpu") if parameter is None else parameter.device
-        with running_user_code("the network takes no such images"), torch.no_grad(), ShapesOnly():
-            module(torch.zeros(1, channels, _PROBE_SIDE, _PROBE_SIDE, device=device))
-    except UserCodeFailed:
-        # A network with a fixed size of its own: its stem is not ours to change.
-        return []
-    finally:
-        module.train(was_training)
-        for handle in handles:
-            handle.remove()
+    parameter = next(module.parameters(), None)
+    device = torch.device("cpu") if parameter is None else parameter.device
+    images = torch.zeros(1, channels, _PROBE_SIDE, _PROBE_SIDE, device=device)
+    with ExitStack() as hooks:
+        for name, layer in module.named_modules():
+            if not isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
+                continue
+            stride = layer.stride if isinstance(layer.stride, int) else layer.stride[0]
+            if stride > 1:
+                hooks.enter_context(layer.register_forward_pre_hook(partial(record, name, stride)))
+        try:
+            with running_user_code("it takes no such images"), torch.no_grad(), ShapesOnly(), in_eval_mode(module):
+                module(images)
+        except UserCodeFailed:
+            # A network with a fixed size of its own: its stem is not ours to change.
+            return []
     return list(seen.values())
-
-
-def _stride_of(layer: nn.Module) -> int:
-    if not isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
-        return 1
-    stride: Any = layer.stride
-    return int(stride if isinstance(stride, int) else stride[0])
 
 
 def _remove_stride_(module: nn.Module, name: str, *, channels: int) -> None:
     layer = module.get_submodule(name)
     if not isinstance(layer, nn.Conv2d):
-        _replace(module, name, nn.Identity())
+        module.set_submodule(name, nn.Identity())
     elif layer.in_channels == channels and layer.groups == 1 and max(layer.kernel_size) > 3:
-        _replace(module, name, _convolution_like(layer, channels=channels, kernel_size=3))
+        module.set_submodule(name, _convolution_like(layer, channels=channels, kernel_size=3))
     else:
         layer.stride = (1, 1)
 
@@ -169,8 +153,3 @@ def _convolution_like(layer: nn.Conv2d, *, channels: int, kernel_size: int | Non
     if replacement.bias is not None:
         nn.init.zeros_(replacement.bias)
     return replacement
-
-
-def _replace(module: nn.Module, name: str, replacement: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(module.get_submodule(parent), child, replacement)

@@ -56,15 +56,10 @@ def running_user_code(problem: str, hint: str = "") -> Iterator[None]:
     except DfadcError:
         raise
     except (Exception, SystemExit) as exc:
-        raise UserCodeFailed(f"{problem}: {describe_error(exc)}", hint) from exc
-
-
-def describe_error(exc: BaseException) -> str:
-    """The error's type and first line, and the line of the user's code that it comes from, where there is one."""
-    lines = str(exc).strip().splitlines()
-    reason = f"{type(exc).__name__}: {lines[0]}" if lines else type(exc).__name__
-    place = _place_in_user_code(exc)
-    return f"{reason} ({place})" if place else reason
+        lines = str(exc).strip().splitlines()
+        reason = f"{type(exc).__name__}: {lines[0]}" if lines else type(exc).__name__
+        place = _place_in_user_code(exc)
+        raise UserCodeFailed(f"{problem}: {reason}" + (f" ({place})" if place else ""), hint) from exc
 
 
 def guard_(network: nn.Module, name: str) -> nn.Module:

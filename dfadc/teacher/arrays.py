@@ -36,15 +36,12 @@ def tensor_of_array(value: object) -> Tensor | None:
     if _FROM_BUFFER.fullmatch(value.name) and len(value.arguments) >= 4:
         data, dtype, shape, order, *axes = value.arguments
         found = _from_parts(data, dtype, shape, "C" if axes else str(order))
-        return found if found is None or not axes else _turned(found, axes[0])
+        if found is None or not axes:
+            return found
+        permutation = axes[0]
+        if isinstance(permutation, tuple) and sorted(permutation) == list(range(found.ndim)):
+            return found.permute(permutation).contiguous()
     return None
-
-
-def _turned(tensor: Tensor, axes: object) -> Tensor | None:
-    """The tensor with its axes in another order; None where that is no order of them."""
-    if not isinstance(axes, tuple) or sorted(axes) != list(range(tensor.ndim)):
-        return None
-    return tensor.permute(axes).contiguous()
 
 
 def _from_parts(data: object, dtype: object, shape: object, order: str) -> Tensor | None:

@@ -14,7 +14,7 @@ from torch import nn
 from dfadc.errors import DfadcError
 from dfadc.teacher.file_kind import FileKind
 from dfadc.teacher.module_tree import class_name, is_complete
-from dfadc.teacher.teacher_file import DAMAGED, SAVE_AGAIN, TeacherFile
+from dfadc.teacher.teacher_file import DAMAGED, SAVE_AGAIN, TeacherFile, first_line
 from dfadc.teacher.training_arguments import read_training_arguments
 from dfadc.teacher.unpickle import inert_pickle_module, trusting_pickle_module
 from dfadc.teacher.weights import find_weights
@@ -25,18 +25,8 @@ if TYPE_CHECKING:
 _SHOWN = 6
 #: What torch and pickle raise on a damaged file, and on one of another make.
 _UNREADABLE = (
-    *(
-        AssertionError,
-        EOFError,
-        IndexError,
-        KeyError,
-        MemoryError,
-        OSError,
-        OverflowError,
-        RecursionError,
-        RuntimeError,
-    ),
-    *(TypeError, ValueError, struct.error, tarfile.TarError),
+    *(ArithmeticError, AssertionError, EOFError, LookupError, MemoryError, OSError, RuntimeError, TypeError),
+    *(ValueError, struct.error, tarfile.TarError),
 )
 
 
@@ -55,37 +45,29 @@ def read_checkpoint(
     Raises:
         DfadcError: it is damaged, holds no weights, or names code that acts on the system.
     """
-    inert: tuple[str, ...] = ()
-    if trust:
-        value = _torch_load(path, kind, pickle_module=trusting_pickle_module(code), trust=True)
-        notes = ["loaded with --trust-teacher: code of the file may have run"]
-    else:
-        pickles = inert_pickle_module()
-        value = _torch_load(path, kind, pickle_module=pickles, trust=False)
-        inert = tuple(sorted(pickles.Unpickler.seen))
-        notes = [_describe_inert(inert)] if inert else []
+    pickles = trusting_pickle_module(code) if trust else inert_pickle_module()
+    value = _torch_load(path, kind, pickle_module=pickles, trust=trust)
+    inert = () if trust else tuple(sorted(pickles.Unpickler.seen))
+    notes = ["loaded with --trust-teacher: code of the file may have run"] if trust else []
+    if inert:
+        more = f" and {len(inert) - _SHOWN} more" if len(inert) > _SHOWN else ""
+        notes.append(f"read as plain records, none of their code ran: {', '.join(inert[:_SHOWN])}{more}")
     found = find_weights(value, path, weights)
-    notes = [*notes, *found.notes]
-    arguments = read_training_arguments(value)
-    if isinstance(found.network, nn.Module) and (trust or is_complete(found.network)):
-        return TeacherFile(path, kind, module=found.network, notes=tuple(notes), arguments=arguments, inert=inert)
-    network_class = "" if found.network is None else class_name(found.network)
+    notes += found.notes
+    is_whole = isinstance(found.network, nn.Module) and (trust or is_complete(found.network))
+    network_class = "" if found.network is None or is_whole else class_name(found.network)
     if network_class:
         notes.append(f"weights of a whole network of class {network_class}, whose code was not run")
     return TeacherFile(
         path,
         kind,
-        found.tensors,
+        None if is_whole else found.tensors,
+        found.network if isinstance(found.network, nn.Module) and is_whole else None,
         notes=tuple(notes),
-        arguments=arguments,
+        arguments=read_training_arguments(value),
         inert=inert,
         network_class=network_class,
     )
-
-
-def _describe_inert(names: tuple[str, ...]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"read as plain records, none of their code ran: {', '.join(names[:_SHOWN])}{more}"
 
 
 def _torch_load(path: Path, kind: FileKind, *, pickle_module: Any, trust: bool) -> object:
@@ -103,8 +85,7 @@ def _torch_load(path: Path, kind: FileKind, *, pickle_module: Any, trust: bool) 
             with path.open("rb") as stream:
                 return torch.load(stream, **settings)
     except pickle.UnpicklingError as exc:
-        reason = str(exc).strip().splitlines()[0] if str(exc).strip() else "it is no pickle of torch.save"
-        raise DfadcError(f"{path} cannot be loaded: {reason}", SAVE_AGAIN) from exc
+        raise DfadcError(f"{path} cannot be loaded: {first_line(exc)}", SAVE_AGAIN) from exc
     except (AttributeError, ImportError) as exc:
         if not trust:
             raise DfadcError(f"cannot read {path}: {exc}", DAMAGED) from exc
@@ -113,5 +94,4 @@ def _torch_load(path: Path, kind: FileKind, *, pickle_module: Any, trust: bool) 
             "name the file that defines its network: --teacher-arch file.py:Net; that needs no --trust-teacher",
         ) from exc
     except _UNREADABLE as exc:
-        reason = (str(exc).strip() or type(exc).__name__).splitlines()[0]
-        raise DfadcError(f"cannot read {path}: {reason}", DAMAGED) from exc
+        raise DfadcError(f"cannot read {path}: {first_line(exc)}", DAMAGED) from exc

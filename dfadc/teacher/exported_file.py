@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dfadc.errors import DfadcError
 from dfadc.teacher.exported_norms import restore_batch_norms_
 from dfadc.teacher.file_kind import FileKind
-from dfadc.teacher.teacher_file import DAMAGED, SAVE_AGAIN, TeacherFile
+from dfadc.teacher.teacher_file import DAMAGED, SAVE_AGAIN, TeacherFile, first_line
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,7 +32,7 @@ def read_torchscript(path: Path, *, trust: bool) -> TeacherFile:
             warnings.filterwarnings("ignore", category=DeprecationWarning)
             module: nn.Module = torch.jit.load(str(path), map_location="cpu")
     except (RuntimeError, ValueError) as exc:
-        raise DfadcError(f"cannot load {path}: {str(exc).strip().splitlines()[0]}", DAMAGED) from exc
+        raise DfadcError(f"cannot load {path}: {first_line(exc)}", DAMAGED) from exc
     note = "TorchScript, run with --trust-teacher; its norm layers cannot be read"
     return TeacherFile(path, FileKind.TORCHSCRIPT, module=module, notes=(note,))
 
@@ -47,7 +47,7 @@ def read_exported_program(path: Path, *, trust: bool) -> TeacherFile:
     try:
         program = torch.export.load(path)
     except (AttributeError, EOFError, KeyError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError) as exc:
-        raise DfadcError(f"cannot load {path}: {str(exc).strip().splitlines()[0]}", DAMAGED) from exc
+        raise DfadcError(f"cannot load {path}: {first_line(exc)}", DAMAGED) from exc
     size: tuple[int, int, int] | None = None
     examples = program.example_inputs
     image = examples[0][0] if examples and examples[0] else None

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import operator
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 #: Batch norm by running statistics as torch.export writes it, and as ``run_decompositions`` rewrites it, which then
 #: gives a tuple. Both take input, weight, bias, mean and variance first; the value is the place of epsilon.
@@ -22,17 +25,19 @@ class ExportedBatchNorm(nn.Module):
     """A batch norm in eval mode that stands where a node of the graph stood.
 
     Args:
-        container: holds the node's tensors, each (C,), under the names that ``nn.BatchNorm2d`` gives them.
+        tensors: parameters and buffers, each (C,), by the names that ``nn.BatchNorm2d`` gives them; weight and bias may
+            be missing or None.
         epsilon: added to the variance.
     """
 
-    def __init__(self, container: nn.Module, epsilon: float) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor | None], epsilon: float) -> None:
         super().__init__()
         self.eps = epsilon
-        for name, parameter in container.named_parameters(recurse=False):
-            self.register_parameter(name, parameter)
-        for name, buffer in container.named_buffers(recurse=False):
-            self.register_buffer(name, buffer)
+        for name, tensor in tensors.items():
+            if isinstance(tensor, nn.Parameter):
+                self.register_parameter(name, tensor)
+            else:
+                self.register_buffer(name, tensor)
 
     def forward(self, maps: Tensor) -> Tensor:
         """Maps (N, C, ...) in and out."""
@@ -71,7 +76,8 @@ def _restore(module: fx.GraphModule, node: fx.Node, owner: str) -> None:
     container = module.get_submodule(owner)
     if not isinstance(container, ExportedBatchNorm):  # else the network calls the layer more than once
         epsilon = node.args[_FORMS[cast("Any", node.target)]]
-        module.set_submodule(owner, ExportedBatchNorm(container, cast("float", epsilon)))
+        tensors = {**dict(container.named_parameters()), **dict(container.named_buffers())}
+        module.set_submodule(owner, ExportedBatchNorm(tensors, cast("float", epsilon)))
     with module.graph.inserting_before(node):
         call = module.graph.call_module(owner, (node.args[0],))
     # The second form gives a tuple, of which eval mode uses the first part alone.

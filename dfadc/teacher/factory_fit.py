@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import time
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from dfadc.contract import ContractFields, ImageContract
 from dfadc.errors import DfadcError
-from dfadc.networks.factory import Factory, load_factory
+from dfadc.networks.factory import Factory, Role, load_factory
 from dfadc.networks.loading_only import loading_only
 from dfadc.networks.state_dict import load_strictly_
 from dfadc.networks.user_code import UserCodeFailed
+from dfadc.teacher.match import Identity
 from dfadc.teacher.prefixes import View, views_of
-from dfadc.teacher.suggestions import SIDES, LikelySize, commands
+from dfadc.teacher.suggestions import commands, sides_taken
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -31,23 +29,9 @@ _ANY_CLASSES, _ANY_SIDE = 2, 32
 _SECONDS = 5.0
 
 
-class FittedFactory(NamedTuple):
-    """A factory's network with the weights in it.
-
-    Args:
-        module: on the CPU.
-        view: the part of the file's weights that it took.
-        channels: of its images, where they are known.
-    """
-
-    module: nn.Module
-    view: View
-    channels: int | None
-
-
 def fit_factory(
     resolved: ArchitectureName, tensors: Mapping[str, Tensor], fields: ContractFields, source: str
-) -> FittedFactory:
+) -> Identity:
     """Builds a factory's network for these weights and loads them.
 
     Args:
@@ -62,91 +46,61 @@ def fit_factory(
     factory = load_factory(resolved.name)
     arguments = dict(resolved.arguments)
     needs_size = factory.needs("size") or factory.needs("side") or factory.takes("contract")
+    # Channels of the first convolution's weights, where no size is stated.
+    first = next((tensor for tensor in tensors.values() if tensor.ndim == 4), None)
+    channels = fields.input_size[0] if fields.input_size else None if first is None else int(first.shape[1])
     if fields.input_size is None and needs_size:
-        found = commands(_sizes_that_fit(resolved, tensors, fields, source), Path(source), resolved.canonical)
+        sides = sides_taken(
+            lambda side: fit_factory(
+                resolved, tensors, replace(fields, input_size=(channels or 3, side, side)), source
+            ),
+            _SECONDS,
+        )
+        sizes = {(channels or 3, side, side): "the weights fit it" for side in sides}
+        found = commands(sizes, source, resolved.canonical)
         raise DfadcError(
             f"the input size of the teacher is unknown, and {resolved.name} needs it",
-            f"pass one of these: {', '.join(found)}" if found else "pass --input-size CxHxW, e.g. --input-size 3x32x32",
+            f"pass one of these: {found}" if found else "pass --input-size CxHxW, e.g. --input-size 3x32x32",
         )
-    channels = _channels(tensors) if fields.input_size is None else fields.input_size[0]
     size = fields.input_size or (channels or 3, _ANY_SIDE, _ANY_SIDE)
-    keeps_size = fields.input_size is None
+    kept: set[Role] = set() if fields.input_size else {"size", "side"}
     failure: DfadcError | None = None
     for num_classes in _classes_to_try(factory, tensors, fields, arguments):
         contract = ImageContract(size, max(num_classes or 0, _ANY_CLASSES), mean=fields.mean, std=fields.std)
-        without = "classes" if num_classes is None else None
+        without: set[Role] = {*kept, "classes"} if num_classes is None else kept
         given = arguments
         if num_classes == 1:  # no contract has one class: one logit stands for two
             given = {name: 1 for name, role in factory.roles.items() if role == "classes"} | arguments
         try:
-            module = _build(factory, contract, given, without=without, keeps_size=keeps_size)
+            with loading_only():
+                module = factory.build(contract, given, without=without)
             view = _load(module, tensors, resolved.canonical, source)
         except DfadcError as exc:
             # Code that refuses one number of classes may take the next; of misfits the first tells most.
             failure = exc if failure is None or isinstance(failure, UserCodeFailed) else failure
             continue
-        return FittedFactory(module, view, channels)
+        return Identity(resolved.canonical, channels=channels, module=module, notes=view.notes)
     assert failure is not None, "one number of classes at least was tried"  # noqa: S101
     raise failure
 
 
-def _sizes_that_fit(
-    resolved: ArchitectureName, tensors: Mapping[str, Tensor], fields: ContractFields, source: str
-) -> list[LikelySize]:
-    """Sizes of square images at which a factory's network has the weights' shapes."""
-    channels = _channels(tensors) or 3
-    found = []
-    deadline = time.monotonic() + _SECONDS
-    for side in SIDES:
-        size = (channels, side, side)
-        if time.monotonic() < deadline:
-            with contextlib.suppress(DfadcError):
-                fit_factory(resolved, tensors, replace(fields, input_size=size), source)
-                found.append(LikelySize(size, "the weights fit it"))
-    return found
-
-
-def _build(
-    factory: Factory, contract: ImageContract, arguments: dict[str, object], *, without: str | None, keeps_size: bool
-) -> nn.Module:
-    if keeps_size:
-        roles = {name: role for name, role in factory.roles.items() if role not in ("size", "side")}
-        factory = Factory(factory.name, factory.function, roles, factory.required, factory.defaults, factory.takes_any)
-    with loading_only():
-        return factory.build(contract, arguments, without="classes" if without else None)
-
-
 def _load(module: nn.Module, tensors: Mapping[str, Tensor], name: str, source: str) -> View:
-    """Loads the view of the weights whose names are the module's.
-
-    Raises:
-        DfadcError: none fits; the error is about the view that shares most names.
-    """
+    """Loads the view of the weights whose names are the module's."""
     expected = module.state_dict().keys()
     views = list(views_of(tensors))
     fitting = max(views, key=lambda view: len(expected & view.tensors.keys()))
-    if not expected & fitting.tensors.keys() and (inner := _inner_network(module, fitting.tensors)):
-        fitting = View(
-            {f"{inner}.{key}": tensor for key, tensor in fitting.tensors.items()}, note=f"weights of {inner}"
-        )
-    if fitting.lost and not expected - fitting.tensors.keys():
-        raise DfadcError(
-            f"the weights of {source} under {fitting.prefix!r} fit {name}, but they would lose "
-            f"{', '.join(fitting.lost[:3])}",
-            f"if they are no part of the teacher, pass --teacher-weights {fitting.prefix.rstrip('.')}",
-        )
+    if not expected & fitting.tensors.keys():
+        for inner, part in module.named_modules():
+            weights = part.state_dict().keys()
+            if inner and len(weights) == len(expected) and weights == fitting.tensors.keys():
+                fitting = View(
+                    {f"{inner}.{key}": each for key, each in fitting.tensors.items()}, note=f"weights of {inner}"
+                )
+                break
+    if not expected - fitting.tensors.keys():
+        fitting.refuse_loss(name, source)
     load_strictly_(module, fitting.tensors, architecture=name, source=source)
     return fitting
-
-
-def _inner_network(module: nn.Module, tensors: Mapping[str, Tensor]) -> str:
-    """The part of a network that holds all its weights under these names; empty where there is none."""
-    num_all = len(module.state_dict())
-    for name, part in module.named_modules():
-        weights = part.state_dict().keys()
-        if name and len(weights) == num_all and weights == tensors.keys():
-            return str(name)
-    return ""
 
 
 def _classes_to_try(
@@ -172,9 +126,3 @@ def _classes_to_try(
         yield None
     elif not heights:
         yield _ANY_CLASSES
-
-
-def _channels(tensors: Mapping[str, Tensor]) -> int | None:
-    """Channels of the first convolution's weights."""
-    first = next((tensor for tensor in tensors.values() if tensor.ndim == 4), None)
-    return None if first is None else int(first.shape[1])

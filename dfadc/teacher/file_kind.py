@@ -43,17 +43,14 @@ MAX_COMPRESSION = 100
 
 #: torch's magic number, pickled; protocol 4 and above may put a frame before it.
 _LEGACY_MAGIC = re.compile(rb"\x80[\x02-\x05](\x95.{8})?\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19", re.DOTALL)
+#: First members of the tar files of torch 0.1.
 _TAR_MEMBERS = (b"sys_info", b"pickle", b"storages", b"tensors")
 _ZIP_MAGIC = b"PK\x03\x04"
 #: A larger JSON file is no index of shards.
-MAX_INDEX_BYTES = 64 * 2**20
+_MAX_INDEX_BYTES = 64 * 2**20
 #: Beginning of a file that is looked at: a tar header is 512 bytes long.
 _HEAD_BYTES = 512
 _ONNX_FIELDS = (0x12, 0x1A, 0x22, 0x2A, 0x32, 0x3A, 0x42, 0x72)
-_BEGINNINGS = (
-    (re.compile(rb"\x89HDF\r\n\x1a\n"), FileKind.KERAS),
-    (re.compile(rb"[a-z]trt"), FileKind.ENGINE),
-)
 
 
 def sniff_kind(path: Path) -> FileKind:
@@ -64,54 +61,6 @@ def sniff_kind(path: Path) -> FileKind:
     """
     if path.is_dir():
         return FileKind.FOLDER
-    head, size = _read_head(path)
-    if head.startswith(_ZIP_MAGIC):
-        return _sniff_archive(path, size)
-    kind = _sniff_head(head, path, size)
-    if kind in (FileKind.LEGACY_CHECKPOINT, FileKind.SAFETENSORS):
-        _refuse_large(path, size)
-    return kind
-
-
-def _sniff_head(head: bytes, path: Path, size: int) -> FileKind:
-    """The kind of a file that is no zip archive, by its first bytes."""
-    if _LEGACY_MAGIC.match(head) or _is_torch_tar(head):
-        return FileKind.LEGACY_CHECKPOINT
-    if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**32:
-        return FileKind.SAFETENSORS
-    if head.lstrip().startswith(b"{") and is_shard_index(path, size):
-        return FileKind.SHARDS
-    for beginning, kind in _BEGINNINGS:
-        if beginning.match(head):
-            return kind
-    if len(head) > 2 and head[0] == 0x08 and 0 < head[1] < 0x20 and head[2] in _ONNX_FIELDS:
-        return FileKind.UNKNOWN if _is_saved_model(head) else FileKind.ONNX
-    return FileKind.UNKNOWN
-
-
-def is_shard_index(path: Path, size: int) -> bool:
-    """True for JSON that maps names of weights to files, as Hugging Face writes it beside shards."""
-    if size > MAX_INDEX_BYTES:
-        return False
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return False
-    weight_map = values.get("weight_map") if isinstance(values, dict) else None
-    return isinstance(weight_map, dict) and bool(weight_map)
-
-
-def _is_torch_tar(head: bytes) -> bool:
-    """A tar file whose first member is one of torch 0.1's."""
-    return head[257:262] == b"ustar" and head[:100].rstrip(b"\0").removeprefix(b"./") in _TAR_MEMBERS
-
-
-def _is_saved_model(head: bytes) -> bool:
-    """TensorFlow's SavedModel begins like ONNX; its second field is a message, ONNX's a producer's name."""
-    return head[1] == 1 and head[2] == 0x12 and b"\x0a" in head[4:7]
-
-
-def _read_head(path: Path) -> tuple[bytes, int]:
     try:
         with path.open("rb") as stream:
             head = stream.read(_HEAD_BYTES)
@@ -122,7 +71,43 @@ def _read_head(path: Path) -> tuple[bytes, int]:
         raise DfadcError(f"cannot read {path}: {exc.strerror or exc}", "check its permissions") from exc
     if not head:
         raise DfadcError(f"{path} is empty", "copy or download it again")
-    return head, size
+    if head.startswith(_ZIP_MAGIC):
+        return _sniff_archive(path, size)
+    kind = _sniff_head(head, path, size)
+    if kind in (FileKind.LEGACY_CHECKPOINT, FileKind.SAFETENSORS):
+        _refuse_large(path, size)
+    return kind
+
+
+def _sniff_head(head: bytes, path: Path, size: int) -> FileKind:
+    """The kind of a file that is no zip archive, by its first bytes."""
+    is_tar = head[257:262] == b"ustar" and head[:100].rstrip(b"\0").removeprefix(b"./") in _TAR_MEMBERS
+    if _LEGACY_MAGIC.match(head) or is_tar:
+        return FileKind.LEGACY_CHECKPOINT
+    if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**32:
+        return FileKind.SAFETENSORS
+    if head.lstrip().startswith(b"{") and _is_shard_index(path, size):
+        return FileKind.SHARDS
+    if head.startswith(b"\x89HDF\r\n\x1a\n"):
+        return FileKind.KERAS
+    if re.match(rb"[a-z]trt", head):
+        return FileKind.ENGINE
+    # TensorFlow's SavedModel begins like ONNX; its second field is a message, ONNX's a producer's name.
+    is_saved_model = head[1:3] == b"\x01\x12" and b"\x0a" in head[4:7]
+    is_onnx = len(head) > 2 and head[0] == 0x08 and 0 < head[1] < 0x20 and head[2] in _ONNX_FIELDS
+    return FileKind.ONNX if is_onnx and not is_saved_model else FileKind.UNKNOWN
+
+
+def _is_shard_index(path: Path, size: int) -> bool:
+    """True for JSON that maps names of weights to files, as Hugging Face writes it beside shards."""
+    if size > _MAX_INDEX_BYTES:
+        return False
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    weight_map = values.get("weight_map") if isinstance(values, dict) else None
+    return isinstance(weight_map, dict) and bool(weight_map)
 
 
 def _sniff_archive(path: Path, size: int) -> FileKind:
@@ -142,9 +127,7 @@ def _sniff_archive(path: Path, size: int) -> FileKind:
     # Constants alone are enough for torch.load to run the archive as a script.
     if any(name.endswith("/constants.pkl") or name == "constants.pkl" for name in names):
         return FileKind.TORCHSCRIPT
-    if any(name.endswith("archive_format") for name in names) or any(
-        "/models/" in name and name.endswith(".json") for name in names
-    ):
+    if any(re.search(r"archive_format$|/models/.*\.json$", name) for name in names):
         return FileKind.EXPORTED_PROGRAM
     if any(name.endswith("/data.pkl") for name in names):
         return FileKind.CHECKPOINT

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -13,8 +14,6 @@ from dfadc.errors import DfadcError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-Activation = Literal["relu", "gelu", "silu", "hardswish", "tanh", "sigmoid", "leaky_relu", "elu", "none"]
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -36,62 +35,56 @@ class ReplacedHead:
 
     Args:
         path: of the replaced module.
-        layers: index in the Sequential -> shapes of its tensors by name; index None is a single linear layer.
+        layers: index in the Sequential -> shapes of its tensors by name, in order; -1 is a linear layer by itself.
         activation: between two linear layers; None where it is unknown.
     """
 
     path: str
-    layers: Mapping[int | None, Mapping[str, tuple[int, ...]]]
-    activation: Activation | None = None
+    layers: Mapping[int, Mapping[str, tuple[int, ...]]]
+    activation: str | None = None
 
     @property
     def num_classes(self) -> int:
         """Outputs of the last layer."""
-        last = next(reversed(list(self.layers.values())))
-        return last["weight"][0]
+        return list(self.layers.values())[-1]["weight"][0]
 
     @property
     def in_features(self) -> int:
         """Features that the first linear layer takes."""
-        return next(shapes["weight"][-1] for shapes in self.layers.values() if len(shapes["weight"]) == 2)
+        return self.layers[self._linear[0]]["weight"][-1]
 
     @property
     def needs_activation(self) -> bool:
         """True where a layer without weights, and so of unknown kind, may stand between two linear ones."""
-        linear = [index for index, shapes in self.layers.items() if len(shapes["weight"]) == 2 and index is not None]
-        return any(self._gap_after(index) is not None for index in linear[:-1])
+        return bool(self._gaps)
 
     def build(self) -> nn.Module:
         """The classifier with random weights."""
-        if None in self.layers:
-            return _layer(self.layers[None])
-        layers: OrderedDict[str, nn.Module] = OrderedDict()
-        for index, shapes in self.layers.items():
-            assert index is not None, "checked above"  # noqa: S101
-            layers[str(index)] = _layer(shapes)
-            gap = self._gap_after(index) if len(shapes["weight"]) == 2 else None
-            if gap is not None:
-                layers[str(gap)] = _ACTIVATIONS[self.activation or "none"]()
-        ordered = OrderedDict(sorted(layers.items(), key=lambda entry: int(entry[0])))
-        return nn.Sequential(ordered)
+        layers = {index: _layer(shapes) for index, shapes in self.layers.items()}
+        if -1 in layers:
+            return layers[-1]
+        layers |= {gap: _ACTIVATIONS[self.activation or "none"]() for gap in self._gaps}
+        return nn.Sequential(OrderedDict((str(index), layer) for index, layer in sorted(layers.items())))
 
-    def _gap_after(self, index: int) -> int | None:
-        """The first index without weights after a linear layer and before the next one."""
-        later = [each for each in self.layers if each is not None and each > index]
-        following = [each for each in later if len(self.layers[each]["weight"]) == 2]
-        if not following:
-            return None
-        return next((each for each in range(index + 1, following[0]) if each not in self.layers), None)
+    @property
+    def _linear(self) -> list[int]:
+        return [index for index, shapes in self.layers.items() if len(shapes["weight"]) == 2]
+
+    @property
+    def _gaps(self) -> list[int]:
+        """The first index without weights between each linear layer and the next."""
+        free = [sorted({*range(*pair)} - self.layers.keys()) for pair in pairwise(self._linear)]
+        return [between[0] for between in free if between]
 
 
-def parse_activation(value: object) -> Activation:
+def parse_activation(value: object) -> str:
     """The activation that ``--arch-arg activation=NAME`` names.
 
     Raises:
         DfadcError: it names none.
     """
     if isinstance(value, str) and value in _ACTIVATIONS:
-        return value  # type: ignore[return-value]
+        return value
     raise DfadcError(f"unknown activation {value!r}", f"it is one of {', '.join(_ACTIVATIONS)}")
 
 
@@ -99,21 +92,20 @@ def read_head(tensors: Mapping[str, Tensor], path: str) -> ReplacedHead | None:
     """The classifier under a path: one linear layer, or a Sequential of linear and normalisation layers."""
     inner = {name.removeprefix(f"{path}."): tensor for name, tensor in tensors.items() if name.startswith(f"{path}.")}
     if inner.keys() in ({"weight", "bias"}, {"weight"}) and inner["weight"].ndim == 2:
-        return ReplacedHead(path, {None: {name: tuple(tensor.shape) for name, tensor in inner.items()}})
-    layers: dict[int | None, dict[str, tuple[int, ...]]] = {}
+        return ReplacedHead(path, {-1: {name: tuple(tensor.shape) for name, tensor in inner.items()}})
+    layers: dict[int, dict[str, tuple[int, ...]]] = {}
     for name, tensor in inner.items():
         match = _LAYER.match(name)
         if match is None:
             return None
         layers.setdefault(int(match["index"]), {})[match["part"]] = tuple(tensor.shape)
-    ordered = dict(sorted(layers.items(), key=lambda entry: entry[0] or 0))
-    if not ordered or any("weight" not in shapes for shapes in ordered.values()):
+    ordered = dict(sorted(layers.items()))
+    weights = [shapes.get("weight", ()) for shapes in ordered.values()]
+    if not weights or any(len(shape) not in (1, 2) for shape in weights) or len(weights[-1]) != 2:
         return None
-    if any(len(shapes["weight"]) not in (1, 2) for shapes in ordered.values()):
-        return None
-    last = next(reversed(list(ordered.values())))
-    is_chained = _is_chained([shapes["weight"] for shapes in ordered.values()])
-    return ReplacedHead(path, ordered) if len(last["weight"]) == 2 and is_chained else None
+    # Each layer takes what the one before gives.
+    is_chained = all(shape[-1] == before[0] for before, shape in pairwise(weights))
+    return ReplacedHead(path, ordered) if is_chained else None
 
 
 def last_layer(module: nn.Module) -> str | None:
@@ -136,16 +128,6 @@ def give_one_output_(module: nn.Module) -> None:
     else:
         single = nn.Conv2d(layer.in_channels, 1, layer.kernel_size, layer.stride, layer.padding, bias=has_bias)
         module.set_submodule(path, single)
-
-
-def _is_chained(shapes: list[tuple[int, ...]]) -> bool:
-    """True where each layer takes what the one before gives."""
-    width: int | None = None
-    for shape in shapes:
-        if width is not None and shape[-1] != width:
-            return False
-        width = shape[0]
-    return True
 
 
 def _layer(shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:

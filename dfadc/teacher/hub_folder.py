@@ -9,7 +9,8 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from dfadc.errors import DfadcError, RequirementMissing
+from dfadc.errors import DfadcError
+from dfadc.networks.construct import import_extra
 from dfadc.networks.published_config import PUBLISHED_WEIGHTS
 from dfadc.networks.user_code import running_user_code
 from dfadc.teacher.file_kind import sniff_kind
@@ -84,16 +85,19 @@ def read_transformers(weights: Path, config: Mapping[str, Any], *, trust: bool) 
     """
     folder = weights.parent
     name = str(next(iter(config.get("architectures") or ()), ""))
-    loader = _loader(folder, name, config)
+    loader = next((loader for ending, loader in _LOADERS.items() if name.endswith(ending)), None)
+    if loader is None:
+        described = next((words for ending, words in _OTHERS.items() if name.endswith(ending)), "no such network")
+        shown = f"{name} ({described})" if name else f"a {config['model_type']} without architecture in {CONFIG}"
+        raise DfadcError(
+            f"{folder} holds {shown}; a teacher classifies images or their pixels",
+            "give a folder whose class ends in ForImageClassification or ForSemanticSegmentation",
+        )
     if config.get("quantization_config"):
         raise DfadcError(f"{folder} holds quantised weights, which give no gradient", "give the float weights")
-    try:
-        import transformers  # noqa: PLC0415 -- an extra, and two seconds
-    except ImportError as exc:
-        raise RequirementMissing(
-            f"{folder} is a Hugging Face folder, and transformers, which loads it, is not installed",
-            "pip install 'dfadc[hf]'",
-        ) from exc
+    transformers = import_extra(
+        "transformers", "hf", f"{folder} is a Hugging Face folder, and transformers, which loads it, is not installed"
+    )
     transformers.utils.logging.disable_progress_bar()
     remedy = "copy the folder again"
     if "auto_map" in config and not trust:
@@ -111,20 +115,3 @@ def read_transformers(weights: Path, config: Mapping[str, Any], *, trust: bool) 
     note = f"{type(module).__name__} of transformers {transformers.__version__}, as {CONFIG} says"
     head = "Sigmoid" if config.get("problem_type") == "multi_label_classification" else ""
     return TeacherFile(weights, sniff_kind(weights), module=module, notes=(note,), cut_head=head)
-
-
-def _loader(folder: Path, name: str, config: Mapping[str, Any]) -> str:
-    """Class of transformers that loads an architecture.
-
-    Raises:
-        DfadcError: it classifies neither images nor their pixels.
-    """
-    for ending, loader in _LOADERS.items():
-        if name.endswith(ending):
-            return loader
-    described = next((words for ending, words in _OTHERS.items() if name.endswith(ending)), "no such network")
-    shown = f"{name} ({described})" if name else f"a {config.get('model_type')} without architecture in {CONFIG}"
-    raise DfadcError(
-        f"{folder} holds {shown}; a teacher classifies images or their pixels",
-        "give a folder whose class ends in ForImageClassification or ForSemanticSegmentation",
-    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from dfadc.errors import DfadcError
@@ -10,27 +10,25 @@ from dfadc.networks.names import resolve_architecture
 from dfadc.networks.network_file import refuse_factory_from_file
 from dfadc.networks.state_dict import load_strictly_
 from dfadc.networks.stems import Stem, parse_stem
-from dfadc.teacher.accept import Choices, Identity, accept, choose_match
-from dfadc.teacher.candidates import nearest_names
+from dfadc.teacher.candidates import candidates_of_other_head, nearest_names, timm_candidates
 from dfadc.teacher.factory_fit import fit_factory
 from dfadc.teacher.file_kind import CONVERTED_KINDS
-from dfadc.teacher.heads import Activation, parse_activation
+from dfadc.teacher.heads import parse_activation
 from dfadc.teacher.match import (
-    Match,
+    Identity,
     drop_auxiliary,
-    match_any_head,
     match_architecture,
+    match_each,
     match_one,
-    match_with_other_head,
     read_shapes,
     reference_network,
     size_of_positions,
 )
 from dfadc.teacher.prefixes import View, joined_views_of, prefixes_of, views_of
-from dfadc.teacher.timm_match import match_timm
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
 
     from torch import Tensor, nn
 
@@ -39,35 +37,41 @@ if TYPE_CHECKING:
     from dfadc.teacher.sidecar import Statement
     from dfadc.teacher.teacher_file import TeacherFile
 
-_SHOWN = 3
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """Choices that the user or a sidecar makes beside the name."""
+
+    stem: Stem | None = None
+    activation: str | None = None
+    input_size: tuple[int, int, int] | None = None
 
 
 def identify(
     contents: TeacherFile, architecture: str | None, statements: list[Statement], stated: ContractFields
 ) -> Identity:
-    """The network of a teacher file.
-
-    Args:
-        contents: the opened file.
-        architecture: ``--teacher-arch``.
-        statements: of the file's metadata and its sidecar.
-        stated: contract fields that they and the flags give.
+    """The network of a teacher file, by ``--teacher-arch``, the statements of files beside it, or its weights.
 
     Raises:
         DfadcError: the architecture is unknown, ambiguous or does not fit.
     """
-    said = next((each for each in statements if each.architecture is not None), None)
-    if architecture is None and said is not None and said.architecture is not None:
-        refuse_factory_from_file(said.architecture, contents.path)
+    stated_name = next((each.architecture for each in statements if each.architecture is not None), None)
+    if architecture is None and stated_name is not None:
+        refuse_factory_from_file(stated_name, contents.path)
     if contents.module is not None and architecture is None:
         return _identify_module(contents.module, contents, stated)
-    tensors = contents.state_dict if contents.module is None else contents.module.state_dict()
-    assert tensors is not None, "a teacher file holds weights or a module"  # noqa: S101
+    tensors = contents.tensors
     stem = next((each.stem for each in statements if each.stem is not None), None)
-    named = architecture or (said.architecture if said else None)
+    named = architecture or stated_name
     if named is not None:
         resolved, options = _options(named, stem, stated)
-        identity = _identify_named(resolved, tensors, options, stated, str(contents.path))
+        name, source = resolved.canonical, str(contents.path)
+        if resolved.library == "factory":
+            identity = fit_factory(resolved, tensors, stated, source)
+        elif (found := _first_fit(name, tensors, options)) is not None:
+            identity = _accept(*found, options, source, note="")
+        else:
+            identity = _misfit(name, tensors, options, source)
         if contents.module is not None:
             identity.notes.append(f"the file's whole network is not used: its weights were put into {named}")
         return identity
@@ -79,7 +83,7 @@ def _options(named: str, stem: Stem | None, stated: ContractFields) -> tuple[Arc
     """A name without the arguments that are ours: ``stem`` and ``activation`` of a library's network."""
     resolved = resolve_architecture(named)
     arguments = dict(resolved.arguments)
-    activation: Activation | None = None
+    activation = None
     if resolved.library in ("torchvision", "timm"):
         if "stem" in arguments:
             stem = parse_stem(arguments.pop("stem"), "--arch-arg stem")
@@ -90,106 +94,72 @@ def _options(named: str, stem: Stem | None, stated: ContractFields) -> tuple[Arc
 
 
 def _identify_module(module: nn.Module, contents: TeacherFile, stated: ContractFields) -> Identity:
-    """A whole module needs no name, but a known one tells its library's documentation.
-
-    Args:
-        module: the network in the file.
-        contents: of the file.
-        stated: contract fields that flags and files give.
-    """
-    weights: dict[str, Tensor] = dict(module.state_dict())
+    """A whole module needs no name, but a known one tells its library's documentation."""
+    weights = contents.tensors
     # The first tensor with four axes is the convolution that sees the images; those of a graph stand in no such order.
     first = next((tensor for tensor in weights.values() if tensor.ndim == 4), None)
-    channels = contents.channels
-    if channels is None and first is not None:
-        channels = int(first.shape[1])
-    matches = match_architecture(weights, input_size=_size(weights, stated.input_size))
+    channels = contents.channels or (None if first is None else int(first.shape[1]))
+    matches = match_architecture(weights, input_size=stated.input_size)
     side = size_of_positions(weights)
     if len(matches) == 1:
-        found = matches[0]
-        return Identity(found.architecture, found.stem, found.channels, found.num_classes, module=module, side=side)
+        return replace(matches[0], module=module, side=side)
     if contents.kind in CONVERTED_KINDS:
         return Identity(f"{contents.kind} network", channels=channels, module=module, side=side)
     name = getattr(module, "original_name", None) or f"{type(module).__module__}.{type(module).__qualname__}"
     return Identity(f"{name} (whole module)", channels=channels, module=module, side=side)
 
 
-def _identify_named(
-    resolved: ArchitectureName, tensors: Mapping[str, Tensor], options: Choices, stated: ContractFields, source: str
-) -> Identity:
-    """The network that was named.
-
-    Raises:
-        DfadcError: the weights do not fit it; what is missing is named.
-    """
-    if resolved.library == "factory":
-        fitted = fit_factory(resolved, tensors, stated, source)
-        notes = fitted.view.notes
-        return Identity(
-            resolved.canonical, channels=fitted.channels, notes=notes, weights=fitted.view.tensors, module=fitted.module
-        )
-    name = resolved.canonical
-    views = [*views_of(tensors), *joined_views_of(tensors)]
-    found = _first_fit(name, views, options)
-    if found is not None:
-        return accept(*found, options, source, note="")
-    return _misfit(resolved, views, options, source)
-
-
-def _first_fit(name: str, views: list[View], options: Choices) -> tuple[View, Match] | None:
+def _first_fit(name: str, tensors: Mapping[str, Tensor], options: Choices) -> tuple[View, Identity] | None:
     """The first view that an architecture fits: as it is, else with another classifier."""
-    matchers: tuple[Callable[..., Match | None], ...] = (match_one, match_with_other_head)
-    for matcher in matchers:
-        for view in views:
-            size = _size(view.tensors, options.input_size)
-            match = matcher(name, view.tensors, stem=options.stem, input_size=size)
+    for has_other_head in (False, True):
+        for view in (*views_of(tensors), *joined_views_of(tensors)):
+            size = options.input_size
+            match = match_one(name, view.tensors, stem=options.stem, input_size=size, has_other_head=has_other_head)
             if match is not None:
                 return view, match
     return None
 
 
-def _misfit(resolved: ArchitectureName, views: list[View], options: Choices, source: str) -> Identity:
+def _misfit(name: str, tensors: Mapping[str, Tensor], options: Choices, source: str) -> Identity:
     """Channels and classes of weights that do not fit a named network; the strict load names the differences."""
     stem = options.stem or "default"
-    reference = reference_network(resolved.canonical, stem=stem, input_size=options.input_size)
+    reference = reference_network(name, stem=stem, input_size=options.input_size)
     expected = reference.state_dict().keys()
+    views = (*views_of(tensors), *joined_views_of(tensors))
     view = max(views, key=lambda each: len(expected & each.tensors.keys()))
     channels, num_classes = read_shapes(reference, view.tensors)
-    weights = drop_auxiliary(resolved.canonical, view.tensors)
+    weights = drop_auxiliary(name, view.tensors)
     if num_classes is None or options.input_size is None:
         # Not even the last layer is there, or a size will be asked for: neither question would lead anywhere.
-        load_strictly_(reference, weights, architecture=resolved.canonical, source=source, classes_may_differ=True)
-    return Identity(resolved.canonical, stem, channels, num_classes, view.notes, weights)
+        load_strictly_(reference, weights, architecture=name, source=source, classes_may_differ=True)
+    return Identity(name, stem, channels, num_classes, weights=weights, notes=view.notes)
 
 
 def _by_hints(contents: TeacherFile, tensors: Mapping[str, Tensor], options: Choices) -> Identity | None:
     """The architecture that the training arguments name, where the weights fit it."""
     arguments = contents.arguments
-    for hint in arguments.architectures if arguments is not None else ():
+    if arguments is None:
+        return None
+    if options.input_size is None and arguments.side is not None:
+        options = replace(options, input_size=(3, *arguments.side))
+    for hint in arguments.architectures:
         try:
             resolved = resolve_architecture(hint)
         except DfadcError:
             continue
         if resolved.library == "factory":
             continue
-        side = arguments.side if arguments is not None else None
-        sized = options if options.input_size or side is None else replace(options, input_size=(3, *side))
-        found = _first_fit(resolved.canonical, [*views_of(tensors), *joined_views_of(tensors)], sized)
+        found = _first_fit(resolved.canonical, tensors, options)
         if found is not None and not found[0].lost:
-            source = arguments.source if arguments is not None else "the file"
-            note = f"architecture {resolved.canonical}, by {source}; the weights fit it"
-            return accept(*found, options, str(contents.path), note=note)
+            note = f"architecture {resolved.canonical}, by {arguments.source}; the weights fit it"
+            return _accept(*found, options, str(contents.path), note=note)
     return None
 
 
 def _only_match(contents: TeacherFile, tensors: Mapping[str, Tensor], options: Choices) -> Identity:
-    """The one architecture that bare weights fit.
-
-    Raises:
-        DfadcError: none or several fit.
-    """
-    lossy: tuple[View, Match] | None = None
-    for view, matches in _all_matches(tensors, options):
+    """The one architecture that bare weights fit."""
+    lossy: tuple[View, Identity] | None = None
+    for view, matches in _all_matches(tensors, options.input_size):
         if not matches:
             continue
         match = choose_match(matches, contents.path)
@@ -197,52 +167,85 @@ def _only_match(contents: TeacherFile, tensors: Mapping[str, Tensor], options: C
             lossy = lossy or (view, match)
             continue
         note = f"architecture {match.architecture} ({match.stem} stem), the only one that the weights fit"
-        return accept(view, match, options, str(contents.path), note=note)
+        return _accept(view, match, options, str(contents.path), note=note)
     if lossy is not None:
         view, match = lossy
-        raise DfadcError(
-            f"the weights of {contents.path} under {view.prefix!r} fit {match.architecture}, but "
-            f"{', '.join(view.lost[:_SHOWN])} would be lost",
-            f"if they are no part of the teacher, pass --teacher-weights {view.prefix.rstrip('.')}; else name the code "
-            "with --teacher-arch file.py:factory",
-        )
-    near = nearest_names(next(reversed(list(views_of(tensors)))).tensors) or nearest_names(tensors)
+        view.refuse_loss(match.architecture, contents.path)
+    near = nearest_names(list(views_of(tensors))[-1].tensors) or nearest_names(tensors)
     prefixes = ", ".join(f"{name}.* ({count})" for name, count in list(prefixes_of(tensors).items())[:5])
-    raise DfadcError(
-        f"the weights of {contents.path} fit no torchvision classifier and no network of ours; their names begin with "
-        f"{prefixes}" + (f"; near are {', '.join(near)}" if near else ""),
-        _remedy_of_unknown(contents.network_class),
-    )
-
-
-def _remedy_of_unknown(network_class: str) -> str:
-    """Remedy for weights that fit nothing; the class of a whole network is named where the file names it."""
-    if network_class:
-        name = network_class.rpartition(".")[2]
-        return (
-            f"the file holds a network of class {network_class}: name the file that defines it, --teacher-arch "
-            f"file.py:{name}; or, if you trust the file and the class can be imported, pass --trust-teacher"
-        )
-    return (
+    remedy = (
         "name the architecture: --teacher-arch torchvision:NAME | timm:NAME | file.py:factory; where the file holds "
         "several networks, choose one: --teacher-weights PREFIX"
     )
+    if contents.network_class:
+        remedy = (
+            f"the file holds a network of class {contents.network_class}: name the file that defines it, "
+            f"--teacher-arch file.py:{contents.network_class.rpartition('.')[2]}; or, if you trust the file and the "
+            "class can be imported, pass --trust-teacher"
+        )
+    raise DfadcError(
+        f"the weights of {contents.path} fit no torchvision classifier and no network of ours; their names begin with "
+        f"{prefixes}" + (f"; near are {', '.join(near)}" if near else ""),
+        remedy,
+    )
 
 
-def _all_matches(tensors: Mapping[str, Tensor], options: Choices) -> Iterator[tuple[View, list[Match]]]:
+def _all_matches(
+    tensors: Mapping[str, Tensor], size: tuple[int, int, int] | None
+) -> Iterator[tuple[View, list[Identity]]]:
     """Views with their matches, the plainest explanation first."""
     views = list(views_of(tensors))
     for view in views:
-        yield view, match_architecture(view.tensors, input_size=_size(view.tensors, options.input_size))
+        yield view, match_architecture(view.tensors, input_size=size)
     for view in views:
-        yield view, match_any_head(view.tensors, input_size=_size(view.tensors, options.input_size))
+        names: Iterable[str] = candidates_of_other_head(view.tensors)
+        yield view, match_each(names, view.tensors, input_size=size, has_other_head=True)
     for view in joined_views_of(tensors):
-        yield view, match_architecture(view.tensors, input_size=_size(view.tensors, options.input_size))
+        yield view, match_architecture(view.tensors, input_size=size)
     for view in views:
-        yield view, match_timm(view.tensors, input_size=_size(view.tensors, options.input_size))
+        names = timm_candidates(view.tensors)
+        yield view, match_each(names, view.tensors, stem="default", input_size=size)
 
 
-def _size(tensors: Mapping[str, Tensor], stated: tuple[int, int, int] | None) -> tuple[int, int, int] | None:
-    """The size that a positional embedding is made for, else the stated one."""
-    side = size_of_positions(tensors)
-    return stated if side is None else (3, side, side)
+def choose_match(matches: list[Identity], path: Path) -> Identity:
+    """The only match of one or more.
+
+    Raises:
+        DfadcError: several fit; they are named.
+    """
+    if len(matches) > 1:
+        names = [match.architecture for match in matches]
+        raise DfadcError(
+            f"the weights of {path} fit several architectures: {', '.join(names)}",
+            f"choose one: {' | '.join(f'--teacher-arch {name}' for name in names[:4])}",
+        )
+    return matches[0]
+
+
+def _accept(view: View, match: Identity, options: Choices, source: str, *, note: str) -> Identity:
+    """The identity of a match, unless the weights cannot tell the stem or the classifier's activation."""
+    if match.stem == "small" and options.stem is None:
+        default = reference_network(match.architecture, stem="default", input_size=None)
+        if any(type(layer).__name__ == "MaxPool2d" for layer in default.children()):
+            raise DfadcError(
+                f"the weights of {source} fit two networks: {match.architecture} with a 3x3 first convolution, and the "
+                "pooling after it kept or removed",
+                f"choose one: --teacher-arch {match.architecture} --arch-arg stem=small (no pooling, as for 32 px "
+                "images) | --arch-arg stem=pooled",
+            )
+    head = match.head
+    if head is not None and head.needs_activation:
+        if options.activation is None:
+            raise DfadcError(
+                f"the weights of {source} fit {match.architecture} with several linear layers as {head.path}, and do "
+                "not tell the activation between them",
+                f"name it: --teacher-arch {match.architecture} --arch-arg activation=relu (or gelu, tanh, none, …)",
+            )
+        head = replace(head, activation=options.activation)
+    notes = [*([note] if note else []), *view.notes]
+    if head is not None:
+        widths = [shapes["weight"] for shapes in head.layers.values() if len(shapes["weight"]) == 2]
+        described = " -> ".join([str(widths[0][1]), *(str(shape[0]) for shape in widths)])
+        between = f", {head.activation} between them" if head.activation else ""
+        notes.append(f"its classifier {head.path} is the file's own: {described}{between}")
+    return replace(match, head=head, weights=view.tensors, side=size_of_positions(view.tensors), notes=notes)

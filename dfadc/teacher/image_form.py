@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -24,20 +24,6 @@ _FORMS: tuple[_Form, ...] = (
 _GREY_FORMS: tuple[_Form, ...] = (("(N, H, W)", lambda images: images.squeeze(1)),)
 
 
-class Formed(NamedTuple):
-    """A network that takes images (N, C, H, W).
-
-    Args:
-        module: the network, or a wrapper that reshapes its images.
-        output: its output for the first images; None where it takes them in no form.
-        notes: what was done, for the user.
-    """
-
-    module: nn.Module
-    output: object
-    notes: tuple[str, ...] = ()
-
-
 class ImageForm(Wrapper):
     """Wraps a network that takes images in another form.
 
@@ -55,7 +41,7 @@ class ImageForm(Wrapper):
         return self.wrapped(self.form(images))
 
 
-def find_form(module: nn.Module, images: Tensor) -> Formed:
+def find_form(module: nn.Module, images: Tensor) -> tuple[nn.Module, object, list[str]]:
     """Tries the forms that networks take images in, the usual one first.
 
     A form counts where batches of two sizes give outputs of as many rows: a convolution takes (C, H, W) for one image.
@@ -63,18 +49,21 @@ def find_form(module: nn.Module, images: Tensor) -> Formed:
     Args:
         module: frozen, on the CPU.
         images: (N, C, H, W), more than BATCH.
+
+    Returns:
+        The network, wrapped where its images are reshaped; its output for the first images, None where it takes them in
+        no form; and notes for the user.
     """
     output = _output(module, images[:BATCH])
     if output is not None:
-        return Formed(module, output)
+        return module, output, []
     for name, form in (*_FORMS, *(_GREY_FORMS if images.shape[1] == 1 else ())):
         wrapped = ImageForm(module, form)
         outputs = [_output(wrapped, part) for part in (images[:BATCH], images)]
         rows = [{len(tensor) for tensor in list_outputs(each).values() if tensor.ndim} for each in outputs]
         if BATCH in rows[0] and len(images) in rows[1]:
-            note = f"the teacher takes images {name}, and is given those of (N, C, H, W) so"
-            return Formed(wrapped, outputs[0], (note,))
-    return Formed(module, None)
+            return wrapped, outputs[0], [f"the teacher takes images {name}, and is given those of (N, C, H, W) so"]
+    return module, None, []
 
 
 def _output(module: nn.Module, images: Tensor) -> object:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from torch import Tensor, nn
+from typing import Any
 
 from dfadc.contract import ContractFields
 from dfadc.errors import DfadcError, RequirementMissing
@@ -16,15 +16,13 @@ from dfadc.networks.norm_layers import NormLayer, find_norm_layers
 from dfadc.networks.user_code import UserCodeFailed
 from dfadc.preprocessing import Preprocessing
 from dfadc.storage import sha256_file
+from dfadc.teacher.candidates import learned_of
 from dfadc.teacher.file_kind import CODE_KINDS, FileKind, sniff_kind
-from dfadc.teacher.plan import TeacherPlan, build_planned_module, freeze_, plan_teacher, try_planned
+from dfadc.teacher.plan import TeacherPlan, build_planned_module, freeze_, plan_teacher
 from dfadc.teacher.prefixes import prefixes_of
-from dfadc.teacher.read import TeacherFile, read_teacher_file
+from dfadc.teacher.probe import run_dry
+from dfadc.teacher.read import read_teacher_file
 from dfadc.teacher.unknown_file import describe_unknown, weights_in_folder
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
 
 _OF_CHECKPOINT = "safe: tensors and layers of torch, torchvision and timm are restored, all else becomes inert records"
 _OF_CODE = "is code: loading it can run anything, so it needs --trust-teacher; it was not loaded"
@@ -37,6 +35,7 @@ _SAFETY = {
     FileKind.ONNX: "safe: a graph of operators, without code",
     FileKind.KERAS: "safe: Keras's own layers alone are built; a file with code needs --trust-teacher",
 }
+_UNSAFE = "not loaded: this kind cannot be a teacher, for it has no gradients"
 #: Weights that are listed from either end.
 _SHOWN = 6
 
@@ -99,26 +98,8 @@ class TeacherReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; an unknown one reads ``unknown, because …``."""
-        layers = self.norm_layers
-        return {
-            "path": str(self.path),
-            "kind": str(self.kind),
-            "size_bytes": self.size_bytes,
-            "sha256": self.sha256,
-            "safety": self.safety,
-            "foreign_globals": list(self.foreign_globals),
-            "architecture": _plain(self.architecture),
-            "stem": _plain(self.stem),
-            "num_parameters": _plain(self.num_parameters),
-            "flops": _plain(self.flops),
-            "norm_layers": str(layers) if isinstance(layers, Unknown) else [_layer_dict(layer) for layer in layers],
-            "contract": {name: _plain(value) for name, value in self.contract.items()},
-            "contract_sources": dict(self.contract_sources),
-            "outputs": _plain(self.outputs),
-            "notes": list(self.notes),
-            "weights": list(self.weights),
-            "problem": self.problem,
-        }
+        names = [member.name for member in dataclass_fields(self) if member.name not in ("output", "hint")]
+        return {name: _plain(getattr(self, name)) for name in names}
 
 
 def inspect_teacher(
@@ -133,10 +114,10 @@ def inspect_teacher(
 
     Args:
         path: the file.
-        architecture: as for ``load_teacher``.
-        fields: as for ``load_teacher``.
-        weights: as for ``load_teacher``.
-        output: as for ``load_teacher``.
+        architecture: this and the others as for ``load_teacher``.
+        fields: what is known of the contract.
+        weights: weights to take of several.
+        output: logits to take of several outputs.
 
     Raises:
         DfadcError: there is no such file, it cannot be read, or it is a damaged archive; or the code of a factory that
@@ -152,7 +133,7 @@ def inspect_teacher(
         kind=kind,
         size_bytes=path.stat().st_size,
         sha256=sha256_file(path),
-        safety=_describe_safety(path, kind),
+        safety=f"not loaded: {describe_unknown(path)[0]}" if kind is FileKind.UNKNOWN else _SAFETY.get(kind, _UNSAFE),
         foreign_globals=(),
         **_all_unknown("the file was not opened"),
     )
@@ -166,7 +147,9 @@ def inspect_teacher(
         basis,
         output=contents.output,
         notes=contents.notes,
-        num_parameters=_num_weights(contents),
+        num_parameters=sum(tensor.numel() for tensor in learned_of(contents.state_dict or {}).values())
+        if contents.module is None
+        else count_parameters(contents.module),
         foreign_globals=contents.inert,
     )
     try:
@@ -174,7 +157,7 @@ def inspect_teacher(
     except DfadcError as exc:
         reason = _reason(exc, architecture)
         unknown = {key: value for key, value in _all_unknown(reason).items() if key != "num_parameters"}
-        listed = _list_weights(contents)
+        listed = _list_weights(contents.tensors)
         return replace(basis, **unknown, weights=listed, problem=exc.message, hint=exc.hint)
     return _inspect_planned(plan, basis, architecture)
 
@@ -183,9 +166,9 @@ def _inspect_planned(plan: TeacherPlan, basis: TeacherReport, architecture: str 
     """Completes the description with layers, FLOPs and outputs, as far as the network can be built."""
     report = replace(
         basis,
-        architecture=plan.architecture,
-        stem=plan.stem,
-        contract=_contract_values(plan.fields, "no source says it"),
+        architecture=plan.identity.architecture,
+        stem=plan.identity.stem,
+        contract=_contract_values(plan.fields),
         contract_sources=plan.sources,
         notes=plan.notes,
     )
@@ -198,7 +181,7 @@ def _inspect_planned(plan: TeacherPlan, basis: TeacherReport, architecture: str 
         return replace(report, flops=unknown, norm_layers=unknown, outputs=unknown, problem=problem, hint=exc.hint)
     report = replace(report, num_parameters=count_parameters(module), norm_layers=find_norm_layers(module))
     try:
-        tried = try_planned(plan, module)
+        tried = run_dry(plan, module)
     except DfadcError as exc:
         unknown = Unknown(_reason(exc, architecture))
         return replace(report, flops=unknown, outputs=unknown, hint=exc.hint)
@@ -209,7 +192,7 @@ def _inspect_planned(plan: TeacherPlan, basis: TeacherReport, architecture: str 
         report,
         flops=Unknown("it could not be counted") if flops is None else flops,
         outputs=f"finite logits of {tried.num_classes} {noun} ({tried.task}), with a gradient to the images",
-        contract=_contract_values(known, "no source says it"),
+        contract=_contract_values(known),
         contract_sources={**tried.sources, **plan.sources},
         notes=(*report.notes, *tried.warnings),
     )
@@ -223,23 +206,13 @@ def _reason(exc: DfadcError, architecture: str | None) -> str:
     return exc.message
 
 
-def _list_weights(contents: TeacherFile) -> tuple[str, ...]:
+def _list_weights(tensors: Mapping[str, Any]) -> tuple[str, ...]:
     """Names and shapes of the first and last weights, and how many begin with each prefix."""
-    tensors = contents.state_dict if contents.module is None else contents.module.state_dict()
-    lines = [f"{name} {'x'.join(map(str, tensor.shape)) or 'scalar'}" for name, tensor in (tensors or {}).items()]
-    shown = (
-        lines
-        if len(lines) <= 2 * _SHOWN
-        else [*lines[:_SHOWN], f"… {len(lines) - 2 * _SHOWN} more …", *lines[-_SHOWN:]]
-    )
-    prefixes = ", ".join(f"{name}.* {count}" for name, count in prefixes_of(tensors or {}).items())
+    shown = [f"{name} {'x'.join(map(str, tensor.shape)) or 'scalar'}" for name, tensor in tensors.items()]
+    if len(shown) > 2 * _SHOWN:
+        shown[_SHOWN:-_SHOWN] = [f"… {len(shown) - 2 * _SHOWN} more …"]
+    prefixes = ", ".join(f"{name}.* {count}" for name, count in prefixes_of(tensors).items())
     return (*shown, f"prefixes: {prefixes}")
-
-
-def _describe_safety(path: Path, kind: FileKind) -> str:
-    if kind is FileKind.UNKNOWN:
-        return f"not loaded: {describe_unknown(path)[0]}"
-    return _SAFETY.get(kind, "not loaded: this kind cannot be a teacher, for it has no gradients")
 
 
 def _all_unknown(reason: str) -> dict[str, Any]:
@@ -252,36 +225,21 @@ def _all_unknown(reason: str) -> dict[str, Any]:
     }
 
 
-def _contract_values(fields: ContractFields, reason: str) -> dict[str, object]:
-    names = ("input_size", "num_classes", "mean", "std", "class_names", "task", "preprocessing")
-    found = {name: getattr(fields, name) for name in names}
-    return {name: Unknown(reason) if value is None else value for name, value in found.items()}
-
-
-def _num_weights(contents: TeacherFile) -> int:
-    """Parameters by the weights alone: floating-point tensors that are no running statistics."""
-    if isinstance(contents.module, nn.Module):
-        return count_parameters(contents.module)
-    weights: Mapping[str, Tensor] = contents.state_dict or {}
-    return sum(
-        tensor.numel()
-        for key, tensor in weights.items()
-        if tensor.is_floating_point() and not key.endswith(("running_mean", "running_var"))
-    )
-
-
-def _layer_dict(layer: NormLayer) -> dict[str, object]:
+def _contract_values(fields: ContractFields, reason: str = "no source says it") -> dict[str, object]:
     return {
-        "name": layer.name,
-        "kind": layer.kind,
-        "num_channels": layer.num_channels,
-        "has_statistics": layer.has_statistics,
+        member.name: Unknown(reason) if (value := getattr(fields, member.name)) is None else value
+        for member in dataclass_fields(fields)
     }
 
 
 def _plain(value: object) -> object:
-    if isinstance(value, Unknown):
-        return str(value)
+    """A value of the report as JSON has it."""
+    if isinstance(value, Mapping):
+        return {name: _plain(entry) for name, entry in value.items()}
+    if isinstance(value, NormLayer):
+        return asdict(value)
     if isinstance(value, Preprocessing):
         return value.to_dict()
-    return list(value) if isinstance(value, tuple) else value
+    if isinstance(value, Unknown | Path | FileKind):
+        return str(value)
+    return [_plain(entry) for entry in value] if isinstance(value, tuple) else value

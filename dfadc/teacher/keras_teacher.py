@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dfadc.errors import DfadcError, RequirementMissing
+from dfadc.errors import DfadcError
+from dfadc.networks.construct import import_extra
 from dfadc.networks.logits import list_outputs
 from dfadc.networks.user_code import running_user_code
 from dfadc.teacher.exported_norms import ExportedBatchNorm
@@ -107,21 +108,12 @@ def read_keras(path: Path, *, trust: bool) -> TeacherFile:
 
 
 def _import_keras(path: Path) -> Any:
-    """Keras on its torch backend.
-
-    Raises:
-        RequirementMissing: it is not installed.
-        DfadcError: it runs on another backend in this process.
-    """
+    """Keras on its torch backend."""
     if "keras" not in sys.modules:
         os.environ[_BACKEND] = "torch"
-    try:
-        import h5py  # noqa: F401, PLC0415 -- an extra
-        import keras  # noqa: PLC0415 -- an extra, and four seconds
-    except ImportError as exc:
-        raise RequirementMissing(
-            f"{path} is a Keras file, and Keras, which loads it, is not installed", "pip install 'dfadc[keras]'"
-        ) from exc
+    problem = f"{path} is a Keras file, and Keras, which loads it, is not installed"
+    import_extra("h5py", "keras", problem)
+    keras = import_extra("keras", "keras", problem)
     if keras.backend.backend() != "torch":
         raise DfadcError(
             f"Keras runs on {keras.backend.backend()} in this process, not on torch", f"set {_BACKEND}=torch before it"
@@ -130,11 +122,7 @@ def _import_keras(path: Path) -> Any:
 
 
 def _read_config(path: Path) -> Any:
-    """The architecture as JSON values.
-
-    Raises:
-        DfadcError: the file is damaged, or holds weights alone.
-    """
+    """The architecture as JSON values."""
     import h5py  # noqa: PLC0415 -- an extra
 
     try:
@@ -167,11 +155,7 @@ def _code_in(config: Any) -> Iterator[str]:
 
 
 def _image_axes(network: Any, path: Path) -> tuple[int, tuple[int, int] | None, bool]:
-    """Channels, (H, W) where they are fixed, and whether the channels are the last axis.
-
-    Raises:
-        DfadcError: it is no network of one batch of images.
-    """
+    """Channels, (H, W) where they are fixed, and whether the channels are the last axis."""
     inputs, outputs = getattr(network, "inputs", None) or [], getattr(network, "outputs", None) or []
     if len(inputs) != 1 or not outputs:
         raise DfadcError(
@@ -210,39 +194,26 @@ def _layers_of(network: Any) -> Iterator[Any]:
 
 
 def _restore_norms_(module: KerasNetwork, images: Tensor, path: Path) -> None:
-    """Computes batch norms by layers of torch, in place, so that they can be found and watched.
-
-    Raises:
-        DfadcError: the outputs change.
-    """
+    """Computes batch norms by layers of torch, in place, so that they can be found and watched."""
     with running_user_code(f"{path} cannot take its images", "check --input-size"), torch.no_grad():
         before = list_outputs(module(images))
         for layer in _layers_of(module.network):
             if type(layer).__name__ == "BatchNormalization":
-                norm = ExportedBatchNorm(_tensors_of(layer), layer.epsilon)
+                # Keras keeps each tensor under ``value``; scale and shift are missing where they are switched off.
+                names = {"weight": layer.gamma, "bias": layer.beta}
+                tensors = {name: None if each is None else each.value for name, each in names.items()}
+                statistics = {"running_mean": layer.moving_mean, "running_var": layer.moving_variance}
+                tensors |= {name: each.value.detach().clone() for name, each in statistics.items()}
+                norm = ExportedBatchNorm(tensors, layer.epsilon)
                 module.norms.append(norm)
                 vars(layer)["call"] = _NormCall(norm, layer.axis)
         after = list_outputs(module(images))
-    difference = max(_difference(after[key], before[key]) for key in before)
+    spans = {key: float(each.max() - each.min()) or 1.0 for key, each in before.items()}
+    difference = max(float((after[key] - each).abs().max()) / spans[key] for key, each in before.items())
     if not difference <= _TOLERANCE:
         raise DfadcError(
             f"{path} gives other outputs with torch's batch norms ({difference:.1e} of their range)", _THROUGH_ONNX
         )
-
-
-def _difference(after: Tensor, before: Tensor) -> float:
-    """Largest difference as a share of the range."""
-    return float((after - before).abs().max()) / (float(before.max() - before.min()) or 1.0)
-
-
-def _tensors_of(layer: Any) -> nn.Module:
-    """Scale, shift and statistics of a Keras batch norm under torch's names."""
-    container = nn.Module()
-    for name, variable in (("weight", layer.gamma), ("bias", layer.beta)):
-        container.register_parameter(name, None if variable is None else variable.value)
-    for name, variable in (("running_mean", layer.moving_mean), ("running_var", layer.moving_variance)):
-        container.register_buffer(name, variable.value.detach().clone())
-    return container
 
 
 class _NormCall:
@@ -261,13 +232,7 @@ def _pixel_range(network: Any) -> float | None:
     """255 or 1 where preprocessing layers at the beginning tell the range of the images; None where there are none."""
     for layer in list(_layers_of(network))[:_FIRST_LAYERS]:
         kind = type(layer).__name__
-        if kind == "Rescaling":
-            return 255.0 if max(abs(value) for value in _numbers(layer.scale)) < 0.1 else 1.0
-        if kind == "Normalization":
-            return 255.0 if max(abs(value) for value in _numbers(layer.mean)) > 2 else 1.0
+        if kind in ("Rescaling", "Normalization"):
+            largest = float(torch.as_tensor(layer.scale if kind == "Rescaling" else layer.mean).abs().max())
+            return 255.0 if (largest < 0.1 if kind == "Rescaling" else largest > 2) else 1.0
     return None
-
-
-def _numbers(value: Any) -> list[float]:
-    numbers: list[float] = torch.as_tensor(value, dtype=torch.float64).detach().cpu().ravel().tolist()
-    return numbers

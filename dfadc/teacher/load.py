@@ -17,14 +17,14 @@ from dfadc.networks.full_precision import full_fp32
 from dfadc.networks.norm_layers import NormLayer, find_norm_layers, is_batch_norm_with_statistics
 from dfadc.storage import sha256_file
 from dfadc.teacher.inspect import TeacherReport, Unknown, inspect_teacher
-from dfadc.teacher.plan import TeacherPlan, build_planned_module, freeze_, plan_teacher, try_planned
+from dfadc.teacher.plan import TeacherPlan, build_planned_module, freeze_, plan_teacher
+from dfadc.teacher.probe import DryRun, run_dry
 from dfadc.teacher.read import read_teacher_file
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from dfadc.teacher.file_kind import FileKind
-    from dfadc.teacher.probe import DryRun
 
 __all__ = ["Placement", "Teacher", "TeacherReport", "Unknown", "inspect_teacher", "load_teacher"]
 
@@ -143,14 +143,12 @@ def load_teacher(
     contents = read_teacher_file(path, trust=trust, weights=weights, architecture=architecture, output=output)
     plan = plan_teacher(contents, architecture=architecture, fields=fields or ContractFields())
     module = freeze_(build_planned_module(plan))
-    tried = try_planned(plan, module)
-    contract = _complete_contract(plan, tried)
-    sources = {**tried.sources, **plan.sources}
+    tried = run_dry(plan, module)
     return Teacher(
         module=freeze_(tried.module),
-        architecture=plan.architecture,
-        contract=contract,
-        contract_sources=sources,
+        architecture=plan.identity.architecture,
+        contract=_complete_contract(plan, tried),
+        contract_sources={**tried.sources, **plan.sources},
         sha256=sha256_file(contents.path),
         kind=contents.kind,
         norm_layers=find_norm_layers(tried.module),
@@ -165,11 +163,7 @@ def load_teacher(
 
 
 def _complete_contract(plan: TeacherPlan, tried: DryRun) -> ImageContract:
-    """The contract with what the dry run told.
-
-    Raises:
-        DfadcError: it told something else than the contract says.
-    """
+    """The contract with what the dry run told."""
     for name, found in (("num_classes", tried.num_classes), ("task", tried.task)):
         stated = getattr(plan.fields, name)
         if stated is not None and stated != found:

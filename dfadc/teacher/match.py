@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from dfadc.contract import ImageContract
 from dfadc.errors import DfadcError
-from dfadc.networks.names import (
-    build_architecture,
-    resolve_architecture,
-    training_only_prefixes,
-)
+from dfadc.networks.names import build_architecture, resolve_architecture, training_only_prefixes
 from dfadc.networks.stems import Stem, first_convolution
-from dfadc.teacher.candidates import candidates_of_other_head, own_candidates, torchvision_candidates
+from dfadc.teacher.candidates import own_candidates, torchvision_candidates
 from dfadc.teacher.heads import ReplacedHead, last_layer, read_head
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Mapping
 
 _COUNTER = "num_batches_tracked"
 #: Names of positional embeddings (1, cells, width) and of the convolutions that cut images into patches.
@@ -31,28 +27,36 @@ _POSITIONS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Match:
-    """An architecture whose weights have exactly these names and shapes.
+@dataclass(slots=True)
+class Identity:
+    """The network of a teacher file; as a match an architecture whose weights have exactly these names and shapes.
 
     Args:
-        architecture: canonical name.
-        stem: ``small`` only where the default stem does not fit.
+        architecture: canonical name, or the class of a whole module.
+        stem: of the network to build; ``small`` only where the default stem does not fit.
         channels: C, read off the first convolution.
-        num_classes: K, read off the last layer.
+        num_classes: K, read off the last layer; the outputs have the last word.
         head: the classifier, where it is another than the architecture's.
+        weights: what is loaded into the network; None where it is a whole module.
+        module: the network, where it is there already.
+        side: of the images, where a positional embedding tells it.
+        notes: how it was found, for the user.
     """
 
     architecture: str
-    stem: Stem
-    channels: int
-    num_classes: int
+    stem: Stem = "default"
+    channels: int | None = None
+    num_classes: int | None = None
     head: ReplacedHead | None = None
+    weights: Mapping[str, Tensor] | None = None
+    module: nn.Module | None = None
+    side: int | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 def match_architecture(
     state_dict: Mapping[str, Tensor], *, input_size: tuple[int, int, int] | None = None
-) -> list[Match]:
+) -> list[Identity]:
     """Matches of these weights among torchvision's classifiers and our networks, for any channels and classes.
 
     Args:
@@ -60,7 +64,21 @@ def match_architecture(
         input_size: (C, H, W) where it is known; only vision transformers need it.
     """
     names = [*own_candidates(state_dict), *torchvision_candidates(state_dict)]
-    matches = (match_one(name, state_dict, input_size=input_size) for name in names)
+    return match_each(names, state_dict, input_size=input_size)
+
+
+def match_each(
+    names: Iterable[str],
+    state_dict: Mapping[str, Tensor],
+    *,
+    stem: Stem | None = None,
+    input_size: tuple[int, int, int] | None = None,
+    has_other_head: bool = False,
+) -> list[Identity]:
+    """Matches of these weights among named architectures; the other arguments are those of :func:`match_one`."""
+    matches = (
+        match_one(name, state_dict, stem=stem, input_size=input_size, has_other_head=has_other_head) for name in names
+    )
     return [match for match in matches if match is not None]
 
 
@@ -70,51 +88,43 @@ def match_one(
     *,
     stem: Stem | None = None,
     input_size: tuple[int, int, int] | None = None,
-) -> Match | None:
+    has_other_head: bool = False,
+) -> Identity | None:
     """The match of these weights with one architecture, for any channels and classes; None where they do not fit.
 
     Args:
         name: the architecture.
         state_dict: weights by name.
         stem: the only stem to try; None tries the default one, then the small one, whose shapes the pooled one shares.
-        input_size: as for :func:`match_architecture`.
+        input_size: as for :func:`match_architecture`; a positional embedding overrules it.
+        has_other_head: whether the classifier is a linear layer, or a Sequential of linear and normalisation layers,
+            that stands in another's place.
     """
     canonical = resolve_architecture(name).canonical
     weights = drop_auxiliary(canonical, state_dict)
-    for tried, reference in _references(name, stem, input_size):
+    if (side := size_of_positions(state_dict)) is not None:
+        input_size = (3, side, side)
+    stems: tuple[Stem, ...] = ("default", "small") if stem is None else (stem,)
+    for tried in stems:
+        try:
+            reference = reference_network(name, stem=tried, input_size=input_size)
+        except DfadcError:
+            continue
         channels, num_classes = read_shapes(reference, weights)
-        if channels is not None and num_classes is not None and _fits(reference, weights):
-            return Match(canonical, tried, channels, num_classes)
-    return None
-
-
-def match_with_other_head(
-    name: str,
-    state_dict: Mapping[str, Tensor],
-    *,
-    stem: Stem | None = None,
-    input_size: tuple[int, int, int] | None = None,
-) -> Match | None:
-    """The match of all weights but the classifier's, where that is a Sequential of linear and normalisation layers."""
-    canonical = resolve_architecture(name).canonical
-    weights = drop_auxiliary(canonical, state_dict)
-    for tried, reference in _references(name, stem, input_size):
-        channels, _ = read_shapes(reference, weights)
+        if channels is None:
+            continue
+        if not has_other_head:
+            if num_classes is not None and _fits(reference, weights):
+                return Identity(canonical, tried, channels, num_classes)
+            continue
         for path in _replaceable(reference):
             head = read_head(weights, path)
-            if head is None or channels is None or head.in_features != _in_features(reference, path):
+            linear = (layer for layer in reference.get_submodule(path).modules() if isinstance(layer, nn.Linear))
+            if head is None or head.in_features != next(linear).in_features:
                 continue
             if _fits(reference, weights, without=f"{path}."):
-                return Match(canonical, tried, channels, head.num_classes, head)
+                return Identity(canonical, tried, channels, head.num_classes, head)
     return None
-
-
-def match_any_head(state_dict: Mapping[str, Tensor], *, input_size: tuple[int, int, int] | None = None) -> list[Match]:
-    """Matches among torchvision's classifiers of weights whose classifier is another than the architecture's."""
-    matches = (
-        match_with_other_head(name, state_dict, input_size=input_size) for name in candidates_of_other_head(state_dict)
-    )
-    return [match for match in matches if match is not None]
 
 
 def size_of_positions(state_dict: Mapping[str, Tensor]) -> int | None:
@@ -156,48 +166,22 @@ def read_shapes(reference: nn.Module, state_dict: Mapping[str, Tensor]) -> tuple
 
 
 def _replaceable(reference: nn.Module) -> list[str]:
-    """Paths whose module may have been replaced: the last linear layer, and what holds linear layers and no others."""
+    """Paths whose module may have been replaced: the last linear layer, and what holds no layers but such as it.
+
+    A layer without weights that keeps the shape may stand there, too.
+    """
+    kept = (nn.Linear, nn.Sequential, nn.Dropout, nn.Identity)
+    plain = (nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU, nn.GELU, nn.Tanh)
     head = last_layer(reference)
     if head is None or not isinstance(reference.get_submodule(head), nn.Linear):
         return []
     parts = head.split(".")
     paths = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
-    return [path for path in paths if all(map(_is_linear_or_plain, reference.get_submodule(path).modules()))]
-
-
-def _is_linear_or_plain(layer: nn.Module) -> bool:
-    """True for a linear layer, for a Sequential, and for a layer without weights that keeps the shape."""
-    kept = (
-        nn.Linear,
-        nn.Sequential,
-        nn.Dropout,
-        nn.ReLU,
-        nn.ReLU6,
-        nn.Hardswish,
-        nn.SiLU,
-        nn.GELU,
-        nn.Tanh,
-        nn.Identity,
-    )
-    return isinstance(layer, kept)
-
-
-def _in_features(reference: nn.Module, path: str) -> int:
-    layers = reference.get_submodule(path).modules()
-    return next(int(layer.in_features) for layer in layers if isinstance(layer, nn.Linear))
-
-
-def _references(
-    name: str, stem: Stem | None, input_size: tuple[int, int, int] | None
-) -> Iterator[tuple[Stem, nn.Module]]:
-    """Reference networks of an architecture by stem; None tries the default one, then the small one."""
-    stems: tuple[Stem, ...] = ("default", "small") if stem is None else (stem,)
-    for tried in stems:
-        try:
-            reference = reference_network(name, stem=tried, input_size=input_size)
-        except DfadcError:
-            continue
-        yield tried, reference
+    return [
+        path
+        for path in paths
+        if all(isinstance(layer, kept + plain) for layer in reference.get_submodule(path).modules())
+    ]
 
 
 def _fits(reference: nn.Module, state_dict: Mapping[str, Tensor], *, without: str | None = None) -> bool:

@@ -21,8 +21,27 @@ def is_network(value: object) -> bool:
 
 
 def is_complete(value: object) -> bool:
-    """True for a module in which no part is inert: it computes what its file says."""
-    return isinstance(value, nn.Module) and not _holds_inert(value, set())
+    """True for a module from whose attributes no record can be reached: it computes what its file says."""
+    if not isinstance(value, nn.Module):
+        return False
+    waiting: list[object] = [value]
+    seen: set[int] = set()
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Record | InertGlobal):
+            return False
+        if id(value) in seen or isinstance(value, Tensor | str | int | float):
+            continue
+        seen.add(id(value))
+        if isinstance(value, nn.Module):
+            waiting.append(vars(value))
+        elif isinstance(value, Mapping):
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, list | tuple | set | frozenset):
+            waiting += value
+        elif isinstance(value, functools.partial):
+            waiting += [value.func, value.args, value.keywords]
+    return True
 
 
 def flatten_network(network: object, prefix: str = "", depth: int = _DEPTH) -> dict[str, Tensor]:
@@ -51,24 +70,3 @@ def _items(value: object) -> list[tuple[str, object]]:
     if isinstance(value, Record):
         value = value.entries
     return [(str(key), entry) for key, entry in value.items()] if isinstance(value, Mapping) else []
-
-
-def _holds_inert(value: object, seen: set[int]) -> bool:
-    """True where a record can be reached from a module's attributes."""
-    waiting = [value]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, Record | InertGlobal):
-            return True
-        if id(value) in seen or isinstance(value, Tensor | str | int | float):
-            continue
-        seen.add(id(value))
-        if isinstance(value, nn.Module):
-            waiting.append(vars(value))
-        elif isinstance(value, Mapping):
-            waiting += [*value.keys(), *value.values()]
-        elif isinstance(value, list | tuple | set | frozenset):
-            waiting += value
-        elif isinstance(value, functools.partial):
-            waiting += [value.func, value.args, value.keywords]
-    return False

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dfadc.errors import DfadcError
-from dfadc.teacher.onnx_graph import first_line
+from dfadc.teacher.teacher_file import first_line
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

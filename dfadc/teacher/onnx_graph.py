@@ -14,10 +14,10 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto, helper, numpy_helper
 
 from dfadc.errors import DfadcError
-from dfadc.teacher.onnx_numbers import compute_quantisation_, constants_of, widen_
+from dfadc.teacher.onnx_numbers import compute_quantisation_, constants_of, set_nodes_, widen_
+from dfadc.teacher.teacher_file import first_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 #: Operators that choose or repeat parts of the graph by data.
@@ -74,7 +74,6 @@ def read_graph(path: Path, *, output: str | None = None, frees_batch: bool = Tru
         DfadcError: it is damaged, its external data is missing, or it is no network from one image to logits.
     """
     original = _load(path)
-    _refuse_unusable(original, path)
     notes = widen_(original)
     if output is not None:
         _keep_output_(original, output)
@@ -86,7 +85,8 @@ def read_graph(path: Path, *, output: str | None = None, frees_batch: bool = Tru
     if elements not in (TensorProto.FLOAT, TensorProto.UINT8):
         kind = TensorProto.DataType.Name(elements)
         raise DfadcError(f"{path} takes images of type {kind}, not FLOAT", "give the float32 file")
-    batch, *sizes = _dimensions(image)
+    dims = image.type.tensor_type.shape.dim
+    batch, *sizes = (dim.dim_value if dim.dim_value > 0 else None for dim in dims)
     is_channels_last = sizes[2] is not None and (sizes[0] is None or sizes[2] < sizes[0])
     channels, *side = (sizes[2], *sizes[:2]) if is_channels_last else sizes
     if channels is None:
@@ -107,21 +107,19 @@ def read_graph(path: Path, *, output: str | None = None, frees_batch: bool = Tru
         notes.append("its images (N, H, W, C) are given as (N, C, H, W)")
     if is_uint8:
         notes.append("its uint8 pixels are given as float32 in 0..1, with the preprocessing that the graph holds")
-    height, width = side
-    known = None if height is None or width is None else (height, width)
     return OnnxGraph(
-        path,
-        original,
-        model,
-        image.name,
-        channels,
-        known,
-        batch,
-        is_channels_last,
-        is_uint8,
-        tuple(notes),
-        head,
-        is_rounded,
+        path=path,
+        original=original,
+        model=model,
+        name=image.name,
+        channels=channels,
+        side=None if side[0] is None or side[1] is None else (side[0], side[1]),
+        batch=batch,
+        is_channels_last=is_channels_last,
+        is_uint8=is_uint8,
+        notes=tuple(notes),
+        head=head,
+        is_rounded=is_rounded,
     )
 
 
@@ -135,39 +133,22 @@ def _load(path: Path) -> onnx.ModelProto:
     try:
         onnx.load_external_data_for_model(model, str(path.parent))
     except (OSError, ValueError, onnx.checker.ValidationError) as exc:
-        names = sorted(set(_external_files(model)))
+        external = [entry for tensor in model.graph.initializer for entry in tensor.external_data]
+        names = ", ".join(sorted({entry.value for entry in external if entry.key == "location"}))
         raise DfadcError(
-            f"{path} keeps its weights in {', '.join(names)}, which cannot be read: {first_line(exc)}",
-            f"copy {', '.join(names)} beside it",
+            f"{path} keeps its weights in {names}, which cannot be read: {first_line(exc)}", f"copy {names} beside it"
         ) from exc
-    return model
-
-
-def _external_files(model: onnx.ModelProto) -> Iterator[str]:
-    for tensor in model.graph.initializer:
-        yield from (entry.value for entry in tensor.external_data if entry.key == "location")
-
-
-def _refuse_unusable(model: onnx.ModelProto, path: Path) -> None:
-    """Refuses graphs with control flow.
-
-    Raises:
-        DfadcError: there is one.
-    """
     for node in model.graph.node:
         if node.op_type in _CONTROL_FLOW:
             raise DfadcError(
                 f"{path} holds control flow (operator {node.op_type}), which cannot be converted",
                 "export the network without it, e.g. with torch.onnx.export(..., dynamo=True) in eval mode",
             )
+    return model
 
 
 def _image_input(model: onnx.ModelProto, path: Path) -> onnx.ValueInfoProto:
-    """The input that is no weight; files up to opset 8 list their weights among the inputs.
-
-    Raises:
-        DfadcError: there is not one, or it is no batch of images.
-    """
+    """The input that is no weight; files up to opset 8 list their weights among the inputs."""
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
     if len(inputs) != 1:
@@ -186,24 +167,16 @@ def _image_input(model: onnx.ModelProto, path: Path) -> onnx.ValueInfoProto:
     return image
 
 
-def _dimensions(value: onnx.ValueInfoProto) -> list[int | None]:
-    return [dim.dim_value if dim.dim_value > 0 else None for dim in value.type.tensor_type.shape.dim]
-
-
 def _keep_output_(model: onnx.ModelProto, name: str) -> None:
     """Removes all outputs but one, and the nodes that only the others need, in place."""
-    kept = next(value for value in model.graph.output if value.name == name)
-    kept = onnx.ValueInfoProto.FromString(kept.SerializeToString())
-    del model.graph.output[:]
-    model.graph.output.append(kept)
+    for value in [each for each in model.graph.output if each.name != name]:
+        model.graph.output.remove(value)
     needed, nodes = {name}, []
     for node in reversed(model.graph.node):
         if needed.intersection(node.output):
-            nodes.append(node.SerializeToString())
+            nodes.append(node)
             needed.update(node.input)
-    del model.graph.node[:]
-    for node in reversed(nodes):
-        model.graph.node.add().ParseFromString(node)
+    set_nodes_(model.graph, nodes[::-1])
 
 
 def _cut_head_(model: onnx.ModelProto) -> str:
@@ -248,12 +221,7 @@ def _free_batch_(model: onnx.ModelProto, batch: int) -> None:
 
 
 def _replace_input_(
-    model: onnx.ModelProto,
-    name: str,
-    sizes: list[int | None],
-    *,
-    is_channels_last: bool,
-    is_uint8: bool,
+    model: onnx.ModelProto, name: str, sizes: list[int | None], *, is_channels_last: bool, is_uint8: bool
 ) -> None:
     """Replaces the input by float32 images (N, C, H, W), in place; nodes turn them into what the graph took."""
     dims = [axis if size is None else size for axis, size in zip("NCHW", sizes, strict=True)]
@@ -268,14 +236,7 @@ def _replace_input_(
         added.append(helper.make_node("Transpose", [last], [last := f"{images}_channels_last"], perm=[0, 2, 3, 1]))
     for node in model.graph.node:
         node.input[:] = [last if each == name else each for each in node.input]
-    nodes = list(model.graph.node)
-    del model.graph.node[:]
-    model.graph.node.extend([*added, *nodes])
+    set_nodes_(model.graph, [*added, *model.graph.node])
     del model.graph.input[:]
     model.graph.input.extend([helper.make_tensor_value_info(images, TensorProto.FLOAT, dims), *kept])
     del model.graph.value_info[:]
-
-
-def first_line(exc: Exception | None) -> str:
-    """First line of a foreign error's text; its type where it has none."""
-    return (str(exc).strip() or type(exc).__name__).splitlines()[0]

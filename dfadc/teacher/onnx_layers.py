@@ -51,12 +51,9 @@ def _batch_norm(module: fx.GraphModule, args: tuple[Any, ...]) -> nn.Module | No
     tensors = _constants(module, tuple(sources))
     if trains or tensors is None:
         return None
-    container = nn.Module()
-    for name, tensor in zip(("weight", "bias"), tensors[:2], strict=True):
-        container.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
-    for name, tensor in zip(("running_mean", "running_var"), tensors[2:], strict=True):
-        container.register_buffer(name, tensor)
-    return ExportedBatchNorm(container, epsilon)
+    weight, bias = (nn.Parameter(tensor, requires_grad=False) for tensor in tensors[:2])
+    named = {"weight": weight, "bias": bias, "running_mean": tensors[2], "running_var": tensors[3]}
+    return ExportedBatchNorm(named, epsilon)
 
 
 def _convolution(module: fx.GraphModule, args: tuple[Any, ...]) -> nn.Module | None:
@@ -64,21 +61,13 @@ def _convolution(module: fx.GraphModule, args: tuple[Any, ...]) -> nn.Module | N
     tensors = _constants(module, tuple(source for source in sources if source is not None))
     if tensors is None or tensors[0].ndim != 4 or auto_pad not in ("NOTSET", "VALID"):
         return None
-    begins, ends = tuple(pads or (0,) * 4)[:2], tuple(pads or (0,) * 4)[2:]
-    if begins != ends:
+    top, left, bottom, right = pads or (0, 0, 0, 0)
+    if (top, left) != (bottom, right):
         return None
-    outputs, inputs, *kernel = tensors[0].shape
+    outputs, inputs, height, width = tensors[0].shape
+    geometry = {"stride": tuple(strides), "padding": (top, left), "dilation": tuple(dilations), "groups": groups}
     with torch.device("meta"):
-        layer = nn.Conv2d(
-            inputs * groups,
-            outputs,
-            (kernel[0], kernel[1]),
-            stride=tuple(strides),
-            padding=begins,
-            dilation=tuple(dilations),
-            groups=groups,
-            bias=len(tensors) > 1,
-        )
+        layer = nn.Conv2d(inputs * groups, outputs, (height, width), **geometry, bias=len(tensors) > 1)
     return _with_weights(layer, tensors)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from dfadc.errors import DfadcError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     import onnx
@@ -34,21 +35,20 @@ def widen_(model: onnx.ModelProto) -> list[str]:
     attributes = [attribute for node in graph.node for attribute in node.attribute]
     tensors = [*graph.initializer, *(each.t for each in attributes if each.HasField("t"))]
     half = [tensor for tensor in tensors if tensor.data_type in _HALF]
-    values = [value.type.tensor_type for value in (*graph.input, *graph.output)]
-    if not half and not any(value.elem_type in _HALF for value in values):
+    every_value = [value.type.tensor_type for value in (*graph.input, *graph.output)]
+    values = [value for value in every_value if value.elem_type in _HALF]
+    kinds = [*(value.elem_type for value in values), *(tensor.data_type for tensor in half)]
+    if not kinds:
         return []
     for tensor in half:
-        kind = TensorProto.DataType.Name(tensor.data_type)
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
     for attribute in attributes:
         if attribute.name in ("to", "dtype") and attribute.i in _HALF:
             attribute.i = TensorProto.FLOAT
     for value in values:
-        if value.elem_type in _HALF:
-            kind = TensorProto.DataType.Name(value.elem_type)
-            value.elem_type = TensorProto.FLOAT
+        value.elem_type = TensorProto.FLOAT
     del graph.value_info[:]
-    return [f"its {kind} values are computed in float32"]
+    return [f"its {TensorProto.DataType.Name(kinds[0])} values are computed in float32"]
 
 
 def compute_quantisation_(model: onnx.ModelProto, path: Path) -> bool:
@@ -81,11 +81,15 @@ def compute_quantisation_(model: onnx.ModelProto, path: Path) -> bool:
     used = {name for node in made for name in node.input} | {value.name for value in graph.output}
     if alone := used & quantised.keys():
         raise _no_gradient(f"QuantizeLinear {sorted(alone)[0]} without DequantizeLinear", path)
-    kept = [node.SerializeToString() for node in made]
-    del graph.node[:]
-    for node in kept:
-        graph.node.add().ParseFromString(node)
+    set_nodes_(graph, made)
     return True
+
+
+def set_nodes_(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> None:
+    """Gives a graph other nodes, its own among them, in place."""
+    copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
 
 
 def pass_gradients_(module: fx.GraphModule) -> None:
@@ -125,14 +129,13 @@ def _no_gradient(operator: str, path: Path) -> DfadcError:
 
 def _dequantised(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> NDArray[np.float32]:
     """The floating-point weights of a DequantizeLinear node."""
-    values, scale, *zero = (numpy_helper.to_array(constants[name]) for name in node.input if name)
+    values, scale, *zero = (numpy_helper.to_array(constants[name]).astype(np.float32) for name in node.input if name)
     axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
     form = [1] * values.ndim
     if scale.size > 1:
         form[axis] = -1
-    offset = zero[0].astype(np.float32).reshape(form if scale.size > 1 else ()) if zero else np.float32(0)
-    scaled = (values.astype(np.float32) - offset) * scale.astype(np.float32).reshape(form if scale.size > 1 else ())
-    return np.asarray(scaled, np.float32)
+    shifted = values - zero[0].reshape(form) if zero else values
+    return np.asarray(shifted * scale.reshape(form), np.float32)
 
 
 def _rounded(

@@ -17,16 +17,17 @@ import torch
 from torch import Tensor, fx, nn
 
 from dfadc.contract import ContractFields
-from dfadc.errors import DfadcError, RequirementMissing
-from dfadc.networks.logits import unwrap_logits
+from dfadc.errors import DfadcError
+from dfadc.networks.construct import import_extra
+from dfadc.networks.logits import Wrapper, unwrap_logits
 from dfadc.networks.norm_layers import find_norm_layers
 from dfadc.teacher.file_kind import FileKind
 from dfadc.teacher.onnx_check import EXPORT_AGAIN, FOREIGN_ERRORS, check_against_runtime, named_outputs
-from dfadc.teacher.onnx_graph import first_line, read_graph
+from dfadc.teacher.onnx_graph import read_graph
 from dfadc.teacher.onnx_layers import restore_layers_
 from dfadc.teacher.onnx_numbers import pass_gradients_
 from dfadc.teacher.outputs import choose_output
-from dfadc.teacher.teacher_file import TeacherFile
+from dfadc.teacher.teacher_file import TeacherFile, first_line
 from dfadc.teacher.training_arguments import TrainingArguments
 
 if TYPE_CHECKING:
@@ -68,13 +69,10 @@ def read_onnx(path: Path, *, output: str | None = None) -> TeacherFile:
             raise
         graph = read_graph(path, output=chosen, frees_batch=False)
         module, worst = _convert_and_check(graph)
-    is_mapped = isinstance(module, MappedOverImages)
-    notes = [
-        f"converted by onnx2fx; outputs within {worst:.0e} of their range of ONNX Runtime's",
-        *choice,
-        *graph.notes,
-        *(("its batch of 1 is part of the graph: it is mapped over the images",) if is_mapped else ()),
-    ]
+    within = f"converted by onnx2fx; outputs within {worst:.0e} of their range of ONNX Runtime's"
+    notes = [within, *choice, *graph.notes]
+    if isinstance(module, MappedOverImages):
+        notes.append("its batch of 1 is part of the graph: it is mapped over the images")
     if not find_norm_layers(module):
         notes.append("it holds no batch norm (exporters fold them into convolutions): the teacher has no statistics")
     values = {"mean": (0.0,) * graph.channels, "std": (1.0,) * graph.channels}
@@ -92,11 +90,7 @@ def read_onnx(path: Path, *, output: str | None = None) -> TeacherFile:
 
 
 def _choose(graph: OnnxGraph, wanted: str | None) -> tuple[str | None, list[str]]:
-    """The output to keep and a note; None where there is one.
-
-    Raises:
-        DfadcError: none or several can be logits, or the wanted one is not there.
-    """
+    """The output to keep and a note; None where there is one."""
     if len(graph.original.graph.output) == 1:
         return None, []
     outputs, images = named_outputs(graph)
@@ -106,31 +100,28 @@ def _choose(graph: OnnxGraph, wanted: str | None) -> tuple[str | None, list[str]
     return chosen, [f"of several outputs {chosen} is taken (--output {chosen})"]
 
 
-class MappedOverImages(nn.Module):
+class MappedOverImages(Wrapper):
     """Network whose graph takes one image; all images of a batch go through it at once, by ``torch.vmap``.
 
     Args:
-        network: images (1, C, H, W) -> logits (1, K).
+        wrapped: images (1, C, H, W) -> logits (1, K).
     """
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) -> logits (N, K)."""
-        logits: Tensor = torch.vmap(self.network)(images.unsqueeze(1))
+        logits: Tensor = torch.vmap(self.wrapped)(images.unsqueeze(1))
         return logits.flatten(0, 1)
 
 
 def _convert_and_check(graph: OnnxGraph) -> tuple[nn.Module, float]:
-    """The graph as a module, and the largest difference to ONNX Runtime as a share of the outputs' range.
-
-    Raises:
-        RequirementMissing: onnx2fx is not installed.
-        DfadcError: it cannot be converted exactly for any number of images.
-    """
-    converted = _convert(graph)
+    """The graph as a module, and the largest difference to ONNX Runtime as a share of the outputs' range."""
+    onnx2fx = import_extra(
+        "onnx2fx", "onnx-teacher", f"{graph.path} is an ONNX file, and onnx2fx, which converts it, is not installed"
+    )
+    try:
+        converted: fx.GraphModule = onnx2fx.convert(graph.model)
+    except (onnx2fx.Onnx2FxError, *FOREIGN_ERRORS) as exc:
+        raise DfadcError(f"{graph.path} cannot be converted: {first_line(exc)}", EXPORT_AGAIN) from exc
     num_norms = restore_layers_(converted)
     _recompile_(converted)
     _keep_sizes_on_cpu_(converted)
@@ -139,31 +130,9 @@ def _convert_and_check(graph: OnnxGraph) -> tuple[nn.Module, float]:
     is_fixed = graph.model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
     # A hook inside the map would see single images, whose statistics are none of a batch.
     module: nn.Module = MappedOverImages(converted) if is_fixed and not num_norms else converted
-    vars(module)["original_name"] = f"ONNX graph {graph.model.graph.name}".strip()
     # torch.fx prints generated code where a forward fails; the error says what is needed.
     with contextlib.redirect_stderr(io.StringIO()):
         return module, check_against_runtime(module, graph)
-
-
-def _convert(graph: OnnxGraph) -> fx.GraphModule:
-    """The graph as a torch module.
-
-    Raises:
-        RequirementMissing: onnx2fx is not installed.
-        DfadcError: it does not know an operator.
-    """
-    try:
-        import onnx2fx  # noqa: PLC0415 -- an extra
-    except ImportError as exc:
-        raise RequirementMissing(
-            f"{graph.path} is an ONNX file, and onnx2fx, which converts it, is not installed",
-            "pip install 'dfadc[onnx-teacher]'",
-        ) from exc
-    try:
-        module: fx.GraphModule = onnx2fx.convert(graph.model)
-    except (onnx2fx.Onnx2FxError, *FOREIGN_ERRORS) as exc:
-        raise DfadcError(f"{graph.path} cannot be converted: {first_line(exc)}", EXPORT_AGAIN) from exc
-    return module
 
 
 def _recompile_(module: fx.GraphModule) -> None:

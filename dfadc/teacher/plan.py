@@ -16,22 +16,18 @@ from dfadc.networks.user_code import guard_
 from dfadc.teacher.heads import give_one_output_
 from dfadc.teacher.identity import identify
 from dfadc.teacher.match import drop_auxiliary
-from dfadc.teacher.output_head import ONE_LOGIT
-from dfadc.teacher.probe import KNOWN_FAMILIES, DryRun, run_dry
+from dfadc.teacher.outputs import ONE_LOGIT
 from dfadc.teacher.sidecar import read_statements, sidecar_paths
 from dfadc.teacher.suggestions import commands, likely_sizes
+from dfadc.teacher.training_arguments import IMAGENET
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from dfadc.networks.stems import Stem
-    from dfadc.teacher.accept import Identity
-    from dfadc.teacher.read import TeacherFile
+    from dfadc.teacher.match import Identity
+    from dfadc.teacher.teacher_file import TeacherFile
 
 FLAGS = "command line"
-SHAPES = "shapes of the weights"
-POSITIONS = "positional embedding of the weights"
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _DOCUMENTING = ("torchvision:", "timm:")
 
 
@@ -40,31 +36,20 @@ class TeacherPlan:
     """Plan of a teacher: architecture, stem and contract, possibly with gaps.
 
     Args:
-        architecture: canonical name, or the class of a whole module.
-        stem: of the network to build.
         fields: the contract, possibly with gaps.
         sources: field -> where its value came from.
         identity: the network and its weights.
         contents: the opened file.
         notes: decisions, for the user.
-        tried: sources that were looked at, for the error of a missing size.
         requested: architecture that the user named.
     """
 
-    architecture: str
-    stem: Stem
     fields: ContractFields
     sources: dict[str, str]
     identity: Identity
     contents: TeacherFile
     notes: tuple[str, ...] = ()
-    tried: tuple[str, ...] = ()
     requested: str | None = None
-
-    @property
-    def is_known(self) -> bool:
-        """True for a network of torchvision that was built here and bears every call."""
-        return self.identity.module is None and self.architecture.startswith(KNOWN_FAMILIES)
 
     def known_input_size(self) -> tuple[int, int, int]:
         """The input size.
@@ -76,9 +61,10 @@ class TeacherPlan:
             return self.fields.input_size
         path = self.contents.path
         found = commands(likely_sizes(self.identity), path, self.requested)
-        paste = f"one of these: {', '.join(found)}" if found else "--input-size CxHxW, e.g. --input-size 3x32x32"
+        tried = (FLAGS, "metadata of the file", *sidecar_paths(path), _documented_size(self.identity))
+        paste = f"one of these: {found}" if found else "--input-size CxHxW, e.g. --input-size 3x32x32"
         raise DfadcError(
-            f"the input size of the teacher is unknown; looked at: {', '.join(self.tried)}",
+            f"the input size of the teacher is unknown; looked at: {', '.join(tried)}",
             f"pass {paste}; or write it into a teacher.toml beside it (`dfadc inspect {path} --write-sidecar`)",
         )
 
@@ -86,19 +72,14 @@ class TeacherPlan:
 def plan_teacher(contents: TeacherFile, *, architecture: str | None, fields: ContractFields) -> TeacherPlan:
     """Resolves architecture and contract: flags, then the file's metadata, its sidecar, the weights, the library.
 
-    Args:
-        contents: the opened file.
-        architecture: ``--teacher-arch``.
-        fields: the contract's flags.
-
     Raises:
         DfadcError: the architecture is unknown or ambiguous, or two sources contradict each other.
     """
     statements = read_statements(contents)
-    merged, _ = merge_fields({FLAGS: fields, **{said.source: said.fields for said in statements}})
+    sources = {FLAGS: fields} | {said.source: said.fields for said in statements}
+    merged, _ = merge_fields(sources)
     _refuse_single_logit(fields.num_classes)
     identity = identify(contents, architecture, statements, merged)
-    sources = {FLAGS: fields} | {said.source: said.fields for said in statements}
     arguments = contents.arguments
     if arguments is not None:
         sources[arguments.source] = arguments.to_fields(channels=identity.channels, num_classes=identity.num_classes)
@@ -106,33 +87,24 @@ def plan_teacher(contents: TeacherFile, *, architecture: str | None, fields: Con
         sources[f"the graph of the {contents.kind} file"] = ContractFields(input_size=contents.input_size)
     if identity.side is not None:
         size = (identity.channels or 3, identity.side, identity.side)
-        sources[POSITIONS] = ContractFields(input_size=size)
-    sources[SHAPES] = ContractFields(num_classes=identity.num_classes)
-    library, documented = _documented(identity, has_pixels=merged.mean is not None)
-    sources[library] = documented
+        sources["positional embedding of the weights"] = ContractFields(input_size=size)
+    sources["shapes of the weights"] = ContractFields(num_classes=identity.num_classes)
+    sources |= _documented(identity)
     resolved, origins = merge_fields(sources)
     if resolved.num_classes != 2:
         _refuse_single_logit(identity.num_classes)
     _check_shapes(identity, resolved, origins)
     notes = [*contents.notes, *identity.notes]
-    has_stem = any(said.stem for said in statements)
-    if identity.module is None and not has_stem and _may_have_small_stem(identity, resolved):
+    # A network for small images may have been trained with fewer strides than the default stem has.
+    is_small = resolved.input_size is not None and max(resolved.input_size[1:]) <= SMALL_SIDE
+    is_plain = identity.module is None and identity.side is None and identity.stem == "default"
+    has_strides = is_plain and identity.architecture.startswith(_DOCUMENTING)
+    if is_small and has_strides and not any(said.stem for said in statements):
         notes.append(
             "the default stem is taken, for strides cannot be told from weights; --arch-arg stem=small or a sidecar "
             "states another"
         )
-    tried = (FLAGS, "metadata of the file", *sidecar_paths(contents.path), _documented_size(identity))
-    return TeacherPlan(
-        identity.architecture,
-        identity.stem,
-        resolved,
-        origins,
-        identity,
-        contents,
-        tuple(notes),
-        tried,
-        architecture,
-    )
+    return TeacherPlan(resolved, origins, identity, contents, tuple(notes), architecture)
 
 
 def build_planned_module(plan: TeacherPlan) -> nn.Module:
@@ -143,11 +115,11 @@ def build_planned_module(plan: TeacherPlan) -> nn.Module:
     """
     identity = plan.identity
     if identity.module is not None:
-        return guard_(identity.module, plan.architecture)
+        return guard_(identity.module, identity.architecture)
     plan.known_input_size()
     contract: ImageContract = replace(plan.fields, task=None).complete()
     with SkipInitialisation():
-        built = build_architecture(plan.architecture, contract, stem=plan.stem)
+        built = build_architecture(identity.architecture, contract, stem=identity.stem)
         if identity.head is not None:
             built.module.set_submodule(identity.head.path, identity.head.build())
         elif identity.num_classes == 1:
@@ -156,26 +128,6 @@ def build_planned_module(plan: TeacherPlan) -> nn.Module:
     weights = drop_auxiliary(built.name, identity.weights)
     load_strictly_(built.module, weights, architecture=built.name, source=str(plan.contents.path))
     return built.module
-
-
-def try_planned(plan: TeacherPlan, module: nn.Module) -> DryRun:
-    """Sends random images through the network of a plan.
-
-    Args:
-        plan: of the teacher.
-        module: its network, frozen.
-
-    Raises:
-        DfadcError: the size is unknown, or the network is no teacher as it is.
-    """
-    return run_dry(
-        module,
-        plan.fields,
-        plan.known_input_size(),
-        is_known=plan.is_known,
-        output=None if plan.contents.has_chosen_output else plan.contents.output,
-        cut=plan.contents.cut_head,
-    )
 
 
 def freeze_(module: nn.Module) -> nn.Module:
@@ -202,66 +154,49 @@ def _documented_size(identity: Identity) -> str:
     )
 
 
-def _documented(identity: Identity, *, has_pixels: bool) -> tuple[str, ContractFields]:
+def _documented(identity: Identity) -> dict[str, ContractFields]:
     """Documented contract of the architecture, as far as it applies to these weights.
 
     Size and class names belong to the documented weights alone; mean and std are assumed for any image with three
     channels, and the source says so.
     """
     if not identity.architecture.startswith(_DOCUMENTING):
-        return "the architecture's library (it documents none)", ContractFields()
+        return {}
     library, _, name = identity.architecture.partition(":")
     documented = documented_contract(identity.architecture)
     if identity.channels != 3 or documented.input_size is None:
-        return f"{library}'s documentation of {name} (it does not describe these weights)", ContractFields()
-    is_documented = identity.num_classes == documented.num_classes and identity.stem == "default"
-    if is_documented and not getattr(identity.module, "transform_input", False):
-        return f"{library} weights of {name} (assumed; override with --input-size, --mean, --std)", documented
-    mean, std = documented.mean, documented.std
-    if getattr(identity.module, "transform_input", False):
-        # It turns ImageNet's normalisation into the documented one by itself.
-        mean, std = IMAGENET_MEAN, IMAGENET_STD
-    pair = ContractFields() if has_pixels else ContractFields(mean=mean, std=std)
-    return f"{library} weights of {name} (assumed; override with --mean/--std)", pair
-
-
-def _may_have_small_stem(identity: Identity, resolved: ContractFields) -> bool:
-    """True where the network may have been trained with fewer strides than the default stem has."""
-    size = resolved.input_size
-    is_small = size is not None and max(size[1:]) <= SMALL_SIDE
-    has_strides = identity.side is None and identity.architecture.startswith(_DOCUMENTING)
-    return is_small and identity.stem == "default" and has_strides
+        return {}
+    transforms_input = getattr(identity.module, "transform_input", False)
+    if identity.num_classes == documented.num_classes and identity.stem == "default" and not transforms_input:
+        return {f"{library} weights of {name} (assumed; override with --input-size, --mean, --std)": documented}
+    # A network that transforms its input turns ImageNet's normalisation into the documented one by itself.
+    mean, std = (IMAGENET["mean"], IMAGENET["std"]) if transforms_input else (documented.mean, documented.std)
+    pair = ContractFields(mean=mean, std=std)
+    return {f"{library} weights of {name} (assumed; override with --mean/--std)": pair}
 
 
 def _refuse_single_logit(num_classes: int | None) -> None:
-    """Refuses a network of one output before anything else is asked, unless two classes are stated for it.
-
-    Raises:
-        DfadcError: it has one.
-    """
+    """Refuses a network of one output before anything else is asked, unless two classes are stated for it."""
     if num_classes == 1:
         raise DfadcError("the teacher has num_classes = 1; distillation needs at least 2", ONE_LOGIT)
 
 
 def _check_shapes(identity: Identity, resolved: ContractFields, origins: dict[str, str]) -> None:
-    """Weights are facts: a source that contradicts them is wrong.
-
-    Raises:
-        DfadcError: channels or classes differ.
-    """
-    size = resolved.input_size
-    if size is not None and identity.channels is not None and size[0] != identity.channels:
-        raise DfadcError(
-            f"input size {'x'.join(map(str, size))} ({origins['input_size']}) has {size[0]} channels, "
-            f"but the first layer of the weights takes {identity.channels}",
-            f"pass --input-size {identity.channels}x{size[1]}x{size[2]}",
-        )
-    if size is not None and identity.side is not None and size[1:] != (identity.side, identity.side):
-        raise DfadcError(
-            f"input size {'x'.join(map(str, size))} ({origins['input_size']}) does not fit the positional embedding of "
-            f"the weights, which is for {identity.side}x{identity.side} images",
-            f"pass --input-size {size[0]}x{identity.side}x{identity.side}",
-        )
+    """Weights are facts: a source that contradicts them is wrong."""
+    if resolved.input_size is not None:
+        channels, *sides = resolved.input_size
+        own_channels, side = identity.channels or channels, identity.side
+        stated = f"input size {'x'.join(map(str, resolved.input_size))} ({origins['input_size']})"
+        remedy = f"pass --input-size {own_channels}x{side or sides[0]}x{side or sides[1]}"
+        if channels != own_channels:
+            raise DfadcError(
+                f"{stated} has {channels} channels, but the first layer of the weights takes {own_channels}", remedy
+            )
+        if side is not None and sides != [side, side]:
+            raise DfadcError(
+                f"{stated} does not fit the positional embedding of the weights, which is for {side}x{side} images",
+                remedy,
+            )
     is_pair = (identity.num_classes, resolved.num_classes) == (1, 2)
     if identity.num_classes is not None and resolved.num_classes != identity.num_classes and not is_pair:
         raise DfadcError(

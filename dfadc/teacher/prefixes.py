@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+from dfadc.errors import DfadcError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -49,6 +51,20 @@ class View:
     def lost(self) -> tuple[str, ...]:
         """Dropped weights that a forward may use; a view that loses some is no fit."""
         return tuple(name for name in self.dropped if not _BESIDE.match(name))
+
+    def refuse_loss(self, architecture: str, source: object) -> None:
+        """Refuses a view that fits an architecture, but loses weights.
+
+        Raises:
+            DfadcError: it loses some.
+        """
+        if self.lost:
+            raise DfadcError(
+                f"the weights of {source} under {self.prefix!r} fit {architecture}, but {', '.join(self.lost[:3])} "
+                "would be lost",
+                f"if they are no part of the teacher, pass --teacher-weights {self.prefix.rstrip('.')}; else name the "
+                "network's own code with --teacher-arch file.py:factory",
+            )
 
     @property
     def notes(self) -> list[str]:
@@ -124,10 +140,7 @@ def joined_views_of(tensors: Mapping[str, Tensor]) -> Iterator[View]:
 
 def prefixes_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     """First part of the names -> number of weights below it, for an overview."""
-    counts: dict[str, int] = defaultdict(int)
-    for name in tensors:
-        counts[name.partition(".")[0]] += 1
-    return dict(counts)
+    return Counter(name.partition(".")[0] for name in tensors)
 
 
 def _heaviest(tensors: Mapping[str, Tensor], prefix: str) -> str | None:

@@ -15,10 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from dfadc.networks.logits import LogitsOf, Wrapper, unwrap_logits
+from dfadc.networks.adaptation import hook
+from dfadc.networks.logits import Wrapper, unwrap_logits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from torch.autograd.graph import Node
 
 Kind = Literal["logits", "softmax", "log-softmax", "sigmoid"]
 
@@ -33,7 +36,6 @@ _LAYERS: dict[Kind, tuple[type[nn.Module], ...]] = {
 }
 #: Nodes of the autograd graph that only reshape, copy or cast.
 _RESHAPING = re.compile(r"View|Alias|Squeeze|Unsqueeze|Flatten|Clone|Copy|Permute|Transpose|Slice|^T$")
-_LAST: dict[str, Kind] = {"Softmax": "softmax", "LogSoftmax": "log-softmax", "Sigmoid": "sigmoid"}
 
 
 def outputs_of(module: nn.Module, images: Tensor) -> Tensor:
@@ -42,44 +44,29 @@ def outputs_of(module: nn.Module, images: Tensor) -> Tensor:
 
 
 def change_outputs(module: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
-    """A network whose outputs are changed; TorchScript takes no hooks and is wrapped first."""
-    if isinstance(module, torch.jit.ScriptModule):
-        module = LogitsOf(module)
-
-    def after(_: nn.Module, __: tuple[Any, ...], output: Any) -> Tensor:
-        return change(unwrap_logits(output))
-
-    module.register_forward_hook(after)
-    return module
+    """A network whose outputs are changed."""
+    return hook(module, after=lambda _, __, output: change(unwrap_logits(output)))
 
 
 def kind_of(output: Tensor) -> Kind:
     """Probabilities, log-probabilities or logits, by their values and by the operation that made them."""
     if output.shape[1] > 1:
-        is_share = bool((output >= 0).all()) and _is_near(output.sum(dim=1), 1)
-        if is_share:
+        if bool((output >= 0).all()) and _is_near(output.sum(dim=1), 1):
             return "softmax"
         if _is_near(torch.logsumexp(output, dim=1), 0):
             return "log-softmax"
-    last = _last_operation(output)
-    return "sigmoid" if last == "sigmoid" else "logits"
+    node = output.grad_fn
+    while node is not None and _RESHAPING.search(_operation(node)):
+        node = node.next_functions[0][0] if node.next_functions else None
+    return "sigmoid" if node is not None and _operation(node) == "Sigmoid" else "logits"
+
+
+def _operation(node: Node) -> str:
+    return node.name().rstrip("0123456789").removesuffix("Backward")
 
 
 def _is_near(values: Tensor, value: float) -> bool:
     return bool(((values - value).abs() < _TOLERANCE).all())
-
-
-def _last_operation(output: Tensor) -> Kind:
-    """The operation that made a tensor, where it is a head of probabilities and only reshapes follow it."""
-    node = output.grad_fn
-    while node is not None:
-        name = node.name().rstrip("0123456789").removesuffix("Backward")
-        if name in _LAST:
-            return _LAST[name]
-        if not _RESHAPING.search(name):
-            break
-        node = node.next_functions[0][0] if node.next_functions else None
-    return "logits"
 
 
 def without_probabilities(module: nn.Module, images: Tensor, output: Tensor, kind: Kind) -> tuple[nn.Module, str]:
@@ -108,11 +95,7 @@ def without_probabilities(module: nn.Module, images: Tensor, output: Tensor, kin
 
 
 class _AfterSigmoid(Wrapper):
-    """Wraps a network that gives sigmoids, whose logits are computed back; never cast, for bf16 knows few p near 1.
-
-    Args:
-        wrapped: images -> sigmoids of logits.
-    """
+    """Wraps a network that gives sigmoids, whose logits are computed back; never cast, for bf16 knows few p near 1."""
 
     def forward(self, images: Tensor) -> Tensor:
         """Images -> logits."""
@@ -134,11 +117,7 @@ class _Recorder(TorchFunctionMode):
 
 
 class _BeforeSigmoid(Wrapper):
-    """Wraps a network whose forward ends in a call of a sigmoid: log(p / (1 - p)) would be infinite where p is 1.
-
-    Args:
-        wrapped: images -> sigmoids of logits.
-    """
+    """Wraps a network whose forward ends in a call of a sigmoid: log(p / (1 - p)) would be infinite where p is 1."""
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, images: Tensor) -> Tensor:

@@ -6,21 +6,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
-from dfadc.contract import ContractFields, ImageContract, Task
+from dfadc.contract import ImageContract, Task
 from dfadc.errors import DfadcError
 from dfadc.networks.adaptation import BATCH, adapt, random_images
 from dfadc.networks.logits import LogitsOf
 from dfadc.networks.user_code import running_user_code
-from dfadc.teacher.gradients import keep_gradients_
 from dfadc.teacher.image_form import find_form
-from dfadc.teacher.output_head import Head, as_logits
-from dfadc.teacher.outputs import choose_output
+from dfadc.teacher.outputs import as_logits, choose_output
 from dfadc.teacher.probabilities import outputs_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from dfadc.contract import ContractFields
+    from dfadc.teacher.plan import TeacherPlan
 
 #: Torchvision's networks that bear channels_last, single images and any number of them, as a test shows.
 KNOWN_FAMILIES = tuple(
@@ -64,30 +66,21 @@ class DryRun:
         return {"num_classes": shape, "task": "a sigmoid for each output" if self.task == "multilabel" else shape}
 
 
-def run_dry(
-    module: nn.Module,
-    fields: ContractFields,
-    input_size: tuple[int, int, int],
-    *,
-    is_known: bool = False,
-    output: str | None = None,
-    cut: str = "",
-) -> DryRun:
-    """Sends random images in the contract's value range through a network, on the CPU.
+def run_dry(plan: TeacherPlan, module: nn.Module) -> DryRun:
+    """Sends random images in the contract's value range through a teacher's network, on the CPU.
 
     Args:
-        module: the frozen network, in eval mode.
-        fields: what is known of its contract.
-        input_size: (C, H, W).
-        is_known: the network bears every call (:data:`KNOWN_FAMILIES`), so one forward is enough.
-        output: path of the logits among several outputs.
-        cut: name of the last layer that the file's reader left out.
+        plan: of the teacher.
+        module: its network, frozen, in eval mode.
 
     Raises:
-        DfadcError: it cannot take the images, gives no gradient to them, or its outputs are not finite logits.
+        DfadcError: its size is unknown, it cannot take the images, gives no gradient to them, or its outputs are not
+            finite logits.
     """
-    contract = ImageContract(input_size, num_classes=2, mean=fields.mean, std=fields.std)
-    images = random_images(contract)
+    fields, identity = plan.fields, plan.identity
+    images = random_images(ImageContract(plan.known_input_size(), num_classes=2, mean=fields.mean, std=fields.std))
+    output = None if plan.contents.has_chosen_output else plan.contents.output
+    is_known = identity.module is None and identity.architecture.startswith(KNOWN_FAMILIES)
     notes: list[str] = []
     with _watching_first_norm(module) as watched:
         if not is_known or output is not None:
@@ -95,7 +88,7 @@ def run_dry(
         with running_user_code("the teacher cannot take its images", "check --input-size"):
             outputs = outputs_of(module, images[:BATCH])
             if not outputs.requires_grad:
-                keep_gradients_(module)
+                _keep_gradients_(module)
                 outputs = outputs_of(module, images[:BATCH])
                 notes.append("its forward computes without gradients (no_grad): they are kept")
     if not outputs.requires_grad:
@@ -104,10 +97,35 @@ def run_dry(
             "its forward runs under inference_mode, detaches, computes on integers, or returns class indices (argmax); "
             "adversarial distillation needs the gradient",
         )
-    head = as_logits(module, images[:BATCH], outputs, fields, cut=cut)
-    num_classes, task = _classes_of(head)
-    warnings = (*_judge_logits(head.logits), *_judge_images(watched))
-    return DryRun(head.module, num_classes, task, (*notes, *head.notes, *warnings))
+    head = as_logits(module, images[:BATCH], outputs, fields, cut=plan.contents.cut_head)
+    logits = head.logits
+    if logits.ndim not in (2, 4) or len(logits) != BATCH:
+        raise DfadcError(
+            f"the teacher's outputs for {BATCH} images have shape {tuple(logits.shape)}",
+            "logits must be (N, K) for classification or (N, K, H, W) for segmentation",
+        )
+    task: Task = "multilabel" if head.is_multilabel else "classification" if logits.ndim == 2 else "segmentation"
+    warnings = (*_judge_logits(logits), *_judge_images(watched))
+    return DryRun(head.module, int(logits.shape[1]), task, (*notes, *head.notes, *warnings))
+
+
+def _keep_gradients_(module: nn.Module) -> None:
+    """Lets gradients flow through layers that are called under ``torch.no_grad``, in place; TorchScript stays.
+
+    Transfer learning computes with frozen parts so. Each layer puts back the caller's mode; the block ends as it would.
+    """
+    is_enabled = True
+
+    def remember(_: nn.Module, __: object) -> None:
+        nonlocal is_enabled
+        is_enabled = torch.is_grad_enabled()
+
+    def put_back(_: nn.Module, __: object) -> None:
+        torch.set_grad_enabled(is_enabled)
+
+    for layer in module.modules():
+        if not isinstance(layer, torch.jit.ScriptModule):
+            layer.register_forward_pre_hook(remember if layer is module else put_back)
 
 
 @contextmanager
@@ -124,11 +142,8 @@ def _watching_first_norm(module: nn.Module) -> Iterator[list[Tensor]]:
         seen = inputs[0].detach().float().var(dim=(0, 2, 3)).clamp(min=_SMALLEST_VARIANCE)
         ratios.append(remembered / seen)
 
-    handle = norm.register_forward_pre_hook(compare)
-    try:
+    with norm.register_forward_pre_hook(compare):
         yield ratios
-    finally:
-        handle.remove()
 
 
 def _judge_images(ratios: list[Tensor]) -> tuple[str, ...]:
@@ -154,26 +169,13 @@ def _adapted(
 
     ResNet-50 at 224 px takes nine times as long to adapt as one forward takes.
     """
-    formed = find_form(module, images)
-    notes = list(formed.notes)
-    path = None if formed.output is None else choose_output(formed.output, images[:BATCH], output, fields)
-    module = formed.module
+    module, outputs, notes = find_form(module, images)
+    path = None if outputs is None else choose_output(outputs, images[:BATCH], output, fields)
     if path is not None:
         module = LogitsOf(module, output=path)
         notes.append(f"of several outputs {path} is taken (--output {path})")
     tried = adapt(module, images, "the teacher", learns=False)
     return tried.module, [*notes, *tried.notes]
-
-
-def _classes_of(head: Head) -> tuple[int, Task]:
-    logits = head.logits
-    if logits.ndim in (2, 4) and logits.shape[0] == BATCH:
-        of_images: Task = "multilabel" if head.is_multilabel else "classification"
-        return int(logits.shape[1]), of_images if logits.ndim == 2 else "segmentation"
-    raise DfadcError(
-        f"the teacher's outputs for {BATCH} images have shape {tuple(logits.shape)}",
-        "logits must be (N, K) for classification or (N, K, H, W) for segmentation",
-    )
 
 
 def _judge_logits(logits: Tensor) -> tuple[str, ...]:
@@ -189,7 +191,6 @@ def _judge_logits(logits: Tensor) -> tuple[str, ...]:
             f"the logits reach {scale:,.0f} on images in the contract's range: --mean, --std or the value range may be "
             "wrong"
         )
-    spread = (logits[0] - logits[1]).abs().max()
-    if float(spread) <= _CONSTANT_TOLERANCE * float(logits.abs().max()):
+    if float((logits[0] - logits[1]).abs().max()) <= _CONSTANT_TOLERANCE * scale:
         warnings.append("two different random images give the same outputs: the teacher may be dead or untrained")
     return tuple(warnings)

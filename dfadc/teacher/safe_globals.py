@@ -38,25 +38,13 @@ def _plain_tensor(function: Callable[..., Tensor], _type: object, arguments: tup
     raise pickle.UnpicklingError("it rebuilds a tensor by an unknown function")
 
 
-def _bytes(text: str, encoding: str) -> bytes:
-    """Bytes as protocol 2 writes them."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"it encodes text as {encoding!r}")
-    return text.encode("latin1")
-
-
-def _bytes_of(values: object = b"", encoding: str = "latin1") -> bytes:
-    """Bytes of what protocols 0 to 2 call ``bytes`` and ``bytearray`` with; not of a number, which is a size."""
-    if isinstance(values, str):
-        return _bytes(values, encoding.replace("-", ""))
+def _bytes(values: object = b"", encoding: str = "latin1") -> bytes:
+    """Bytes of what protocols 0 to 2 call ``bytes``, ``bytearray`` and ``_codecs.encode`` with; never of a size."""
+    if isinstance(values, str) and encoding in ("latin1", "latin-1"):
+        return values.encode("latin1")
     if isinstance(values, bytes | list | tuple):
         return bytes(values)
-    raise pickle.UnpicklingError("it makes bytes of an unknown object")
-
-
-def _dictionary(*_: object) -> dict[Any, Any]:
-    """An empty dictionary instead of a ``defaultdict``, whose factory is left out."""
-    return {}
+    raise pickle.UnpicklingError(f"it makes {encoding} bytes of a {type(values).__name__}")
 
 
 #: Globals that are called with the file's arguments, by the name that a file calls them. None acts outside its result.
@@ -69,14 +57,14 @@ CALLABLES: dict[str, Callable[..., Any]] = {
     "torch.Size": torch.Size,
     "torch.device": torch.device,
     "collections.OrderedDict": OrderedDict,
-    "collections.defaultdict": _dictionary,
+    "collections.defaultdict": lambda *_: {},  # its factory is left out
     "builtins.dict": dict,
     "builtins.list": list,
     "builtins.tuple": tuple,
     "builtins.set": set,
     "builtins.frozenset": frozenset,
-    "builtins.bytes": _bytes_of,
-    "builtins.bytearray": _bytes_of,
+    "builtins.bytes": _bytes,
+    "builtins.bytearray": _bytes,
     "builtins.complex": complex,
     "_codecs.encode": _bytes,
     "functools.partial": functools.partial,

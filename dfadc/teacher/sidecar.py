@@ -14,7 +14,7 @@ from dfadc.networks.published_config import read_published_configs
 from dfadc.networks.stems import Stem, parse_stem
 
 if TYPE_CHECKING:
-    from dfadc.teacher.read import TeacherFile
+    from dfadc.teacher.teacher_file import TeacherFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +42,17 @@ def read_statements(contents: TeacherFile) -> list[Statement]:
                 parse_stem(metadata.get(STEM_KEY, "default"), contents.path),
             )
         )
-    if (sidecar := _sidecar_of(contents.path)) is not None:
-        statements.append(_read_sidecar(sidecar))
-    for name, fields in read_published_configs(contents.path):
-        statements.append(Statement(name, fields))
-    return statements
+    sidecar, values = _read_sidecar(contents.path)
+    if sidecar is not None:
+        values.pop("output", None)  # see stated_output
+        architecture, stem = values.pop("architecture", None), values.pop("stem", None)
+        try:
+            fields = ContractFields.from_dict(values)
+        except DfadcError as exc:
+            raise DfadcError(f"{sidecar}: {exc.message}", exc.hint) from exc
+        name = None if architecture is None else str(architecture)
+        statements.append(Statement(sidecar.name, fields, name, None if stem is None else parse_stem(stem, sidecar)))
+    return statements + [Statement(name, fields) for name, fields in read_published_configs(contents.path)]
 
 
 def sidecar_paths(path: Path) -> tuple[str, ...]:
@@ -60,39 +66,17 @@ def stated_output(path: Path) -> str | None:
     Raises:
         DfadcError: the sidecar cannot be read.
     """
-    sidecar = _sidecar_of(path)
-    output = None if sidecar is None else _values(sidecar).get("output")
+    output = _read_sidecar(path)[1].get("output")
     return None if output is None else str(output)
 
 
-def _sidecar_of(path: Path) -> Path | None:
-    return next((Path(sidecar) for sidecar in sidecar_paths(path) if Path(sidecar).is_file()), None)
-
-
-def _values(path: Path) -> dict[str, Any]:
-    """Fields of a sidecar, those of its section ``contract`` among them.
-
-    Raises:
-        DfadcError: it cannot be read.
-    """
+def _read_sidecar(path: Path) -> tuple[Path | None, dict[str, Any]]:
+    """The sidecar of a teacher, where there is one, and its fields, those of its section ``contract`` among them."""
+    sidecar = next((Path(each) for each in sidecar_paths(path) if Path(each).is_file()), None)
+    if sidecar is None:
+        return None, {}
     try:
-        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        values: dict[str, Any] = tomllib.loads(sidecar.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
-        raise DfadcError(f"cannot read the sidecar {path}: {exc}") from exc
-    return {**values.pop("contract", {}), **values}
-
-
-def _read_sidecar(path: Path) -> Statement:
-    values = _values(path)
-    values.pop("output", None)  # see stated_output
-    architecture, stem = values.pop("architecture", None), values.pop("stem", None)
-    try:
-        fields = ContractFields.from_dict(values)
-    except DfadcError as exc:
-        raise DfadcError(f"{path}: {exc.message}", exc.hint) from exc
-    return Statement(
-        path.name,
-        fields,
-        None if architecture is None else str(architecture),
-        None if stem is None else parse_stem(stem, path),
-    )
+        raise DfadcError(f"cannot read the sidecar {sidecar}: {exc}") from exc
+    return sidecar, {**values.pop("contract", {}), **values}

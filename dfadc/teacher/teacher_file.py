@@ -23,6 +23,11 @@ SAVE_AGAIN = (
 DAMAGED = "the file is damaged or cut off: copy or download it again"
 
 
+def first_line(exc: BaseException | None) -> str:
+    """First line of a foreign error's text; its type where it has none."""
+    return (str(exc).strip() or type(exc).__name__).splitlines()[0]
+
+
 @dataclass(frozen=True, slots=True)
 class TeacherFile:
     """The contents of a teacher file: either weights or a whole module.
@@ -59,3 +64,8 @@ class TeacherFile:
     has_chosen_output: bool = False
     inert: tuple[str, ...] = ()
     network_class: str = ""
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All weights by name, those of a module included."""
+        return dict(self.state_dict or {}) if self.module is None else self.module.state_dict()

@@ -6,6 +6,7 @@ libraries (``meta``) and any dictionary with the usual names. Weights are facts 
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,11 @@ _ARCHITECTURE = ("arch", "architecture", "model_name", "model", "backbone", "enc
 _SIZE = ("val_crop_size", "input_size", "img_size", "image_size", "imsize", "img_dim", "resolution", "crop_size")
 _STATISTICS = (("mean", "std"), ("image_mean", "image_std"), ("img_mean", "img_std"), ("norm_mean", "norm_std"))
 _CLASSES = ("class_names", "classes", "CLASSES", "labels", "idx_to_class", "class_to_idx")
-_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+_WANTED = {
+    *(*_ARCHITECTURE, *_SIZE, *_CLASSES, *(name for pair in _STATISTICS for name in pair)),
+    *("crop_pct", "val_resize_size", "interpolation"),
+}
 _DEPTH = 4
 
 
@@ -62,7 +67,10 @@ class TrainingArguments:
 
     def to_fields(self, *, channels: int | None, num_classes: int | None) -> ContractFields:
         """The contract's fields, as far as they fit the weights' channels and classes."""
-        documented = self._timm_defaults() if self.is_timm else ContractFields()
+        documented = ContractFields()
+        if self.is_timm:  # its script used the network's own defaults for what its arguments leave open
+            with contextlib.suppress(DfadcError):
+                documented = documented_contract(f"timm:{self.values.get('model', '')}")
         channels = channels or 3
         side = self.side or (documented.input_size[1:] if documented.input_size else None)
         mean, std = self._statistics(channels)
@@ -77,33 +85,24 @@ class TrainingArguments:
             preprocessing=self._preprocessing(side) or documented.preprocessing,
         )
 
-    def _timm_defaults(self) -> ContractFields:
-        """Defaults of timm for the network, which its script used for what its arguments leave open."""
-        name = str(self.values.get("model", ""))
-        try:
-            return documented_contract(f"timm:{name}")
-        except DfadcError:
-            return ContractFields()
-
     def _statistics(self, channels: int) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
         for names in _STATISTICS:
             mean, std = (_floats(self.values.get(name), channels) for name in names)
             if mean and std and min(std) > 0:
-                is_bytes = max(map(abs, mean)) > 1 or max(std) > 1
-                factor = 255 if is_bytes else 1
+                factor = 255 if max(*map(abs, mean), *std) > 1 else 1
                 return tuple(value / factor for value in mean), tuple(value / factor for value in std)
         if self.is_reference and channels == 3:
-            return _IMAGENET["mean"], _IMAGENET["std"]
+            return IMAGENET["mean"], IMAGENET["std"]
         return None, None
 
     def _class_names(self) -> tuple[str, ...] | None:
         for key in _CLASSES:
             value = self.values.get(key)
             if isinstance(value, Mapping) and value:
-                pairs = [(index, name) if _is_name(name) else (name, index) for name, index in value.items()]
+                pairs = [(index, name) if isinstance(name, str) else (name, index) for name, index in value.items()]
                 by_index = {index: name for index, name in pairs if isinstance(index, int)}
                 value = [by_index.get(index) for index in range(len(pairs))]
-            if isinstance(value, Sequence) and len(value) > 1 and all(map(_is_name, value)):
+            if isinstance(value, Sequence) and len(value) > 1 and all(isinstance(name, str) for name in value):
                 return tuple(value)
         return None
 
@@ -113,12 +112,10 @@ class TrainingArguments:
         if isinstance(resized, int) and resized > 0 and side is not None:
             share = side[0] / resized
         interpolation = str(self.values.get("interpolation") or "bilinear")
-        if not isinstance(share, int | float) or isinstance(share, bool):
-            return None
-        try:
-            return Preprocessing(crop_share=float(share), interpolation=interpolation)  # type: ignore[arg-type]
-        except DfadcError:
-            return None
+        if isinstance(share, int | float) and not isinstance(share, bool):
+            with contextlib.suppress(DfadcError):
+                return Preprocessing(crop_share=float(share), interpolation=interpolation)  # type: ignore[arg-type]
+        return None
 
 
 def read_training_arguments(value: object) -> TrainingArguments | None:
@@ -127,22 +124,20 @@ def read_training_arguments(value: object) -> TrainingArguments | None:
         return None
     found: dict[str, Any] = {}
     for key, entry in _entries(value):
-        if key in found or entry is None:
-            continue
-        found[key] = entry
-    wanted = {*_ARCHITECTURE, *_SIZE, *_CLASSES, *(name for pair in _STATISTICS for name in pair), "crop_pct"}
-    found = {key: entry for key, entry in found.items() if key in wanted | {"val_resize_size", "interpolation"}}
+        if key in _WANTED and entry is not None:
+            found.setdefault(key, entry)
     if not found:
         return None
     keys = [key for key in _CONTAINERS if _arguments_in(value.get(key)) is not None]
-    arguments = _plain_mapping(value.get("args")) or {}
-    is_timm = {"model", "crop_pct"} <= arguments.keys() and bool({"in_chans", "gp", "drop_path"} & arguments.keys())
-    is_reference = not is_timm and {"model", "data_path"} <= arguments.keys()
-    kind = (
-        "timm's training script" if is_timm else "torchvision's reference script" if is_reference else "the checkpoint"
-    )
+    arguments = plain(value.get("args"))
+    names = arguments.keys() if isinstance(arguments, Mapping) else set()
+    is_timm = {"model", "crop_pct"} <= names and bool({"in_chans", "gp", "drop_path"} & names)
+    is_reference = not is_timm and {"model", "data_path"} <= names
+    kind = "the checkpoint"
     if "pytorch-lightning_version" in value:
         kind = "PyTorch Lightning"
+    elif is_timm or is_reference:
+        kind = "timm's training script" if is_timm else "torchvision's reference script"
     place = f" ({', '.join(keys[:3])})" if keys else ""
     return TrainingArguments(f"arguments of {kind}{place}", found, is_timm, is_reference)
 
@@ -164,15 +159,12 @@ def plain(value: object) -> object:
     return attributes | {key: entry for key, entry in value.entries.items() if isinstance(key, str)}
 
 
-def _plain_mapping(value: object) -> Mapping[Any, Any] | None:
-    found = plain(value)
-    return found if isinstance(found, Mapping) else None
-
-
 def _arguments_in(value: object) -> Mapping[Any, Any] | None:
     """A mapping of arguments; None for a mapping that holds weights."""
-    found = _plain_mapping(value)
-    return None if found is None or any(isinstance(entry, Tensor) for entry in found.values()) else found
+    found = plain(value)
+    if isinstance(found, Mapping) and not any(isinstance(entry, Tensor) for entry in found.values()):
+        return found
+    return None
 
 
 def _entries(value: Mapping[Any, Any], depth: int = _DEPTH) -> Iterator[tuple[str, Any]]:
@@ -208,7 +200,3 @@ def _floats(value: object, channels: int) -> tuple[float, ...] | None:
         numbers = [entry for entry in value if isinstance(entry, int | float) and math.isfinite(entry)]
         return tuple(map(float, numbers)) if len(numbers) == channels else None
     return None
-
-
-def _is_name(value: object) -> bool:
-    return isinstance(value, str)

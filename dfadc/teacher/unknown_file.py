@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from dfadc.errors import DfadcError
+from dfadc.networks.published_config import PUBLISHED_WEIGHTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -13,33 +14,26 @@ if TYPE_CHECKING:
 
 _TEACHER = "a teacher is a .safetensors file or a checkpoint of torch.save"
 _AGAIN = "copy or download it again"
+_PADDLE = "export the network with paddle2onnx, or convert its arrays to a torch state dict"
+_SAVE_WEIGHTS = "load it where it was written and save its weights: torch.save(network.state_dict(), 'teacher.pt')"
+_SAVED_MODEL = "convert it with tf2onnx, or give PyTorch weights"
+_TORCH7 = "convert it to a PyTorch state dict, e.g. with the package torchfile"
 _BEGINNINGS: tuple[tuple[re.Pattern[bytes], str, str], ...] = tuple(
     (re.compile(pattern, re.DOTALL | re.IGNORECASE), description, remedy)
     for pattern, description, remedy in (
         (rb"\s*(<!doctype|<html|<\?xml)", "an HTML page (a download that failed?)", _AGAIN),
         (rb"\s*version https://git-lfs", "a Git LFS pointer (run `git lfs pull`)", "run `git lfs pull` beside it"),
-        (
-            rb"\x80.{0,40}(joblib|sklearn)",
-            "a pickle of joblib or scikit-learn",
-            "only neural networks can teach; give a PyTorch checkpoint",
-        ),
-        (
-            rb"\x80.{0,200}StructuredToParameterName@@",
-            "a PaddlePaddle checkpoint",
-            "export it with paddle2onnx, or convert its arrays to a torch state dict",
-        ),
-        (
-            rb"\x80",
-            "a plain Python pickle, which only running it could open",
-            "load it where it was written and save its weights: torch.save(network.state_dict(), 'teacher.pt')",
-        ),
+        (rb"\x80.{0,40}(joblib|sklearn)", "a pickle of joblib or scikit-learn", "give a neural network of PyTorch"),
+        (rb"\x80.{0,200}StructuredToParameterName@@", "a PaddlePaddle checkpoint", _PADDLE),
+        (rb"\x80", "a plain Python pickle, which only running it could open", _SAVE_WEIGHTS),
         (rb"....TFL3", "a TensorFlow Lite model", "give the network that it was converted from"),
+        (rb"[\x01-\x04]\0\0\0.{4}[\x01-\x04]\0\0\0V \d", "a Torch7 file (.t7, Lua)", _TORCH7),
+        (rb"\x08\x01\x12.{0,2}\x0a", "a TensorFlow SavedModel", _SAVED_MODEL),
         (
-            rb"[\x01-\x04]\0\0\0.{4}[\x01-\x04]\0\0\0V \d",
-            "a Torch7 file (.t7, Lua)",
-            "convert it to a PyTorch state dict, e.g. with the package torchfile",
+            rb"[a-z]trt",
+            "a TensorRT engine for one GPU, without gradients",
+            "give the PyTorch weights it was built from",
         ),
-        (rb"\x08\x01\x12.{0,2}\x0a", "a TensorFlow SavedModel", "convert it with tf2onnx, or give PyTorch weights"),
         (rb"\x93NUMPY", "a NumPy array", "save named weights: torch.save({name: tensor}, 'teacher.pt')"),
         (rb"\x1f\x8b", "a gzip archive", "unpack it and name the file inside"),
         (rb".{257}ustar", "a tar archive", "unpack it and name the file inside"),
@@ -47,13 +41,7 @@ _BEGINNINGS: tuple[tuple[re.Pattern[bytes], str, str], ...] = tuple(
         (rb"\s*[{\[]", "JSON text", _TEACHER),
     )
 )
-_WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-    "mp_rank_00_model_states.pt",
-)
+_WEIGHTS = (*PUBLISHED_WEIGHTS, "mp_rank_00_model_states.pt")
 _SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", ".bin", ".tar")
 _BESIDE = ("optimizer", "scheduler", "training_args", "random_states", "rng_state", "scaler", "sampler")
 
@@ -78,7 +66,7 @@ def describe_archive(names: Sequence[str]) -> tuple[str, str]:
             "save them as tensors: torch.save({name: torch.from_numpy(array)}, 'teacher.pt')",
         )
     if any("paddle" in name for name in names):
-        return "an archive of PaddlePaddle", "export the network with paddle2onnx"
+        return "an archive of PaddlePaddle", _PADDLE
     return "a zip archive, but no PyTorch file", "unpack it and name the file inside"
 
 
@@ -103,7 +91,7 @@ def weights_in_folder(folder: Path) -> Path:
             "join them: python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER teacher.pt",
         )
     if (folder / "saved_model.pb").is_file():
-        raise DfadcError(f"{folder} is a TensorFlow SavedModel", "convert it with tf2onnx, or give PyTorch weights")
+        raise DfadcError(f"{folder} is a TensorFlow SavedModel", _SAVED_MODEL)
     found = sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES and not path.name.startswith(_BESIDE))
     if len(found) == 1:
         return found[0]

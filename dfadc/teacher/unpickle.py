@@ -125,13 +125,10 @@ class InertUnpickler(_Base):  # type: ignore[misc] # typeshed does not know the 
             instance.state = state
         elif isinstance(instance, nn.Module) and isinstance(state, dict):
             type(instance).__setstate__(instance, state)
-        elif type(instance) is OrderedDict:
-            # The formats' versions of a state dict's modules, which some layers ask for.
-            if isinstance(state, dict) and "_metadata" in state:
-                vars(instance)["_metadata"] = state["_metadata"]
         elif type(instance) is functools.partial:
             functools.partial.__setstate__(instance, state)  # type: ignore[attr-defined]
-        elif not isinstance(instance, nn.Parameter):
+        elif type(instance) is not OrderedDict and not isinstance(instance, nn.Parameter):
+            # Of a state dict it is the formats' versions of its modules, which its own network states as well.
             raise pickle.UnpicklingError(f"it sets the state of a {type(instance).__name__}")
 
     def _set_items(self, items: list[Any]) -> None:
@@ -156,10 +153,6 @@ class InertUnpickler(_Base):  # type: ignore[misc] # typeshed does not know the 
         value, key = self.stack.pop(), self.stack.pop()
         self._set_items([key, value])
 
-    def _append(self) -> None:
-        element = self.stack.pop()
-        self._extend([element])
-
     def _persistent(self) -> None:
         pid = self.stack.pop()
         # Before 2020 a module's class was saved with its source, which torch would read and compare.
@@ -181,7 +174,7 @@ class InertUnpickler(_Base):  # type: ignore[misc] # typeshed does not know the 
             pickle.BUILD[0]: _build,
             pickle.SETITEM[0]: _setitem,
             pickle.SETITEMS[0]: lambda self: self._set_items(self.pop_mark()),
-            pickle.APPEND[0]: _append,
+            pickle.APPEND[0]: lambda self: self._extend([self.stack.pop()]),
             pickle.APPENDS[0]: lambda self: self._extend(self.pop_mark()),
             pickle.ADDITEMS[0]: lambda self: self._extend(self.pop_mark()),
             pickle.BINPERSID[0]: _persistent,
@@ -196,10 +189,7 @@ def inert_pickle_module() -> Any:
     class Unpickler(InertUnpickler):
         seen: set[str] = set()  # noqa: RUF012 -- one set for all unpicklers of the file
 
-    def load(stream: IO[bytes], **settings: Any) -> object:
-        return Unpickler(stream, **settings).load()
-
-    return SimpleNamespace(Unpickler=Unpickler, load=load, __name__="dfadc.teacher.unpickle")
+    return _pickle_module(Unpickler)
 
 
 def trusting_pickle_module(code: str | None) -> Any:
@@ -217,10 +207,16 @@ def trusting_pickle_module(code: str | None) -> Any:
                 return getattr(import_file(Path(place)), name)
             return super().find_class(module_name, name)
 
-    def load(stream: IO[bytes], **settings: Any) -> object:
-        return Unpickler(stream, **settings).load()
+    return _pickle_module(Unpickler)
 
-    return SimpleNamespace(Unpickler=Unpickler, load=load, __name__="pickle")
+
+def _pickle_module(unpickler: Any) -> SimpleNamespace:
+    """The parts of the ``pickle`` module that ``torch.load`` uses."""
+
+    def load(stream: IO[bytes], **settings: Any) -> object:
+        return unpickler(stream, **settings).load()
+
+    return SimpleNamespace(Unpickler=unpickler, load=load, __name__="dfadc.teacher.unpickle")
 
 
 def _name(value: object) -> str:

@@ -24,6 +24,13 @@ _OF_TRAINING = re.compile(
 AVERAGED = re.compile(r"(^|[_./])(ema|model_ema|averaged?|averaging|avg|swa|shadow|polyak)([_./]|\d|$)", re.IGNORECASE)
 #: Tensors that profilers and averaging add to a state dict.
 _ADDED = re.compile(r"(^|\.)(total_ops|total_params|n_averaged|num_averaged|_extra_state)$")
+#: State of one parameter in an optimizer.
+_OF_AN_OPTIMIZER = {
+    *("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "acc_delta", "grad_avg"),
+}
+#: Names of two parts of a network that are saved apart.
+_BODIES = {"backbone", "encoder", "features", "body", "feature_extractor"}
+_ENDS = {"head", "classifier", "fc", "decoder", "neck", "linear"}
 #: Counters beside the weights, where they are single numbers at the top.
 _COUNTERS = re.compile(r"^(steps?|global_step|num_updates|epoch|iteration|decay|optimization_step)$")
 
@@ -43,6 +50,11 @@ class FoundWeights:
     tensors: Mapping[str, Tensor]
     network: object = None
     notes: tuple[str, ...] = field(default=())
+
+    @property
+    def name(self) -> str:
+        """The key, for a text."""
+        return self.key or "(top)"
 
     @property
     def num_elements(self) -> int:
@@ -65,16 +77,14 @@ def weight_candidates(
     seen.add(id(value))
     if is_network(value):
         network = _inside_wrappers(value)
-        yield FoundWeights(key, drop_added(flatten_network(network))[0], network)
+        yield FoundWeights(key, _without_added(flatten_network(network)), network)
         return
     children = _children(value)
     tensors = {name: entry for name, entry in children if isinstance(name, str) and isinstance(entry, Tensor)}
     if arrays := _arrays(children):
-        tensors |= arrays
-        notes = ("its NumPy arrays were read as tensors",)
-        yield FoundWeights(key, drop_added(tensors)[0], notes=notes)
-    elif tensors and not _is_optimizer_state(tensors):
-        yield FoundWeights(key, drop_added(value if _is_plain(value, tensors) else tensors)[0])  # type: ignore[arg-type]
+        yield FoundWeights(key, _without_added(tensors | arrays), notes=("its NumPy arrays were read as tensors",))
+    elif not tensors.keys() <= _OF_AN_OPTIMIZER:
+        yield FoundWeights(key, _without_added(tensors))
     parts: list[tuple[str, FoundWeights]] = []
     for name, entry in children:
         if isinstance(name, str) and _OF_TRAINING.search(name):
@@ -87,18 +97,15 @@ def weight_candidates(
     yield from _joined(key, parts)
 
 
-def drop_added(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """The weights without what profilers and averaging added, and without wrapper prefixes; and the dropped names."""
-    kept = {
-        name: tensor
-        for name, tensor in tensors.items()
-        if not (_ADDED.search(name) or (tensor.numel() == 1 and _COUNTERS.match(name)))
-    }
-    metadata = getattr(tensors, "_metadata", None)
-    stripped = strip_wrapper_prefixes(kept)
-    if metadata is not None and stripped.keys() == tensors.keys():
-        return dict(tensors), []
-    return stripped, [name for name in tensors if name not in kept]
+def _without_added(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights without what profilers and averaging added, and without wrapper prefixes."""
+    return strip_wrapper_prefixes(
+        {
+            name: tensor
+            for name, tensor in tensors.items()
+            if not (_ADDED.search(name) or (tensor.numel() == 1 and _COUNTERS.match(name)))
+        }
+    )
 
 
 def split_average(found: FoundWeights) -> list[FoundWeights]:
@@ -107,7 +114,7 @@ def split_average(found: FoundWeights) -> list[FoundWeights]:
     for name, tensor in found.tensors.items():
         prefix, _, rest = name.partition(".")
         groups.setdefault(prefix, {})[rest] = tensor
-    parts = [FoundWeights(f"{found.key}.{prefix}".strip("."), drop_added(group)[0]) for prefix, group in groups.items()]
+    parts = [FoundWeights(f"{found.key}.{prefix}".strip("."), _without_added(each)) for prefix, each in groups.items()]
     largest = max(parts, key=lambda part: part.num_elements)
     versions = [part for part in parts if is_version_of(part, largest)]
     if found.network is None and len(versions) > 1 and any(AVERAGED.search(part.key) for part in versions):
@@ -121,10 +128,7 @@ def _joined(key: str, parts: list[tuple[str, FoundWeights]]) -> Iterator[FoundWe
     shapes = [found.shapes for _, found in used]
     if len(used) > 1 and all(first != second for i, first in enumerate(shapes) for second in shapes[:i]):
         names = {name for name, _ in used}
-        is_split = names & {"backbone", "encoder", "features", "body", "feature_extractor"} and names & {
-            "head", "classifier", "fc", "decoder", "neck", "linear",
-        }  # fmt: skip
-        if is_split:
+        if names & _BODIES and names & _ENDS:
             tensors = {f"{name}.{inner}": tensor for name, found in used for inner, tensor in found.tensors.items()}
             yield FoundWeights(key, tensors)
 
@@ -147,10 +151,6 @@ def _children(value: object) -> list[tuple[object, object]]:
     return []
 
 
-def _is_plain(value: object, tensors: Mapping[str, Tensor]) -> bool:
-    return isinstance(value, Mapping) and len(value) == len(tensors)
-
-
 def _inside_wrappers(value: object) -> object:
     """The network inside DataParallel and its like: what is alone under the name ``module``."""
     attributes = value.attributes if isinstance(value, Record) else vars(value)
@@ -160,20 +160,6 @@ def _inside_wrappers(value: object) -> object:
         if is_network(inner):
             return _inside_wrappers(inner)
     return value
-
-
-def _is_optimizer_state(tensors: Mapping[str, Tensor]) -> bool:
-    known = {
-        "step",
-        "exp_avg",
-        "exp_avg_sq",
-        "max_exp_avg_sq",
-        "momentum_buffer",
-        "square_avg",
-        "acc_delta",
-        "grad_avg",
-    }
-    return tensors.keys() <= known
 
 
 def is_version_of(found: FoundWeights, other: FoundWeights) -> bool:

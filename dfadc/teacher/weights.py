@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import takewhile
 
 from dfadc.errors import DfadcError
 from dfadc.teacher.module_tree import is_complete
 from dfadc.teacher.weight_candidates import AVERAGED, FoundWeights, is_version_of, split_average, weight_candidates
 
-#: Keys of one network's weights at several times, the preferred first; another spelling stands behind these.
-_PREFERRED = (re.compile(r"best", re.IGNORECASE), re.compile(r"^(module|model|state_dict|model_state_dict|net)($|\.)"))
+#: Keys of a network's weights at a time that is not preferred.
 _SECOND = re.compile(r"last|current|latest|init|start|previous|prev", re.IGNORECASE)
 _QUANTISED = re.compile(r"(_packed_params|\.zero_point|^zero_point|\.SCB|weight_format)")
 #: A network with at least this share of the largest one's tensors is named in a note.
@@ -32,24 +31,35 @@ def find_weights(value: object, source: object, choice: str | None = None) -> Fo
     candidates = [part for found in weight_candidates(value) if found.num_elements for part in split_average(found)]
     candidates.sort(key=lambda found: -found.num_elements)
     if not candidates:
-        _refuse_empty_shards(value, source)
+        if isinstance(value, Mapping) and {"ds_config", "ds_version"} & value.keys():
+            raise DfadcError(
+                f"the weights in {source} are empty: DeepSpeed (ZeRO stage 3) keeps them in the files beside it",
+                "join them: python zero_to_fp32.py FOLDER teacher.pt (the script lies in the folder)",
+            )
         keys = ", ".join(map(str, list(value)[:6])) if isinstance(value, Mapping) else type(value).__name__
         raise DfadcError(
             f"{source} holds no weights: no mapping of names to tensors was found in it (its keys: {keys or 'none'})",
             "save the state dict: torch.save(network.state_dict(), 'teacher.pt')",
         )
-    _refuse_quantised(candidates[0], source)
+    largest = candidates[0]
+    if any(tensor.is_quantized or _QUANTISED.search(name) for name, tensor in largest.tensors.items()):
+        raise DfadcError(
+            f"the weights of {source} are quantised, and no gradient flows through integers",
+            "give the float checkpoint that they were made from",
+        )
     if choice not in (None, "ema", "raw"):
         return _named(candidates, str(choice), source)
-    largest = candidates[0]
     same = [found for found in candidates if is_version_of(found, largest)]
-    is_averaged = _swapped if _is_of_mmengine(value) else AVERAGED.search
+    # MMEngine's averaging hook swaps: its ``state_dict`` is the average.
+    is_swapped = isinstance(value, Mapping) and {"meta", "state_dict", "ema_state_dict"} <= value.keys()
+    is_averaged = re.compile("state_dict").fullmatch if is_swapped else AVERAGED.search
     shared = _shared_length([found.key for found in same]) if len(same) > 1 else 0
     averaged = [found for found in same if is_averaged(found.key[shared:])]
     raw = [found for found in same if not is_averaged(found.key[shared:])]
-    _refuse_other_average(candidates, raw, averaged, source, choice)
+    if choice is None and not (raw and averaged):
+        _refuse_other_average(candidates, source, is_average=bool(averaged))
     if choice is not None and not (averaged if choice == "ema" else raw):
-        keys = ", ".join(found.key or "(top)" for found in same)
+        keys = ", ".join(found.name for found in same)
         raise DfadcError(f"{source} holds no {choice} weights (it holds {keys})", "leave --teacher-weights away")
     wanted = raw if choice == "raw" or not averaged else averaged
     taken = wanted[0] if wanted is averaged else _preferred(wanted, source)
@@ -62,15 +72,6 @@ def _shared_length(keys: list[str]) -> int:
     return sum(len(level[0]) + 1 for level in parts)
 
 
-def _is_of_mmengine(value: object) -> bool:
-    """True for a checkpoint of MMEngine's averaging hook, which swaps: its ``state_dict`` is the average."""
-    return isinstance(value, Mapping) and {"meta", "state_dict", "ema_state_dict"} <= value.keys()
-
-
-def _swapped(key: str) -> bool:
-    return key == "state_dict"
-
-
 def _completed(taken: FoundWeights, raw: list[FoundWeights]) -> FoundWeights:
     """An average of parameters alone, completed by the raw weights' running statistics."""
     if taken.network is not None or not raw or taken.shapes.keys() >= raw[0].shapes.keys():
@@ -80,23 +81,19 @@ def _completed(taken: FoundWeights, raw: list[FoundWeights]) -> FoundWeights:
 
 
 def _preferred(found: list[FoundWeights], source: object) -> FoundWeights:
-    """One of several sets of weights of one network.
-
-    Raises:
-        DfadcError: no name says which one is meant.
-    """
-    if len(found) == 1:
-        return found[0]
-    for pattern in _PREFERRED:
-        fitting = [each for each in found if pattern.search(each.key)]
+    """One of several sets of weights of one network."""
+    preferences: tuple[Callable[[FoundWeights], object], ...] = (
+        lambda _: True,
+        lambda each: re.search("best", each.key, re.IGNORECASE),
+        lambda each: re.match(r"(module|model|state_dict|model_state_dict|net)($|\.)", each.key),
+        lambda each: not _SECOND.search(each.key),
+        lambda each: is_complete(each.network),
+    )
+    for is_preferred in preferences:
+        fitting = [each for each in found if is_preferred(each)]
         if len(fitting) == 1:
             return fitting[0]
-    fitting = [each for each in found if not _SECOND.search(each.key)]
-    whole = [each for each in found if is_complete(each.network)]
-    for rest in (fitting, whole):
-        if len(rest) == 1:
-            return rest[0]
-    keys = [each.key or "(top)" for each in found]
+    keys = [each.name for each in found]
     raise DfadcError(
         f"{source} holds several sets of weights of the same shapes: {', '.join(keys)}",
         f"choose one: {' | '.join(f'--teacher-weights {key}' for key in keys[:4])}",
@@ -104,21 +101,16 @@ def _preferred(found: list[FoundWeights], source: object) -> FoundWeights:
 
 
 def _named(candidates: list[FoundWeights], choice: str, source: object) -> FoundWeights:
-    """The weights under a key; a part of a path is enough where only one fits.
-
-    Raises:
-        DfadcError: none fits.
-    """
-    exact = [found for found in candidates if found.key == choice]
+    """The weights under a key; a part of a path is enough where only one fits."""
     within = [found for found in candidates if f".{choice}." in f".{found.key}."]
-    if found := next(iter(exact or within), None):
+    if found := next((found for found in candidates if found.key == choice), next(iter(within), None)):
         return FoundWeights(found.key, found.tensors, found.network, (f"weights of {found.key}, as chosen",))
     for found in candidates:
         inner = f"{choice.rstrip('.')}."
         tensors = {name.removeprefix(inner): each for name, each in found.tensors.items() if name.startswith(inner)}
         if tensors:
             return FoundWeights(f"{found.key} {inner}*".strip(), tensors, notes=(f"weights of {inner}*, as chosen",))
-    keys = ", ".join(found.key or "(top)" for found in candidates[:8])
+    keys = ", ".join(found.name for found in candidates[:8])
     raise DfadcError(f"{source} holds no weights under {choice!r}", f"it holds weights under: {keys}")
 
 
@@ -126,76 +118,32 @@ def _explained(
     found: FoundWeights, candidates: list[FoundWeights], same: list[FoundWeights], *, is_average: bool
 ) -> FoundWeights:
     notes = list(found.notes)
-    others = [each.key or "(top)" for each in same if each.key != found.key]
-    threshold = _NOTABLE * found.num_elements
-    versions = {id(each) for each in same}
-    networks = [
-        each.key or "(top)"
-        for each in candidates
-        if id(each) not in versions and each.num_elements > threshold and found.key and not _is_within(each, found)
-    ]
     if found.key:
         average = "averaged weights " if is_average else "weights "
+        others = [each.name for each in same if each.key != found.key]
         choice = f" (there is also {', '.join(others)}; --teacher-weights chooses)" if others else ""
         notes.insert(0, f"{average}taken from key {' > '.join(found.key.split('.'))}{choice}")
-    if networks:
-        notes.append(f"other networks in the file were left out, for they are smaller: {', '.join(networks[:4])}")
+        networks = [
+            each.name
+            for each in candidates
+            if all(each is not version for version in same)
+            and each.num_elements > _NOTABLE * found.num_elements
+            and not (each.key.startswith(f"{found.key}.") or found.key.startswith(f"{each.key}."))
+        ]
+        if networks:
+            notes.append(f"other networks in the file were left out, for they are smaller: {', '.join(networks[:4])}")
     return FoundWeights(found.key, found.tensors, found.network, tuple(notes))
 
 
-def _is_within(found: FoundWeights, outer: FoundWeights) -> bool:
-    return found.key.startswith(f"{outer.key}.") or outer.key.startswith(f"{found.key}.")
-
-
-def _refuse_other_average(
-    candidates: list[FoundWeights],
-    raw: list[FoundWeights],
-    averaged: list[FoundWeights],
-    source: object,
-    choice: str | None,
-) -> None:
-    """Refuses averaged and raw weights that are of different shapes: one of them is another network's.
-
-    Raises:
-        DfadcError: they are.
-    """
-    if choice is not None or (raw and averaged):
-        return
+def _refuse_other_average(candidates: list[FoundWeights], source: object, *, is_average: bool) -> None:
+    """Refuses averaged and raw weights that are of different shapes: one of them is another network's."""
     largest = candidates[0]
     for found in candidates[1:]:
-        is_other_kind = bool(AVERAGED.search(found.key)) != bool(averaged)
         shared = found.shapes.keys() & largest.shapes.keys()
-        if is_other_kind and len(shared) > len(largest.shapes) / 2:
+        if bool(AVERAGED.search(found.key)) != is_average and len(shared) > len(largest.shapes) / 2:
             name = next((name for name in shared if found.shapes[name] != largest.shapes[name]), "some names")
             raise DfadcError(
-                f"{source} holds averaged and raw weights of different shapes: {largest.key or '(top)'} and "
-                f"{found.key} differ in {name}",
+                f"{source} holds averaged and raw weights of different shapes: {largest.name} and {found.key} differ "
+                f"in {name}",
                 f"choose one: --teacher-weights {largest.key} | --teacher-weights {found.key}",
             )
-
-
-def _refuse_empty_shards(value: object, source: object) -> None:
-    """Refuses a file of DeepSpeed's stage 3, whose weights are empty: they lie in the files beside it.
-
-    Raises:
-        DfadcError: it is one.
-    """
-    if isinstance(value, Mapping) and {"ds_config", "ds_version"} & value.keys():
-        raise DfadcError(
-            f"the weights in {source} are empty: DeepSpeed (ZeRO stage 3) keeps them in the files beside it",
-            "join them: python zero_to_fp32.py FOLDER teacher.pt (the script lies in the folder)",
-        )
-
-
-def _refuse_quantised(found: FoundWeights, source: object) -> None:
-    """Refuses weights of integers.
-
-    Raises:
-        DfadcError: a tensor or a name says that they are quantised.
-    """
-    is_quantised = any(tensor.is_quantized for tensor in found.tensors.values())
-    if is_quantised or any(_QUANTISED.search(name) for name in found.tensors):
-        raise DfadcError(
-            f"the weights of {source} are quantised, and no gradient flows through integers",
-            "give the float checkpoint that they were made from",
-        )

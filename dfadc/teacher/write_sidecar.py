@@ -13,8 +13,8 @@ from dfadc.teacher.inspect import TeacherReport, Unknown
 if TYPE_CHECKING:
     from pathlib import Path
 
-_FIELDS = ("input_size", "num_classes", "mean", "std", "class_names", "task")
-_EXAMPLES = {
+#: Field -> example of its value.
+_FIELDS = {
     "input_size": "[3, 224, 224]",
     "num_classes": "1000",
     "mean": "[0.485, 0.456, 0.406]",
@@ -43,11 +43,11 @@ def _text(report: TeacherReport) -> str:
         f"# Contract of {report.path.name}. What stands after # is unknown or only assumed: correct it and uncomment."
     ]
     lines += _architecture(report)
-    for name in _FIELDS:
+    for name, example in _FIELDS.items():
         value = report.contract.get(name)
         source = report.contract_sources.get(name, "")
         if value is None or isinstance(value, Unknown):
-            lines.append(f"# {name} = {_EXAMPLES[name]}  # unknown; this is an example")
+            lines.append(f"# {name} = {example}  # unknown; this is an example")
         else:
             mark = "# " if "assumed" in source else ""
             lines.append(f"{mark}{name} = {json.dumps(value, ensure_ascii=False)}  # {source}")

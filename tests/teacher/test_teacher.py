@@ -16,9 +16,9 @@ from dfadc.errors import DfadcError
 from dfadc.networks.names import build_architecture
 from dfadc.networks.network_file import save_network
 from dfadc.networks.zoo.resnet_8x import resnet34_8x
-from dfadc.teacher.accept import choose_match
+from dfadc.teacher.identity import choose_match
 from dfadc.teacher.load import inspect_teacher, load_teacher
-from dfadc.teacher.match import Match, match_architecture
+from dfadc.teacher.match import Identity, match_architecture
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -115,7 +115,7 @@ def test_loading_leaves_the_random_state_of_the_dry_run_alone(tmp_path: Path) ->
 @pytest.mark.parametrize("channels", [1, 3])
 def test_weights_are_matched_by_names_and_shapes(name: str, stem: Any, channels: int) -> None:
     built = build_architecture(name, ImageContract((channels, 28, 28), 6), stem=stem)
-    assert match_architecture(built.module.state_dict()) == [Match(name, stem, channels, 6)]
+    assert match_architecture(built.module.state_dict()) == [Identity(name, stem, channels, 6)]
 
 
 def test_weights_with_training_only_classifiers_match(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_no_match_and_several(tmp_path: Path) -> None:
     with pytest.raises(DfadcError, match="fit no torchvision classifier") as caught:
         load_teacher(path, fields=RGB)
     assert "--teacher-arch" in caught.value.hint
-    several = [Match("first", "default", 3, 10), Match("second", "default", 3, 10)]
+    several = [Identity("first", "default", 3, 10), Identity("second", "default", 3, 10)]
     with pytest.raises(DfadcError, match="several architectures: first, second"):
         choose_match(several, path)
 

@@ -14,7 +14,7 @@ from dfadc.networks.zoo.compact_unet import CompactUnet
 from dfadc.networks.zoo.deeplab_mobilenet_v2 import DeepLabMobileNetV2
 from dfadc.networks.zoo.lenet import lenet5, lenet5_half
 from dfadc.networks.zoo.resnet_8x import resnet18_8x, resnet34_8x
-from dfadc.networks.zoo.vgg import vgg11_bn
+from dfadc.networks.zoo.vgg import VGG11
 from dfadc.networks.zoo.wide_resnet import WideResNet
 
 NetworkFactory = Callable[[ImageContract], nn.Module]
@@ -25,7 +25,7 @@ NETWORKS: dict[str, NetworkFactory] = {
     "lenet5_half": lenet5_half,
     "resnet18_8x": resnet18_8x,
     "resnet34_8x": resnet34_8x,
-    "vgg11_bn": vgg11_bn,
+    "vgg11_bn": VGG11,
     **{f"wrn_{d}_{w}": partial(WideResNet, depth=d, width=w) for d, w in ((10, 2), (16, 1), (16, 2), (40, 1), (40, 2))},
     **{f"compact_resnet_{width}": partial(CompactResNet, width=width) for width in (16, 32, 48, 64)},
 }
