@@ -95,17 +95,10 @@ def plan_lines(plan: Plan) -> Iterator[str]:
 
 def plan_dict(plan: Plan) -> dict[str, Any]:
     """The plan as plain JSON values."""
-    return {
-        "device": plan.device,
-        "precision": plan.precision,
-        "images": plan.images,
-        "seconds": plan.seconds,
-        "parameters": plan.parameters,
-        "flops_per_step": plan.flops_per_step,
-        "estimate": asdict(plan.estimate),
-        "notes": list(plan.notes),
-        "recipe": plan.recipe.model_dump(mode="json"),
-    }
+    names = ("device", "precision", "images", "seconds", "parameters", "flops_per_step")
+    values = {name: getattr(plan, name) for name in names}
+    recipe = plan.recipe.model_dump(mode="json")
+    return {**values, "estimate": asdict(plan.estimate), "notes": list(plan.notes), "recipe": recipe}
 
 
 def _duration(seconds: float) -> str:
@@ -128,8 +121,7 @@ def terminal_observer(*, quiet: bool) -> Iterator[Observer]:
     from dfadc.pipeline.distill import Observer  # noqa: PLC0415 -- keeps `--help` light
 
     def show_plan(plan: Plan) -> None:
-        for line in plan_lines(plan):
-            say(line)
+        say("\n".join(plan_lines(plan)))
 
     if quiet:
         yield Observer()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 
@@ -20,14 +19,8 @@ if TYPE_CHECKING:
 _ARTIFACT = "One artifact"
 
 
-class Precision(StrEnum):
-    """Precision whose limits of comparison A count."""
-
-    FP32 = "fp32"
-    FP16 = "fp16"
-    INT8 = "int8"
-
-
+#: Precision whose limits of comparison A count.
+Precision = Literal["fp32", "fp16", "int8"]
 Samples = Annotated[
     Path | None,
     typer.Option(help="Frozen samples of a run, to verify an artifact without the run.", rich_help_panel=_ARTIFACT),
