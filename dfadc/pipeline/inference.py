@@ -14,8 +14,10 @@ import numpy.typing as npt
 from dfadc.errors import DfadcError
 from dfadc.verification.artifact_logits import artifact_logits, restore_offset
 from dfadc.verification.baseline import Baseline
+from dfadc.verification.label_agreement import LabelAccuracy
 from dfadc.verification.pixel_outputs import Outputs, batch_size
-from dfadc.verification.pixel_scores import PixelCounts
+from dfadc.verification.pixel_scores import PixelCounts, PixelScores
+from dfadc.verification.rates import Accuracy
 from exporters.describe import artifact_metadata
 from exporters.sessions.isolated import IsolatedSession
 from exporters.sessions.open import open_session
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from dfadc.evaluation.labelled_images import EvaluationData
     from dfadc.evaluation.masks import MaskedImages
     from dfadc.run_folder import RunFolder
+    from dfadc.verification.pixel_agreement import MeasuredAccuracy
     from dfadc.verification.pixel_samples import Samples
     from dfadc.verification.samples import SampleSet
 
@@ -57,11 +60,6 @@ class VerificationInputs:
     data: EvaluationData | MaskedImages | None = None
     baseline: Baseline | None = None
 
-    @property
-    def shares_samples_with_baseline(self) -> bool:
-        """True if the baseline's samples are these."""
-        return self.baseline is not None and self.baseline.samples.sha256 == self.samples.sha256
-
     def without_borders(self, width: int) -> VerificationInputs:
         """The same inputs, with mask pixels within ``width`` of a border between classes left out."""
         if self.data is None or not self.data.contract.is_dense:
@@ -85,6 +83,11 @@ class NetworkOutputs:
     correct: Correctness | None
     baseline_classes: npt.NDArray[np.int32] | None
     remark: str = ""
+
+    @property
+    def accuracy(self) -> MeasuredAccuracy | None:
+        """Accuracy with its interval; None without labels."""
+        return None if self.correct is None else measured_accuracy(self.correct)
 
 
 def read_inputs(
@@ -178,8 +181,8 @@ def with_recomputed_student(run: RunFolder, samples: SampleSet, *, factories: Co
 
 def run_teacher(
     run: RunFolder, data: EvaluationData | MaskedImages, *, trust: bool, factories: Collection[str] = ()
-) -> Correctness:
-    """Correctness of the teacher on labelled images.
+) -> MeasuredAccuracy:
+    """Accuracy of the teacher on labelled images.
 
     Raises:
         DfadcError: its file is gone or has changed, or needs code that is neither trusted nor one of ``factories``.
@@ -187,7 +190,14 @@ def run_teacher(
     from dfadc.pipeline.distill import load_run_teacher  # noqa: PLC0415
 
     teacher = load_run_teacher(run, trust=trust, factories=factories)
-    return _correctness(_on_cpu(teacher.module, teacher.contract), data)
+    return measured_accuracy(_correctness(_on_cpu(teacher.module, teacher.contract), data))
+
+
+def measured_accuracy(correct: Correctness) -> MeasuredAccuracy:
+    """Accuracy with its interval."""
+    if isinstance(correct, PixelCounts):
+        return PixelScores.of(correct)
+    return Accuracy.of(correct) if correct.ndim == 1 else LabelAccuracy.of(correct)
 
 
 def classes_of(outputs: Outputs, samples: SampleSet) -> npt.NDArray[np.int32]:
@@ -204,7 +214,7 @@ def _run_on_the_rest(
     if inputs.baseline is None:
         return correct, None
     samples = inputs.baseline.samples
-    if outputs is None or not inputs.shares_samples_with_baseline:
+    if outputs is None or samples.sha256 != inputs.samples.sha256:
         outputs = samples.collect(map(logits, samples.batches(BATCH_SIZE)), "the network")
     return correct, classes_of(outputs, samples)
 

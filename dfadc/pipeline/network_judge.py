@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dfadc.errors import DfadcError, OutOfMemory, RequirementMissing, RuntimeCrashed, RuntimeRefused, memory_errors
-from dfadc.pipeline.inference import Correctness, NetworkOutputs, VerificationInputs, run_artifact
+from dfadc.pipeline.inference import NetworkOutputs, VerificationInputs, run_artifact
 from dfadc.verification.checks import remark_checks
 from dfadc.verification.gate import STUDENT
 from dfadc.verification.judge import (
@@ -18,9 +18,7 @@ from dfadc.verification.judge import (
     verify_artifact,
     verify_student,
 )
-from dfadc.verification.label_agreement import LabelAccuracy
-from dfadc.verification.pixel_scores import PixelCounts, PixelScores
-from dfadc.verification.rates import Accuracy
+from dfadc.verification.pixel_scores import PixelCounts
 from dfadc.verification.regression import (
     BaselineComparison,
     baseline_checks,
@@ -33,7 +31,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dfadc.verification.checks import Check
-    from dfadc.verification.pixel_agreement import MeasuredAccuracy
     from dfadc.verification.thresholds import Thresholds
 
 LESS_MEMORY = "free some; a run with a lower verify.num_samples needs less here"
@@ -60,9 +57,8 @@ class NetworkJudge:
 
     def student(self, outputs: NetworkOutputs) -> StudentResult:
         """Judges the fp32 student."""
-        accuracy = None if outputs.correct is None else measured_accuracy(outputs.correct)
         extras = self._baseline_checks(STUDENT, outputs)
-        return verify_student(self.inputs.samples, self.thresholds, accuracy=accuracy, extras=extras)
+        return verify_student(self.inputs.samples, self.thresholds, accuracy=outputs.accuracy, extras=extras)
 
     def artifact(self, file: ArtifactFile, path: Path, *, is_intact: bool = False) -> ArtifactResult:
         """Runs and judges an artifact; one that cannot run here is NOT RUN, one that crashes its runtime fails.
@@ -83,12 +79,16 @@ class NetworkJudge:
             if not (is_intact or isinstance(exc, RuntimeCrashed)):
                 raise
             return artifact_failed(file, exc.message)
+        return self.judged(file, outputs)
+
+    def judged(self, file: ArtifactFile, outputs: NetworkOutputs) -> ArtifactResult:
+        """Judges an artifact that ran."""
         return verify_artifact(
             file,
             outputs.outputs,
             samples=self.inputs.samples,
             thresholds=self.thresholds,
-            accuracy=None if outputs.correct is None else measured_accuracy(outputs.correct),
+            accuracy=outputs.accuracy,
             extras=(*remark_checks(outputs.remark), *self._baseline_checks(file.name, outputs)),
             same_student=self.same_student,
         )
@@ -127,10 +127,3 @@ class NetworkJudge:
         compared = compare_with_baseline(baseline, name, classes=outputs.baseline_classes, correct=outputs.correct)
         self._compared[name] = compared
         return baseline_checks(compared, self.thresholds.max_baseline_drop)
-
-
-def measured_accuracy(correct: Correctness) -> MeasuredAccuracy:
-    """Accuracy with its interval."""
-    if isinstance(correct, PixelCounts):
-        return PixelScores.of(correct)
-    return Accuracy.of(correct) if correct.ndim == 1 else LabelAccuracy.of(correct)

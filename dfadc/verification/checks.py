@@ -169,7 +169,8 @@ def _agreement_check(measured: Measured, coverage: Coverage, thresholds: Thresho
         return ungated("B", "agreement", "the gate on agreement is switched off")
     claim = f"{network} agrees with the teacher (source {thresholds.source})"
     if coverage.largest_share > thresholds.min_agreement:
-        why = f", which {coverage.constant} for all of them would reach"
+        constant = "one class" if coverage.sets is None else "one set of labels"
+        why = f", which {constant} for all of them would reach"
         return _bound_check("B", measured, coverage.largest_share, claim, why=why)
     return _bound_check("B", measured, thresholds.min_agreement, claim)
 
@@ -179,10 +180,12 @@ def _coverage_check(coverage: Coverage, thresholds: Thresholds) -> Check:
         return checked("C", "coverage", f"no samples of source {thresholds.source!r} to judge", held=False)
     if thresholds.min_coverage is None:
         return ungated("C", "coverage", "the gate on coverage is switched off")
+    quantity, empty = "class entropy", "classes never seen"
+    if coverage.sets is not None:
+        quantity, empty = "entropy of the sets of labels", "states of labels never seen, and each must be"
     message = (
-        f"normalised {coverage.quantity} of the teacher's predictions is {coverage.entropy:.3f} "
-        f"({coverage.num_empty} of {len(coverage.counts)} {coverage.plural} never seen{coverage.demand}), at least "
-        f"{thresholds.min_coverage:g}"
+        f"normalised {quantity} of the teacher's predictions is {coverage.entropy:.3f} "
+        f"({coverage.num_empty} of {len(coverage.counts)} {empty}), at least {thresholds.min_coverage:g}"
     )
     held = coverage.is_complete and coverage.entropy >= thresholds.min_coverage
     return checked("C", "coverage", message, held=held)

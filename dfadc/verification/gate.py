@@ -8,18 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dfadc.verification.checks import (
-    Check,
-    Verdict,
-    absolute_checks,
-    checked,
-    drop_check,
-    export_checks,
-)
+from dfadc.verification.checks import Check, Verdict, absolute_checks, drop_check, export_checks
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
+    from dfadc.errors import DfadcError
     from dfadc.verification.coverage import Coverage
     from dfadc.verification.mcnemar import Pairs
     from dfadc.verification.pixel_agreement import Measured
@@ -43,25 +37,11 @@ class Judgement:
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
-    """Export error that a verification reports: its message, its remedy and its exit code."""
-
-    message: str
-    hint: str
-    exit_code: int
-
-
-@dataclass(frozen=True, slots=True)
 class Conclusion:
-    """The outcome of a whole verification.
+    """The outcome of a whole verification, with the reasons why it is not PASS.
 
-    JSON, JUnit, summary, annotations, verdict line and exit code all state this one.
-
-    Args:
-        verdict: over student and artifacts.
-        exit_code: of the process.
-        reasons: why the verdict is not PASS.
-        headline: the verdict, and how many of the artifacts ran if not all did.
+    JSON, JUnit, summary, annotations, verdict line and exit code all state this one. The headline is the verdict, and
+    how many of the artifacts ran if not all did.
     """
 
     verdict: Verdict
@@ -82,11 +62,6 @@ def judgement_of(checks: Sequence[Check]) -> Judgement:
 def not_run(reason: str) -> Judgement:
     """NOT RUN: the artifact could not run here."""
     return Judgement(Verdict.NOT_RUN, (reason,))
-
-
-def failed_to_run(reason: str) -> Judgement:
-    """FAIL: the artifact crashed its runtime, or its file is not the exported one."""
-    return judgement_of([checked("A", "runs", reason, held=False)])
 
 
 def judge_artifact(
@@ -126,7 +101,7 @@ def judge_artifact(
 
 
 def conclude(
-    verdicts: Mapping[str, Verdict], *, required: Collection[str] = (), failure: Failure | None = None
+    verdicts: Mapping[str, Verdict], *, required: Collection[str] = (), failure: DfadcError | None = None
 ) -> Conclusion:
     """The verdict over everything that was to be verified.
 

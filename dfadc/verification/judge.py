@@ -8,15 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dfadc.verification.agreement import ALL_SOURCES, of_samples, predict, split_by_source
-from dfadc.verification.checks import absolute_checks, optional_checks, ungated
+from dfadc.verification.checks import absolute_checks, checked, optional_checks, ungated
 from dfadc.verification.coverage import Coverage, measure_coverage, measure_label_coverage
-from dfadc.verification.gate import (
-    Judgement,
-    failed_to_run,
-    judge_artifact,
-    judgement_of,
-    not_run,
-)
+from dfadc.verification.gate import Judgement, judge_artifact, judgement_of, not_run
 from dfadc.verification.label_agreement import compare_logits
 from dfadc.verification.mcnemar import Pairs, pair
 from dfadc.verification.pixel_agreement import Measured, MeasuredAccuracy, compare_dense, pair_dense
@@ -87,7 +81,7 @@ def verify_student(
     distillation = _by_source(samples.student_outputs, samples.teacher_outputs, samples, thresholds.boundary_width)
     against_teacher = _gated_agreement(distillation, samples, thresholds.source)
     checks = [
-        *absolute_checks(against_teacher, _gated_coverage(samples, thresholds.source), thresholds),
+        *absolute_checks(against_teacher, _coverage(samples, samples.of_source(thresholds.source)), thresholds),
         *optional_checks("the fp32 student", against_teacher, accuracy, thresholds),
         *extras,
     ]
@@ -120,14 +114,14 @@ def verify_artifact(
     """
     distillation = _by_source(outputs, samples.teacher_outputs, samples, thresholds.boundary_width)
     against_teacher = _gated_agreement(distillation, samples, thresholds.source)
-    coverage = _gated_coverage(samples, thresholds.source)
+    gated = samples.of_source(thresholds.source)
+    coverage = _coverage(samples, gated)
     extras = [*optional_checks("the artifact", against_teacher, accuracy, thresholds), *extras]
     if not same_student:
         left_out = ungated("A", "export", "left out: the samples hold the logits of another student")
         absolute = absolute_checks(against_teacher, coverage, thresholds, network="the artifact")
         return ArtifactResult(artifact, judgement_of([left_out, *absolute, *extras]), {}, distillation, accuracy)
     export = _by_source(outputs, samples.student_outputs, samples)
-    gated = samples.of_source(thresholds.source)
     judgement = judge_artifact(
         precision=artifact.precision,
         against_student=export[ALL_SOURCES],
@@ -155,7 +149,7 @@ def artifact_not_run(artifact: ArtifactFile, reason: str) -> ArtifactResult:
 
 def artifact_failed(artifact: ArtifactFile, reason: str) -> ArtifactResult:
     """The result of an artifact that crashed its runtime or is not the exported one: FAIL."""
-    return ArtifactResult(artifact, failed_to_run(reason))
+    return ArtifactResult(artifact, judgement_of([checked("A", "runs", reason, held=False)]))
 
 
 def coverage_by_source(samples: Samples) -> dict[str, Coverage]:
@@ -200,10 +194,6 @@ def _gated_agreement(results: Mapping[str, Measured], samples: Samples, source: 
     """The result on the gate's source; over no samples, which fails, if the set does not have it."""
     none = np.empty((0, samples.contract.num_classes))
     return results[source] if source in results else compare_logits(none, none, samples.contract.task)
-
-
-def _gated_coverage(samples: Samples, source: str) -> Coverage:
-    return _coverage(samples, samples.of_source(source))
 
 
 def _coverage(samples: Samples, part: npt.NDArray[np.bool_]) -> Coverage:

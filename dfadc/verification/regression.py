@@ -113,19 +113,27 @@ def describe_baseline(
         comparisons: of every network that ran now.
         max_drop: the gate's limit.
     """
-    samples, labelled = baseline.samples, baseline.labelled
+    labelled = baseline.labelled
     compared = {name: entry for name, entry in comparisons.items() if entry is not None}
     with_labels = labelled is not None and any(entry.accuracy is not None for entry in compared.values())
     return {
-        "run": baseline.run,
-        "teacher_sha256": baseline.teacher_sha256,
-        "samples": {"n": len(samples), "sha256": samples.sha256, "sources": samples.counts()},
-        "gated_sources": [GATED_SOURCE] if samples.of_source(GATED_SOURCE).any() else [],
+        **describe_origin(baseline),
         "data": {"n": labelled.n, "sha256": labelled.sha256} if labelled is not None and with_labels else None,
         "max_drop": max_drop,
         "significance": SIGNIFICANCE,
         "networks": {name: entry.to_dict() for name, entry in compared.items()},
         "new": [name for name, entry in comparisons.items() if entry is None],
+    }
+
+
+def describe_origin(baseline: Baseline) -> dict[str, Any]:
+    """A baseline's run, teacher and samples as plain JSON values."""
+    samples = baseline.samples
+    return {
+        "run": baseline.run,
+        "teacher_sha256": baseline.teacher_sha256,
+        "samples": {"n": len(samples), "sha256": samples.sha256, "sources": samples.counts()},
+        "gated_sources": [GATED_SOURCE] if samples.of_source(GATED_SOURCE).any() else [],
     }
 
 
