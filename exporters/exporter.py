@@ -74,8 +74,6 @@ class ExportRequest:
         if len(parts) > 3 or not all(parts):
             raise DfadcError(f"malformed export {text!r}", "write NAME[:PRECISION[:PRESET]], e.g. onnx:fp16")
         name, precision, preset = (*parts, "", "")[:3]
-        if name not in TARGETS:
-            raise unknown_value("export", name, TARGETS)
         if precision and precision not in set(Precision):
             raise unknown_value(f"precision in export {text!r}:", precision, Precision)
         return cls(name, Precision(precision or Precision.FP32), preset)

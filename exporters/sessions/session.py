@@ -21,15 +21,12 @@ DEFAULT_BATCH_SIZE = 64
 class Session(ABC):
     """A loaded network. Use it as a context manager; ``run`` is the only verb."""
 
+    #: The device that computes, as the runtime itself reports it.
+    device: str
     #: Images per call of the runtime.
     batch_size: int
     #: Reason why other machines may compute other logits for the same images; empty where there is none.
     remark: str = ""
-
-    @property
-    @abstractmethod
-    def device(self) -> str:
-        """The device that computes, as the runtime itself reports it."""
 
     @abstractmethod
     def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -86,12 +86,7 @@ class TensorRtSession(BatchedSession):
         self._output = next(name for name in names if not is_input[name])
         lowest, _, highest = (shape[0] for shape in self._engine.get_tensor_profile_shape(self._input, 0))
         super().__init__(batch_size=max(min(batch_size, highest), lowest), fixed_batch=lowest > 1)
-        self._device = f"{backend.name}{gpu}"
-
-    @property
-    def device(self) -> str:
-        """Backend and GPU."""
-        return self._device
+        self.device = f"{backend.name}{gpu}"
 
     def close(self) -> None:
         """Frees the engine's memory."""

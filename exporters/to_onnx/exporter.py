@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import onnxruntime
 
 from dfadc.errors import DfadcError
+from dfadc.provenance import installed
 from dfadc.storage import atomic_write_bytes, sha256_file
 from exporters.exporter import (
     KEEP_FP32_AUTO,
@@ -18,7 +19,7 @@ from exporters.exporter import (
     PoolUnusable,
     Precision,
 )
-from exporters.to_onnx.file import load_onnx, package_versions, to_checked_bytes, with_metadata
+from exporters.to_onnx.file import load_onnx, to_checked_bytes, with_metadata
 from exporters.to_onnx.fp16 import check_no_overflow, convert_to_fp16
 from exporters.to_onnx.int8.quantise import Quantised, quantise
 from exporters.to_onnx.int8.sensitivity import has_recovered
@@ -68,7 +69,7 @@ class DerivedOnnxExporter:
             sha256=hashlib.sha256(data).hexdigest(),
             size_bytes=len(data),
             parent_sha256=parent,
-            tool_versions=package_versions("onnx", "onnxruntime", "onnx-ir"),
+            tool_versions=installed(("onnx", "onnxruntime", "onnx-ir")),
             notes=notes,
         )
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import logging
+import warnings
 from collections import Counter
-from importlib.metadata import PackageNotFoundError, version
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import TYPE_CHECKING
 
 import onnx
+import onnx_ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from dfadc.errors import DfadcError, ExportFailed
 
@@ -122,20 +127,30 @@ def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
                 yield from all_nodes(subgraph)
 
 
+def without_unread(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy without the nodes and constants that nothing reads, each node after those that it reads from."""
+    tidied = onnx_ir.from_proto(model)
+    RemoveUnusedNodesPass()(tidied)
+    tidied.graph.sort()
+    return onnx_ir.to_proto(tidied)
+
+
 def operator_counts(model: onnx.ModelProto) -> dict[str, int]:
     """Number of nodes by operator, the most frequent first."""
     return dict(sorted(Counter(node.op_type for node in all_nodes(model.graph)).items(), key=lambda i: (-i[1], i[0])))
 
 
-def package_versions(*names: str) -> dict[str, str]:
-    """Versions of the installed ones among the packages ``names``."""
-    versions = {}
-    for name in names:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return versions
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silences a library that prints and logs about its internals; its errors are exceptions."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)
 
 
 def first_line(error: BaseException) -> str:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import logging
-import warnings
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import TYPE_CHECKING
 
 import onnx_ir
@@ -15,11 +11,9 @@ from onnxscript.optimizer import fold_constants, remove_unused_nodes
 from torch.onnx import OnnxExporterError
 
 from dfadc.errors import ExportFailed
-from exporters.to_onnx.file import INPUT_NAME, OPSET
+from exporters.to_onnx.file import INPUT_NAME, OPSET, quiet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import onnx
     from torch import Tensor, nn
 
@@ -41,7 +35,7 @@ def trace(network: nn.Module, images: Tensor, output_name: str, *, dynamic_size:
     """
     dynamic = {0: "batch", 2: "height", 3: "width"} if dynamic_size else {0: "batch"}
     try:
-        with _quiet():
+        with quiet():
             program = torch.onnx.export(
                 network,
                 (images,),
@@ -108,19 +102,6 @@ def _name_nodes(graph: onnx_ir.Graph) -> None:
         name = f"{owner}/{node.op_type}".lstrip("/")
         seen[name] = seen.get(name, 0) + 1
         node.name = name if seen[name] == 1 else f"{name}_{seen[name]}"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences torch.onnx, which prints graphs and logs about its internals; its errors are exceptions."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(previous)
 
 
 def _root_cause(error: BaseException) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dfadc.errors import ExportFailed, RequirementMissing
@@ -106,14 +107,9 @@ def _with_fixed_size(source: onnx.ModelProto, metadata: Mapping[str, str]) -> by
     return data
 
 
-def full_tensorrt() -> TensorRtExporter:
-    """The exporter called ``tensorrt``."""
-    return TensorRtExporter(TENSORRT)
-
-
-def tensorrt_rtx() -> TensorRtExporter:
-    """The exporter called ``tensorrt-rtx``."""
-    return TensorRtExporter(TENSORRT_RTX)
+#: The exporters called ``tensorrt`` and ``tensorrt-rtx``.
+full_tensorrt = partial(TensorRtExporter, TENSORRT)
+tensorrt_rtx = partial(TensorRtExporter, TENSORRT_RTX)
 
 
 class Gpu(NamedTuple):

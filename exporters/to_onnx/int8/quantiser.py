@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from onnxruntime.quantization import QDQQuantizer, QuantType
 from exporters.to_onnx.int8.calibration import OPERATORS, quantiser_errors
 from exporters.to_onnx.int8.constants import with_int8_weights
 from exporters.to_onnx.int8.never import never_quantised
-from exporters.to_onnx.int8.rounding import bypass_rounding, dequantised_inputs
+from exporters.to_onnx.int8.rounding import dequantised_inputs, without_rounding
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -60,8 +61,7 @@ class Quantiser:
             StorageFailed: the folder of temporary files cannot be written.
         """
         excluded = self._excluded(fp32_layers)
-        model = self._run(self._source, excluded)
-        bypass_rounding(model.graph, excluded)
+        model = without_rounding(self._run(self._source, excluded), excluded)
         metadata = {entry.key: entry.value for entry in self._source.metadata_props}
         del model.metadata_props[:]
         onnx.helper.set_model_props(model, metadata)
@@ -76,8 +76,7 @@ class Quantiser:
         """
         excluded = self._excluded(fp32_layers)
         model = self._run(with_int8_weights(self._all_int8, self._source, excluded), excluded)
-        bypass_rounding(model.graph, excluded)
-        return model
+        return without_rounding(model, excluded)
 
     @cached_property
     def _all_int8(self) -> onnx.ModelProto:
@@ -86,11 +85,9 @@ class Quantiser:
 
     def _run(self, source: onnx.ModelProto, excluded: Collection[str]) -> onnx.ModelProto:
         """ONNX Runtime's own result, outputs rounded."""
-        copy = onnx.ModelProto()
-        copy.CopyFrom(source)
         with quantiser_errors():
             quantizer = QDQQuantizer(
-                copy,
+                deepcopy(source),
                 per_channel=True,
                 reduce_range=False,
                 weight_qType=QuantType.QInt8,
