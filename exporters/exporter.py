@@ -129,6 +129,11 @@ class BatchProfile:
 #: In ``BuildSettings.keep_fp32``: as few layers as restore INT8's agreement with fp32.
 KEEP_FP32_AUTO = "auto"
 
+
+def ignore(*_: object) -> None:
+    """The default of a callback."""
+
+
 #: Called by a long build with (phase, steps done, steps in the phase).
 ProgressCallback = Callable[[str, int, int], None]
 
@@ -148,7 +153,6 @@ class BuildSettings:
         calibrator: INT8 calibration method: minmax, percentile, entropy, or auto (the best of them).
         keep_fp32: names of ONNX nodes that stay in fp32; ``KEEP_FP32_AUTO`` among them, and None, let INT8 add layers
             if it would miss its gate; empty keeps none.
-        threads: CPU threads of the build; 0 lets the backend choose.
         on_progress: called with progress; may raise to cancel.
     """
 
@@ -159,8 +163,7 @@ class BuildSettings:
     fp16_ranges: ActivationRanges | None = None
     calibrator: str = "auto"
     keep_fp32: tuple[str, ...] | None = None
-    threads: int = 0
-    on_progress: ProgressCallback | None = None
+    on_progress: ProgressCallback = ignore
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from dfadc.storage import sha256_file
 from dfadc.teacher.load import Teacher, load_teacher
 from dfadc.training.build import prepare
 from dfadc.training.tensorboard import event_files
+from exporters.exporter import ignore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -43,10 +44,6 @@ _NEED_LESS_MEMORY = memory_errors(
 )
 
 
-def _ignore(_: object) -> None:
-    """The default of each callback."""
-
-
 @dataclass(frozen=True)
 class Observer:
     """Callbacks of a run.
@@ -57,9 +54,9 @@ class Observer:
         on_note: called with a line on what happens after the last step.
     """
 
-    on_plan: Callable[[Plan], None] = _ignore
-    on_reading: Callable[[Reading], None] = _ignore
-    on_note: Callable[[str], None] = _ignore
+    on_plan: Callable[[Plan], None] = ignore
+    on_reading: Callable[[Reading], None] = ignore
+    on_note: Callable[[str], None] = ignore
 
 
 @_NEED_LESS_MEMORY

@@ -12,7 +12,7 @@ from dfadc.pipeline.export_plan import KIT, Skipped, derived_onnx, plan_exports
 from dfadc.pipeline.kit import write_device_kit
 from dfadc.pipeline.lineage import check_student
 from dfadc.run_lock import holding_run
-from exporters.exporter import BuildSettings, ExportRequest, ExportResult, PoolUnusable, Precision
+from exporters.exporter import BuildSettings, ExportRequest, ExportResult, PoolUnusable, Precision, ignore
 from exporters.manifest import FILE_NAME, ArtifactRecord, DamagedManifest, Manifest, restored_on_failure
 from exporters.registry import get_exporter
 from exporters.sessions.open import check_runs
@@ -26,10 +26,6 @@ if TYPE_CHECKING:
 _LESS_MEMORY = "free some; runs with lower verify.num_samples and calibration.num_images need less here"
 
 
-def _ignore(_: object) -> None:
-    """The default observer."""
-
-
 @dataclass(frozen=True)
 class ExportObserver:
     """Callbacks of an export.
@@ -40,9 +36,9 @@ class ExportObserver:
         on_kit: called with the folder of the device kit.
     """
 
-    on_result: Callable[[ExportResult], None] = _ignore
-    on_skipped: Callable[[Skipped], None] = _ignore
-    on_kit: Callable[[Path], None] = _ignore
+    on_result: Callable[[ExportResult], None] = ignore
+    on_skipped: Callable[[Skipped], None] = ignore
+    on_kit: Callable[[Path], None] = ignore
 
 
 @memory_errors(_LESS_MEMORY)
