@@ -6,7 +6,7 @@ import json
 import os
 import platform
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,7 +43,6 @@ class BenchSettings:
         batch: images per call of the throughput.
         threads: CPU threads of every network; 0 takes OMP_NUM_THREADS, else all cores of this process.
         seconds: for each latency and each throughput.
-        trust_teacher: code in the teacher file may run.
         factories: the teacher's ``module:factory``, where one has to be imported.
     """
 
@@ -82,8 +81,6 @@ class BenchRow:
     Args:
         name: "teacher", or the artifact's file name.
         size_bytes: of all files that a device needs to run it; None for the teacher.
-        timing: None if it was not run.
-        not_run: the reason; empty if it was run.
         reference: the teacher's speed on the same kind of device; None if it was not measured.
         sha256: of the artifact in the run's manifest; None for the teacher, and outside a run.
     """
@@ -111,7 +108,7 @@ class BenchRow:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        measured = {} if self.timing is None else self.timing.to_dict()
+        measured = {} if self.timing is None else asdict(self.timing)
         ratios = {"speedup": self.speedup, "throughput_ratio": self.throughput_ratio}
         artifact = {"size_bytes": self.size_bytes, "sha256": self.sha256, "not_run": self.not_run or None}
         return {**artifact, **measured, **ratios}
@@ -119,13 +116,7 @@ class BenchRow:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """Speed of every network, measured one after the other: the teacher in this process, each artifact in its own.
-
-    Args:
-        settings: of the measurement.
-        rows: one per network.
-        notes: remarks on the measurement.
-    """
+    """Speed of every network, one after the other: the teacher in this process, each artifact in its own."""
 
     settings: BenchSettings
     rows: tuple[BenchRow, ...]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -23,11 +23,9 @@ if TYPE_CHECKING:
 
     from dfadc.verification.checks import Check
     from dfadc.verification.logit_error import Floats
-    from dfadc.verification.pixel_samples import Samples
+    from dfadc.verification.pixel_samples import DenseSampleSet, Samples
     from dfadc.verification.pixel_scores import PairedPixels
     from dfadc.verification.thresholds import Thresholds
-
-_MIXED_TASKS = "one side has classes of pixels, the other of images"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +39,9 @@ class ArtifactFile:
 
 @dataclass(frozen=True, slots=True)
 class ArtifactResult:
-    """One artifact's comparisons and verdict; the comparisons are empty if it is NOT RUN or could not be judged.
+    """Verdict, comparisons A and B by source with ``"all"``, and accuracy on --data of one artifact.
 
-    Args:
-        artifact: its file.
-        judgement: verdict with reasons.
-        export: comparison A by source, with ``"all"``.
-        distillation: comparison B by source, with ``"all"``.
-        accuracy: on the images of --data, or None.
+    The comparisons are empty if it is NOT RUN or could not be judged.
     """
 
     artifact: ArtifactFile
@@ -72,11 +65,7 @@ def verify_student(
 ) -> StudentResult:
     """Judges the fp32 student from its outputs that are frozen with the samples.
 
-    Args:
-        samples: the frozen set.
-        thresholds: the gates' limits.
-        accuracy: on --data, or None.
-        extras: outcomes of further gates, such as those of a baseline.
+    ``extras`` are outcomes of further gates, such as those of a baseline.
     """
     distillation = _by_source(samples.student_outputs, samples.teacher_outputs, samples, thresholds.boundary_width)
     against_teacher = _gated_agreement(distillation, samples, thresholds.source)
@@ -98,16 +87,10 @@ def verify_artifact(
     extras: Sequence[Check] = (),
     same_student: bool = True,
 ) -> ArtifactResult:
-    """Judges an artifact that ran.
+    """Judges an artifact by its logits (N, K) for ``samples.normalised()``, or its dense outputs.
 
-    Args:
-        artifact: its file.
-        outputs: its logits (N, K) for ``samples.normalised()``, or dense outputs.
-        samples: the frozen set.
-        thresholds: the gates' limits.
-        accuracy: on --data, or None.
-        extras: outcomes of further gates, such as those of a baseline.
-        same_student: the samples hold the outputs of the artifact's own fp32 student; False leaves comparison A out.
+    ``extras`` are outcomes of further gates. Without ``same_student`` the samples hold the outputs of another fp32
+    student than the artifact's, and comparison A is left out.
 
     Raises:
         ValueError: the outputs' shape is not that of the samples' (another number of classes).
@@ -169,11 +152,9 @@ def _by_source(
 def _compare(
     candidate: Floats | DenseOutputs, reference: Floats | DenseOutputs, samples: Samples, boundary_width: int = 0
 ) -> Measured:
-    if isinstance(candidate, DenseOutputs) and isinstance(reference, DenseOutputs):
-        return compare_dense(candidate, reference, boundary_width=boundary_width)
-    if isinstance(candidate, DenseOutputs) or isinstance(reference, DenseOutputs):
-        raise TypeError(_MIXED_TASKS)
-    return compare_logits(candidate, reference, samples.contract.task)
+    if isinstance(candidate, DenseOutputs):
+        return compare_dense(candidate, cast("DenseOutputs", reference), boundary_width=boundary_width)
+    return compare_logits(candidate, cast("Floats", reference), samples.contract.task)
 
 
 def _pair_with_student(
@@ -181,12 +162,13 @@ def _pair_with_student(
 ) -> Pairs | PairedPixels:
     """The fp32 student and an artifact against the teacher, sample by sample, on the gate's source."""
     part = samples.of_source(thresholds.source)
-    teacher, student = samples.teacher_outputs[part], samples.student_outputs[part]
-    if isinstance(teacher, DenseOutputs) and isinstance(student, DenseOutputs) and isinstance(outputs, DenseOutputs):
-        return pair_dense(student, outputs[part], teacher, boundary_width=thresholds.boundary_width)
-    if isinstance(teacher, DenseOutputs) or isinstance(student, DenseOutputs) or isinstance(outputs, DenseOutputs):
-        raise TypeError(_MIXED_TASKS)
-    classes, now, before = (predict(logits, samples.contract.task) for logits in (teacher, outputs[part], student))
+    if isinstance(outputs, DenseOutputs):
+        dense = cast("DenseSampleSet", samples)
+        return pair_dense(
+            dense.student[part], outputs[part], dense.teacher[part], boundary_width=thresholds.boundary_width
+        )
+    chosen = (samples.teacher_outputs[part], outputs[part], samples.student_outputs[part])
+    classes, now, before = (predict(cast("Floats", logits), samples.contract.task) for logits in chosen)
     return pair(of_samples(before == classes), of_samples(now == classes))
 
 

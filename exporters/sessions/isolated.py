@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -42,7 +43,6 @@ class IsolatedSession(Session):
 
     Args:
         opener: opens the session there, called with ``path`` and ``settings``: a function or class of a module.
-        path: the artifact.
         settings: JSON values, such as ``threads``.
 
     Raises:
@@ -141,7 +141,7 @@ def _serve_one(session: Session, request: Mapping[str, Any], images: NDArray[Any
         return
     from exporters.benchmark import benchmark  # noqa: PLC0415 - a device kit does not carry it
 
-    _send(replies, {"timing": benchmark(session, images, seconds=request["seconds"]).to_dict()})
+    _send(replies, {"timing": asdict(benchmark(session, images, seconds=request["seconds"]))})
 
 
 def _send(stream: BinaryIO, header: Any, array: NDArray[Any] | None = None) -> None:
