@@ -161,9 +161,6 @@ def _check_unit(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
 
     A mean lies among the pixels. A std is 0.5 at most, but also serves as a factor: 1 leaves pixels in [0, 1], 1/255
     makes them 0..255.
-
-    Raises:
-        DfadcError: a value is too large for pixels in [0, 1].
     """
     is_mean_wrong, is_std_wrong = max(map(abs, mean)) > 1, max(std) > LARGEST_STD
     if not (is_mean_wrong or is_std_wrong):

@@ -100,14 +100,7 @@ def ending_signals() -> list[signal.Signals]:
 
 @contextmanager
 def memory_errors(remedy: str) -> Iterator[None]:
-    """Converts every library's out-of-memory error to :class:`OutOfMemory`; also as a decorator.
-
-    Args:
-        remedy: way to need less memory.
-
-    Raises:
-        OutOfMemory: memory ran out in the block.
-    """
+    """Converts every library's out-of-memory error to :class:`OutOfMemory` with a remedy; also as a decorator."""
     try:
         yield
     except OutOfMemory:

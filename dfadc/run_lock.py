@@ -111,12 +111,8 @@ def is_writable(folder: Path) -> bool:
 def reserved_folder(path: Path, *, force: bool, inputs: Mapping[str, Path] | None = None) -> Iterator[None]:
     """Makes and locks the folder of a new run; its contents stay until it is claimed.
 
-    If the block fails before a run has begun, the folders that were made are removed.
-
-    Args:
-        path: of the run folder.
-        force: an existing run may be replaced.
-        inputs: files that the new run reads, by the name that a person gave them; none may lie in the folder.
+    If the block fails before a run has begun, the folders that were made are removed. ``force`` allows to replace a
+    run; ``inputs`` are files that the new run reads, by the name that a person gave them: none may lie in the folder.
 
     Raises:
         DfadcError: the folder holds something that must not be lost, or another process holds it.
@@ -145,10 +141,7 @@ def reserved_folder(path: Path, *, force: bool, inputs: Mapping[str, Path] | Non
 def check_claimable(path: Path, *, force: bool, inputs: Mapping[str, Path] | None = None) -> None:
     """Refuses, before any work is done, what :func:`claim_folder` would refuse; changes nothing.
 
-    Args:
-        path: of the folder.
-        force: an existing run may be replaced.
-        inputs: files that the run reads, by the name that a person gave them.
+    The arguments are those of :func:`reserved_folder`.
 
     Raises:
         DfadcError: the folder holds something that must not be lost, such as an input.

@@ -155,10 +155,6 @@ def restored_on_failure(folder: Path, earlier: ArtifactRecord | None) -> Iterato
 
     Otherwise the manifest would name bytes that are gone. The files are hard-linked, so they take no space.
 
-    Args:
-        folder: of the manifest.
-        earlier: the artifact's record; None if there is none.
-
     Raises:
         StorageFailed: the folder cannot be written.
     """
@@ -202,9 +198,6 @@ def changed_artifacts(manifest: Manifest, folder: Path) -> dict[str, str]:
 
 def check_unchanged(folder: Path) -> Manifest:
     """Reads the manifest of ``folder`` and compares every file with it.
-
-    Returns:
-        The manifest that was checked.
 
     Raises:
         DfadcError: an artifact is missing, or its bytes are not those that were exported; it is named.

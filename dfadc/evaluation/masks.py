@@ -89,10 +89,6 @@ def load_masked_images(path: Path, contract: ImageContract) -> MaskedImages:
     Images and masks of a folder are resized and cropped by the contract's preprocessing, or until they just cover its
     size, the masks by the nearest pixel. Those of an .npz must have that size already.
 
-    Args:
-        path: the folder or file.
-        contract: input size, mean, std and number of classes.
-
     Raises:
         DfadcError: mean and std are unknown, or the data cannot be read or do not fit the contract.
     """
@@ -176,11 +172,7 @@ def _files_by_stem(folder: Path) -> dict[str, Path]:
 
 
 def _read_mask(mask: Image.Image, size: tuple[int, int], contract: ImageContract) -> npt.NDArray[np.int32]:
-    """(H, W) classes: grey values or palette indices.
-
-    Raises:
-        ValueError: the mask is in colour or has another (width, height) than its image.
-    """
+    """(H, W) classes: grey values or palette indices."""
     if mask.mode not in ("L", "P", "1") and not mask.mode.startswith("I"):
         raise ValueError(f"mask of mode {mask.mode}: its pixels must be classes, grey or with a palette")
     if mask.size != size:

@@ -161,13 +161,7 @@ def resume_distillation(
 def load_run_teacher(
     run: RunFolder, path: Path | None = None, *, trust: bool = False, factories: Collection[str] = ()
 ) -> Teacher:
-    """Loads the teacher of a run the way the run did.
-
-    Args:
-        run: the run.
-        path: of the file, where it has moved since.
-        trust: whether code in the file may run.
-        factories: the teacher's ``module:factory``, where it is built by one.
+    """Loads the teacher of a run the way the run did; ``path`` is that of its file where it has moved since.
 
     Raises:
         DfadcError: the file is gone, or is not the one that the run began with, or the run names a factory that is none

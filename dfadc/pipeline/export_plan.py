@@ -35,11 +35,9 @@ class ExportPlan(NamedTuple):
 
 
 def plan_exports(exports: Sequence[str] | None = None, settings: BuildSettings | None = None) -> ExportPlan:
-    """Resolves export names. A named export must be possible here; of the defaults, those that are possible are taken.
+    """Resolves exports ``NAME[:PRECISION[:PRESET]]`` or ``kit``; None takes :data:`DEFAULT_EXPORTS`.
 
-    Args:
-        exports: each ``NAME[:PRECISION[:PRESET]]`` or ``kit``; None takes :data:`DEFAULT_EXPORTS`.
-        settings: of the build.
+    A named export must be possible here; of the defaults, those that are possible are taken.
 
     Raises:
         DfadcError: an export is unknown, or a setting applies to none of them.
@@ -81,11 +79,7 @@ def _missing_backend(request: ExportRequest) -> Skipped | None:
 
 
 def _check_settings_apply(settings: BuildSettings, plan: ExportPlan) -> None:
-    """Checks that every given setting applies to an export, and that the backends accept it.
-
-    Raises:
-        DfadcError: a setting would be ignored, or a backend does not accept it.
-    """
+    """Refuses a setting that would be ignored, or that a backend does not accept."""
     engines = [request for request in plan.requests if request.name.startswith("tensorrt")]
     engine = "a tensorrt or tensorrt-rtx export"
     for name, given, concerned, needs in (

@@ -19,11 +19,9 @@ _MAX_STUDENT_DROP = 0.01
 
 
 def recipe_to_judge_by(source: str | Path, gates: Sequence[str] = ()) -> Recipe:
-    """A recipe whose gates are changed as the caller asks.
+    """A shipped recipe, or a TOML file's, with changed gates, such as ``"verify.min_agreement=0.9"``.
 
-    Args:
-        source: a shipped recipe's name or a TOML file.
-        gates: assignments such as ``"verify.min_agreement=0.9"``; only gates can be changed once the samples are there.
+    Only gates can be changed once the samples are there.
 
     Raises:
         DfadcError: the recipe cannot be read, or an assignment is none or no gate's.

@@ -48,13 +48,7 @@ Correctness = npt.NDArray[np.bool_] | PixelCounts
 
 @dataclass(frozen=True)
 class VerificationInputs:
-    """Images that every network of a verification runs on.
-
-    Args:
-        samples: of the run.
-        data: labelled images, or None.
-        baseline: holds samples of its own, or None.
-    """
+    """Images that every network of a verification runs on; the baseline holds samples of its own."""
 
     samples: Samples
     data: EvaluationData | MaskedImages | None = None
@@ -93,15 +87,9 @@ class NetworkOutputs:
 def read_inputs(
     contract: ImageContract, teacher_sha256: str | None, *, data: Path | None, baseline: Path | None
 ) -> tuple[EvaluationData | MaskedImages | None, Baseline | None]:
-    """Reads labelled images and a baseline, and refuses what does not fit.
+    """Reads labelled images and a baseline, and refuses what does not fit; the teacher's hash is None if unknown.
 
     Needs no samples: a long run reads them before it starts, so that it does not end with what does not fit.
-
-    Args:
-        contract: of teacher and student.
-        teacher_sha256: of the teacher's file; None if unknown.
-        data: labelled images.
-        baseline: a baseline's file.
 
     Raises:
         RequirementMissing: there is no such baseline.

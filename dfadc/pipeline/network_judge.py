@@ -40,12 +40,8 @@ LESS_MEMORY = "free some; a run with a lower verify.num_samples needs less here"
 class NetworkJudge:
     """Runs networks and judges their outputs.
 
-    Args:
-        inputs: images that the networks run on.
-        thresholds: the gates' limits.
-        expected: networks of the baseline that must run.
-        same_student: the samples hold the outputs of the artifacts' own fp32 student.
-        notes: remarks for the report.
+    The networks of the baseline that are ``expected`` must run. With ``same_student`` the samples hold the outputs of
+    the artifacts' own fp32 student.
     """
 
     inputs: VerificationInputs
@@ -63,10 +59,7 @@ class NetworkJudge:
     def artifact(self, file: ArtifactFile, path: Path, *, is_intact: bool = False) -> ArtifactResult:
         """Runs and judges an artifact; one that cannot run here is NOT RUN, one that crashes its runtime fails.
 
-        Args:
-            file: name, precision and size for the report.
-            path: of the artifact.
-            is_intact: its bytes are those that were exported, so that any other error is its failure to run.
+        If it ``is_intact``, its bytes are those that were exported, and any other error is its failure to run.
         """
         try:
             with memory_errors(LESS_MEMORY):

@@ -36,14 +36,8 @@ NOT_WRITTEN = "report not written"
 def write_report(run: RunFolder, report: Report, samples: Samples | None) -> Report:
     """Completes a verification's report from the run folder and writes it in every form.
 
-    Args:
-        run: the verified run.
-        report: of :func:`dfadc.verification.report.build_report`.
-        samples: those of the report; None if they are gone, and no picture of them can be made.
-
-    Returns:
-        The report with ``disagreements``, ``curves`` and ``bench``, and a note if a file could not be written: the
-        verdict does not depend on it.
+    Gives the report with ``disagreements``, ``curves`` and ``bench``, and a note if a file could not be written: the
+    verdict does not depend on it. Without samples, which may be gone, there are no pictures of them.
 
     Raises:
         DfadcError: ``bench.json`` cannot be read.
@@ -131,11 +125,7 @@ def _speeds(run: RunFolder, report: Report) -> dict[str, Any] | None:
 def _write_files(
     run: RunFolder, report: Report, samples: Samples | None, readings: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Writes the report in every form.
-
-    Raises:
-        StorageFailed: the folder is not writable, or its disk is full.
-    """
+    """Writes the report in every form."""
     # The drawing libraries take a second to import: commands that draw nothing do without.
     from dfadc.reporting.charts import panels_of  # noqa: PLC0415
     from dfadc.reporting.html import render_html  # noqa: PLC0415

@@ -68,12 +68,6 @@ class VerifySettings:
 def check_inputs(settings: VerifySettings, recipe: Recipe, *, contract: ImageContract, teacher_sha256: str) -> None:
     """Reads data and baseline as a verification will, so that a long run does not end with what does not fit.
 
-    Args:
-        settings: of the verification.
-        recipe: of the run, with its gates.
-        contract: of teacher and student.
-        teacher_sha256: of the teacher's file.
-
     Raises:
         DfadcError: and its children, as :func:`verify_run` raises them; or there are too few labelled images for the
             gate on accuracy.

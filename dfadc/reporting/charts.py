@@ -52,10 +52,9 @@ class Panel:
 
 
 def panels_of(readings: Sequence[Mapping[str, Any]]) -> tuple[Panel, ...]:
-    """Panels of a run's metrics; none for a quantity without values.
+    """Panels of the lines of metrics.jsonl; none for a quantity without values.
 
-    Args:
-        readings: the lines of metrics.jsonl; a value that is absent, null, NaN or infinite is not drawn.
+    A value that is absent, null, NaN or infinite is not drawn.
     """
     if not readings:
         return ()

@@ -55,12 +55,9 @@ class ConfusionCell(NamedTuple):
 
 
 def render_html(report: Mapping[str, Any], *, samples: Samples | None, panels: Sequence[Panel]) -> str:
-    """The page as text; the same report, samples and metrics give the same bytes.
+    """The page of a completed report as text; without pictures of samples if they are gone.
 
-    Args:
-        report: the completed JSON document of a run.
-        samples: those that the report judged, or None if they are gone.
-        panels: the training's curves.
+    The same report, samples and curves of the training give the same bytes.
     """
     from markupsafe import Markup  # noqa: PLC0415 - as jinja2 below
 

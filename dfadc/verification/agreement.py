@@ -92,11 +92,7 @@ class Agreement(Ties, Proportion):
 
 
 def compare(candidate_logits: Floats, reference_logits: Floats) -> Agreement:
-    """Compares two networks' logits for the same samples.
-
-    Args:
-        candidate_logits: (N, K), of the network that is judged.
-        reference_logits: (N, K), of the network that it should agree with.
+    """Compares the logits (N, K) of a network that is judged with those of a reference for the same samples.
 
     Raises:
         ValueError: the shapes differ or are not (N, K) with K >= 2.
@@ -126,12 +122,7 @@ def compare(candidate_logits: Floats, reference_logits: Floats) -> Agreement:
 
 
 def split_by_source(source: Integers, sources: Sequence[str]) -> dict[str, npt.NDArray[np.bool_]]:
-    """Masks (N,) of all samples (key ``ALL_SOURCES``) and of each source's.
-
-    Args:
-        source: (N,) index into ``sources`` of each sample.
-        sources: the sources' names.
-    """
+    """Masks (N,) of all samples (key ``ALL_SOURCES``) and of each source's; source: (N,) index into ``sources``."""
     every = {ALL_SOURCES: np.ones(len(source), np.bool_)}
     return every | {name: np.asarray(source == index) for index, name in enumerate(sources)}
 

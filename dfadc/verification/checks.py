@@ -132,13 +132,9 @@ def absolute_checks(
 def optional_checks(
     network: str, against_teacher: Measured, accuracy: MeasuredAccuracy | None, thresholds: Thresholds
 ) -> list[Check]:
-    """The gates on each class and on accuracy, if they are on.
+    """The gates on each class and on accuracy, if they are on; the accuracy is None without labelled images.
 
-    Args:
-        network: noun phrase of the network, for the messages.
-        against_teacher: its agreement with the teacher on the gate's source.
-        accuracy: on labelled images; None without any.
-        thresholds: the limits.
+    ``network`` is its noun phrase in the messages, ``against_teacher`` its agreement on the gate's source.
     """
     checks = []
     if thresholds.min_class_agreement is not None and against_teacher.n:

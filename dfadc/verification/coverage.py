@@ -74,12 +74,7 @@ class Coverage:
 
 
 def measure_coverage(classes: npt.NDArray[np.integer[Any]], num_classes: int) -> Coverage:
-    """Class histogram of the teacher's predictions.
-
-    Args:
-        classes: (N,) top-1 classes of samples, or (N, H, W) of pixels; a value outside 0..K-1 has no class.
-        num_classes: K.
-    """
+    """Histogram of top-1 classes (N,), or of pixels (N, H, W); a value outside 0..K-1 has no class."""
     valid = (classes >= 0) & (classes < num_classes)
     counts = np.bincount(classes[valid], minlength=num_classes)
     incomplete = ~valid.all(axis=tuple(range(1, valid.ndim)))

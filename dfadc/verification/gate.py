@@ -77,15 +77,8 @@ def judge_artifact(
 ) -> Judgement:
     """Judges one artifact. It fails with its student: an exact copy of a student that fell short is no pass.
 
-    Args:
-        precision: "fp32", "fp16", "int8", ...: picks the limits of comparison A.
-        against_student: comparison A over the samples of all sources.
-        against_teacher: comparison B on the gate's source.
-        student_against_teacher: the fp32 student's own, on the same samples.
-        pairs: the two of them sample by sample, the student before and the artifact after.
-        coverage: comparison C on the gate's source.
-        thresholds: the limits.
-        extras: outcomes of further gates.
+    Comparison A is over the samples of all sources; B, of the artifact and of its fp32 student, and C are on the gate's
+    source. ``pairs`` hold the student before and the artifact after, ``extras`` the outcomes of further gates.
 
     Raises:
         ValueError: artifact and student were not compared on the same number of samples.
@@ -103,14 +96,10 @@ def judge_artifact(
 def conclude(
     verdicts: Mapping[str, Verdict], *, required: Collection[str] = (), failure: DfadcError | None = None
 ) -> Conclusion:
-    """The verdict over everything that was to be verified.
+    """The verdict over everything that was to be verified; ``STUDENT`` or artifact file -> its verdict.
 
-    A failed gate outranks a failed export, and that a missing requirement; the reasons name all of them.
-
-    Args:
-        verdicts: name of the student (``STUDENT``) or artifact file -> its verdict.
-        required: names that must have run; NOT RUN or absent is exit code 4.
-        failure: error that kept an artifact from being exported.
+    A failed gate outranks a failed export, and that a missing requirement: one that is NOT RUN or absent. The reasons
+    name all of them.
     """
     failed = sorted(name for name, verdict in verdicts.items() if verdict is Verdict.FAIL)
     absent = sorted(name for name in required if verdicts.get(name, Verdict.NOT_RUN) is Verdict.NOT_RUN)

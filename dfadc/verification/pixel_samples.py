@@ -30,15 +30,12 @@ _PARTS = ("classes", "margins", "logits")
 class DenseSampleSet(FrozenImages):
     """Generated images that no network was trained on, with the dense outputs of teacher and fp32 student.
 
+    The other fields are those of :class:`SampleSet`.
+
     Args:
-        images: as in :class:`SampleSet`.
-        source: as in :class:`SampleSet`.
-        sources: as in :class:`SampleSet`.
         teacher: the teacher's outputs for :meth:`normalised`, at the images' size.
         student: the fp32 student's.
         positions: (P,) int32 pixels whose logits are kept, counted row by row.
-        contract: of the images and logits.
-        provenance: plain values on how the set was made.
 
     Raises:
         DfadcError: shapes, dtypes or indices contradict each other or the contract.

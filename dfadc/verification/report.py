@@ -47,19 +47,9 @@ def build_report(  # noqa: PLR0913 -- keywords, each of them a part of the docum
 ) -> Report:
     """The whole verification as JSON values: no NaN and no infinity, those are null.
 
-    ``sqnr_db`` is null if nothing differs (``max_logit_error`` is then 0) or nothing could be compared.
-
-    Args:
-        samples: that the networks ran on.
-        thresholds: the gates' limits.
-        student: the fp32 student's result.
-        artifacts: every artifact, also those NOT RUN.
-        accuracy: teacher and student on labelled images, or None.
-        required: artifact names that must have run.
-        failure: error that kept an artifact from being exported.
-        run: plain JSON values on the run (name, teacher sha256, versions, ...).
-        additions: ``baseline`` (of :func:`dfadc.verification.regression.describe_baseline`) and ``notes`` (remarks
-            for the reader).
+    ``sqnr_db`` is null if nothing differs (``max_logit_error`` is then 0) or nothing could be compared. ``failure``
+    kept an artifact from being exported; ``run`` holds plain values on the run, and ``additions`` ``baseline`` (of
+    :func:`dfadc.verification.regression.describe_baseline`) and ``notes`` for the reader.
     """
     verdicts = {STUDENT: student.judgement.verdict} | {r.artifact.name: r.judgement.verdict for r in artifacts}
     conclusion = conclude(verdicts, required=required, failure=failure)

@@ -56,10 +56,7 @@ class FrozenImages:
         return len(self.images)
 
     def check(self, layouts: Mapping[str, Layout]) -> None:
-        """Checks arrays and sources.
-
-        Args:
-            layouts: name of an array of logits or classes -> shape and dtype that it must have.
+        """Checks sources and arrays; name of an array of logits or classes -> shape and dtype that it must have.
 
         Raises:
             DfadcError: shapes, dtypes or indices contradict each other or the contract.

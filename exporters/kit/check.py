@@ -58,13 +58,9 @@ def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
 
 
 def check_kit(folder: Path, names: Sequence[str] = (), *, runtime: str = "", threads: int = 0) -> Report:
-    """Runs and judges the models of a kit.
+    """Runs and judges the models of a kit; empty ``names`` take all that exist, of which one must run.
 
-    Args:
-        folder: the kit.
-        names: files that must run; empty takes all that exist, of which one must run.
-        runtime: the runtime; empty takes the first that is installed.
-        threads: CPU threads; 0 lets the runtime choose.
+    An empty runtime takes the first that is installed; with 0 threads it chooses.
 
     Raises:
         DfadcError: a file of the kit is missing or damaged, or a name is unknown.

@@ -92,12 +92,8 @@ def write_kit(
 ) -> Path:
     """Writes the kit, whole or not at all; an existing kit is replaced.
 
-    Args:
-        target: the folder.
-        models: typed ONNX files of one student.
-        samples: the run's samples.npz, with the teacher's and the student's logits.
-        thresholds: the gates of ``dfadc verify`` as plain values.
-        batch: batch sizes of the engines that build.sh builds.
+    ``models`` are typed ONNX files of one student, ``samples`` the run's samples.npz, ``thresholds`` the gates of
+    ``dfadc verify`` as plain values; ``batch`` is that of the engines that build.sh builds.
 
     Raises:
         DfadcError: there is no model, or one is not ONNX.
@@ -143,11 +139,7 @@ def _facts(models: Sequence[Path]) -> dict[str, dict[str, Any]]:
 
 
 def _own_metadata(model: Path) -> dict[str, str]:
-    """The metadata of dfadc in an ONNX file, which describes its inputs and outputs.
-
-    Raises:
-        DfadcError: it is missing.
-    """
+    """The metadata of dfadc in an ONNX file, which describes its inputs and outputs; refuses one without it."""
     metadata = read_metadata(load_onnx(model))
     for key in ("contract", "input", "output", "precision"):
         if f"{METADATA_PREFIX}{key}" not in metadata:

@@ -15,12 +15,9 @@ if TYPE_CHECKING:
 
 
 class TorchSession(BatchedSession):
-    """A torch module in eval mode. The module is not changed: one in training mode or on another device is copied.
+    """A torch module, (N, C, H, W) to one tensor of logits, in eval mode.
 
-    Args:
-        module: maps (N, C, H, W) to one tensor of logits.
-        device: "cpu", "cuda", "mps", ...
-        batch_size: images per forward pass.
+    The module is not changed: one in training mode or on another device is copied.
     """
 
     def __init__(self, module: nn.Module, device: str = "cpu", *, batch_size: int = DEFAULT_BATCH_SIZE) -> None:

@@ -42,16 +42,10 @@ class DerivedOnnxExporter:
         """No setting depends on the machine."""
 
     def export(self, source_onnx: Path, target: Path, request: ExportRequest, settings: BuildSettings) -> ExportResult:
-        """Derives ``target`` from the fp32 ONNX ``source_onnx``.
+        """Derives ``target`` from the fp32 ONNX; see :meth:`Exporter.export`.
 
-        ``settings.calibration`` calibrates INT8 and selects the nodes that fp16 leaves in fp32; within
-        ``settings.fp16_ranges`` fp16 must not overflow.
-
-        Raises:
-            DfadcError: the source is not an fp32 ONNX.
-            PoolUnusable: INT8 has no usable calibration images.
-            ExportFailed: the conversion failed, or fp16 overflows.
-            StorageFailed: the file cannot be written.
+        ``settings.calibration`` calibrates INT8, which raises PoolUnusable without it, and selects the nodes that fp16
+        leaves in fp32; within ``settings.fp16_ranges`` fp16 must not overflow.
         """
         source = load_onnx(source_onnx)
         parent = sha256_file(source_onnx)

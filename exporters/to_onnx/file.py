@@ -62,14 +62,10 @@ def parse_onnx(path: Path) -> onnx.ModelProto:
 
 
 def to_checked_bytes(model: onnx.ModelProto, name: str) -> bytes:
-    """The bytes of ``model``, after a full check of types, shapes and the opset.
+    """The bytes of ``model``, after a full check of types, shapes and the opset; ``name`` is for messages.
 
     They depend on the model alone: protobuf maps are written in a fixed order. The IR version of ``model`` becomes the
     lowest that its opset and dtypes need: a runtime refuses every IR version that is newer than its own.
-
-    Args:
-        model: the graph.
-        name: of the artifact, for messages.
 
     Raises:
         ExportFailed: the model is not valid ONNX of opset 20.

@@ -40,15 +40,10 @@ def convert_to_fp16(
     images: NDArray[np.float32] | None = None,
     keep_fp32: Iterable[str] = (),
 ) -> Fp16Model:
-    """Converts an fp32 graph to fp16; inputs and outputs stay fp32.
+    """Converts a copy of an fp32 graph to fp16; inputs and outputs stay fp32.
 
-    A node stays in fp32 if one of its weights exceeds 65504; if, on ``images``, one of its inputs or outputs exceeds a
-    quarter of that; if ONNX Runtime would crash; if the caller names it; if its operator has no fp16.
-
-    Args:
-        source: the fp32 graph; it is not changed.
-        images: (N, C, H, W) float32 images on which activations are measured; None, or none, checks weights only.
-        keep_fp32: names of further nodes that stay in fp32.
+    A node stays in fp32 if one of its weights exceeds 65504; if, on ``images`` (N, C, H, W), one of its inputs or
+    outputs exceeds a quarter of that; if ONNX Runtime would crash; if the caller names it; if its operator has no fp16.
 
     Raises:
         DfadcError: the source is not an fp32 graph of opset 20, or ``keep_fp32`` names a node it does not have.
@@ -73,9 +68,7 @@ def convert_to_fp16(
 def check_no_overflow(ranges: ActivationRanges, fp32_nodes: Iterable[str]) -> None:
     """Checks that no node of a graph overflows in fp16, apart from those that stay in fp32.
 
-    Args:
-        ranges: of the fp32 graph, on images that were not used to choose the fp32 nodes.
-        fp32_nodes: names of the nodes that stay in fp32.
+    The ranges are of the fp32 graph, on images that were not used to choose those nodes.
 
     Raises:
         ExportFailed: a node overflows; it is named.

@@ -34,13 +34,9 @@ class Reference(NamedTuple):
 
 
 def reference_logits(network: nn.Module, contract: ImageContract, *, pixels: bool, dynamic_size: bool) -> Reference:
-    """Runs the module on random images, the last of another size with ``dynamic_size``.
+    """Runs a module in eval mode on random images, of pixels in [0, 1] or normalised.
 
-    Args:
-        network: in eval mode, on the CPU.
-        contract: of the images.
-        pixels: the network takes pixels in [0, 1].
-        dynamic_size: the network takes images of any size.
+    With ``dynamic_size`` the last are of another size.
 
     Raises:
         ExportFailed: the module does not take the images, or does not return finite logits of the contract's shape.
@@ -52,15 +48,7 @@ def reference_logits(network: nn.Module, contract: ImageContract, *, pixels: boo
 
 
 def check_parity(draft: Path, reference: Reference, *, probabilities: bool) -> float:
-    """Compares ONNX Runtime with the module.
-
-    Args:
-        draft: the ONNX file.
-        reference: the module's logits.
-        probabilities: the outputs are probabilities.
-
-    Returns:
-        The largest difference, over the range of the module's outputs.
+    """Compares ONNX Runtime with the module: the largest difference, over the range of the module's outputs.
 
     Raises:
         ExportFailed: the file does not run, or the difference exceeds :data:`PARITY_TOLERANCE`.
@@ -92,11 +80,7 @@ def _random_images(contract: ImageContract, batch: int, *, pixels: bool) -> Tens
 
 
 def _forward(network: nn.Module, images: Tensor, contract: ImageContract) -> NDArray[np.float32]:
-    """Logits of the module, the reference of the parity check.
-
-    Raises:
-        ExportFailed: the module does not take the images, or does not return finite logits of the contract's shape.
-    """
+    """Logits of the module, the reference of the parity check: finite, and of the contract's shape."""
     size = "x".join(map(str, contract.input_size))
     try:
         with torch.no_grad():

@@ -24,11 +24,8 @@ _LARGEST_CONSTANT = 2**20
 def trace(network: nn.Module, images: Tensor, output_name: str, *, dynamic_size: bool) -> onnx.ModelProto:
     """Traces ``network`` to ONNX and removes everything that names this machine or its source files.
 
-    Args:
-        network: in eval mode, on the CPU.
-        images: (N, C, H, W) example images, N above 1.
-        output_name: of the graph's output.
-        dynamic_size: height and width are dynamic too, not only the batch.
+    The network is in eval mode and on the CPU; images: (N, C, H, W), N above 1. With ``dynamic_size`` height and width
+    are dynamic too, not only the batch.
 
     Raises:
         ExportFailed: torch cannot export the network, or its batch size is fixed.

@@ -35,14 +35,7 @@ class OpenVinoExporter:
         """No setting depends on the machine."""
 
     def export(self, source_onnx: Path, target: Path, request: ExportRequest, settings: BuildSettings) -> ExportResult:  # noqa: ARG002
-        """Converts the ONNX that ``request.source`` names; fp16 stores the weights in half precision.
-
-        Raises:
-            RequirementMissing: openvino is not installed.
-            DfadcError: the source is not ONNX.
-            ExportFailed: OpenVINO does not support the graph, or the graph has another precision than requested.
-            StorageFailed: a file cannot be written.
-        """
+        """Converts the ONNX; fp16 stores the weights in half precision. See :meth:`Exporter.export`."""
         openvino = import_openvino()
         source = load_onnx(source_onnx)
         metadata = read_metadata(source)
@@ -72,11 +65,7 @@ class OpenVinoExporter:
 
 
 def _check_precision(model: Any, requested: Precision) -> None:
-    """Checks that the graph is quantised if INT8 was requested, and otherwise is not.
-
-    Raises:
-        ExportFailed, DfadcError: it has another precision.
-    """
+    """Refuses a graph that is not quantised if INT8 was requested, one that is otherwise, and fp16 as fp32."""
     operators = Counter(node.get_type_name() for node in model.get_ops())
     halves = sum(
         node.get_element_type().get_type_name() == "f16"

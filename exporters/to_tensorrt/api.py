@@ -31,9 +31,6 @@ _WEIGHTED_LAYERS = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY")
 class TensorRtApi:
     """An imported backend.
 
-    Args:
-        backend: which package.
-
     Raises:
         RequirementMissing: the package, or a library it needs, is not installed.
     """
@@ -135,11 +132,7 @@ def deferred_interrupt() -> Iterator[Sequence[object]]:
 
 
 class ParsedNetwork:
-    """An ONNX graph parsed by the backend. Builder, parser and logger live as long as the network.
-
-    Args:
-        api: the backend.
-        onnx_bytes: the typed graph.
+    """A typed ONNX graph parsed by the backend. Builder, parser and logger live as long as the network.
 
     Raises:
         ExportFailed: the backend does not support the graph; operators and nodes are named.

@@ -156,11 +156,7 @@ def _reference_logits(source: onnx.ModelProto, images: NDArray[np.float32]) -> N
 
 
 def _check_loads(model: onnx.ModelProto) -> None:
-    """Opens a graph in a separate process, before it is opened in this one.
-
-    Raises:
-        ExportFailed: ONNX Runtime refuses it or crashes.
-    """
+    """Opens a graph in a separate process, before it is opened in this one, and refuses one that cannot be."""
     with tempfile.TemporaryDirectory(prefix="dfadc-int8-") as folder:
         path = Path(folder) / "int8.onnx"
         atomic_write_bytes(path, model.SerializeToString())

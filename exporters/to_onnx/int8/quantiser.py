@@ -30,7 +30,6 @@ class Quantiser:
     Args:
         source: the fp32 graph, after ``constants.with_separate_constants``.
         ranges: of its activations, from :func:`calibrate`.
-        preset: how activations and biases are quantised.
         fp32_layers: names of layers that are in fp32 in every graph, besides those of :func:`never_quantised`.
     """
 

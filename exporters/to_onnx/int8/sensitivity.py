@@ -76,11 +76,7 @@ def rank_layers(
 ) -> list[Layer]:
     """All quantised layers, first the one whose return to fp32 brings the logits closest to the fp32 graph's.
 
-    Args:
-        quantiser: makes the INT8 graphs.
-        images: (N, C, H, W); the first few are used.
-        reference: (N, K) or (N, P, K), the fp32 graph's logits.
-        on_progress: called after every layer.
+    reference: (N, K) or (N, P, K) logits of that graph for the images (N, C, H, W), of which the first few are used.
     """
     images, reference = images[:_RANKING_IMAGES], reference[:_RANKING_IMAGES]
     names = [name for name in quantiser.layers if name not in quantiser.fp32_layers]
