@@ -171,16 +171,12 @@ class ExportResult:
     """One artifact on disk and its origin.
 
     Args:
-        path: the artifact.
-        request: the request.
         effective_precision: of the artifact, e.g. "fp16" or "fp16, 3 nodes in fp32".
-        sha256: hex digest of the artifact's bytes.
         size_bytes: of all files that a device needs to run it.
         parent_sha256: digest of its source; None for the fp32 ONNX.
         tool_versions: package -> version, of all packages that determine the bytes.
         targets: devices it was built for; empty means any.
         extra_files: further files that it needs, e.g. OpenVINO's weights.
-        notes: remarks for the report.
     """
 
     path: Path

@@ -11,7 +11,7 @@ import typer
 from dfadc.cli import options
 from dfadc.cli.ci import ci_outputs
 from dfadc.cli.console import print_report, say
-from dfadc.cli.distill_run import Exports, Inputs, load_inputs, resume_run, show_plan, start
+from dfadc.cli.distill_run import Exports, load_inputs, resume_run, show_plan, start
 from dfadc.cli.export import run_exports
 from dfadc.cli.script import print_error
 from dfadc.errors import DfadcError
@@ -94,6 +94,7 @@ def distill(  # noqa: PLR0913, PLR0917 -- the signature is the command line
         raise DfadcError(f"--dry-run verifies nothing, so there is nothing to write to {junit}", "leave --junit away")
     with ci_outputs(junit) as publish, ExitStack() as held:
         from dfadc.pipeline.verify import VerifySettings, verify_run  # noqa: PLC0415 -- keeps `--help` light
+        from dfadc.recipe.load import load_recipe  # noqa: PLC0415
         from exporters.exporter import BuildSettings  # noqa: PLC0415
 
         gates = options.gates(
@@ -119,9 +120,9 @@ def distill(  # noqa: PLR0913, PLR0917 -- the signature is the command line
             length = {"steps": steps, "batch_size": batch_size, "seed": seed}
             given = options.assignments({**length, "compute.precision": precision, "compute.compile": switch})
             fields = options.contract_fields(input_size, mean, std, num_classes, task)
-            assignments = [*(assign or []), *given, *gates]
-            inputs = Inputs(teacher or Path(), teacher_arch, fields, recipe, assignments, teacher_weights, output)
-            loaded, resolved = load_inputs(inputs, exports, wanted, quiet=quiet)
+            resolved = load_recipe(recipe, [*(assign or []), *given, *gates])
+            described = {"architecture": teacher_arch, "fields": fields, "weights": teacher_weights, "output": output}
+            loaded = load_inputs(teacher or Path(), described, resolved, exports, wanted, quiet=quiet)
             choices = {"student": student, "recipe": resolved, "device": device, "minutes": minutes}
             if dry_run:
                 show_plan(loaded, choices, as_json=as_json)

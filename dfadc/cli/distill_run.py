@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from contextlib import ExitStack
 
-    from dfadc.contract import ContractFields
     from dfadc.pipeline.verify import VerifySettings
     from dfadc.recipe.schema import Recipe
     from dfadc.run_folder import RunFolder
@@ -30,40 +29,18 @@ class Exports(NamedTuple):
     settings: BuildSettings
 
 
-class Inputs(NamedTuple):
-    """Teacher file and recipe of a new run, as named on the command line."""
-
-    teacher: Path
-    architecture: str | None
-    fields: ContractFields
-    recipe: str
-    assignments: list[str]
-    weights: str | None = None
-    output: str | None = None
-
-
-def load_inputs(inputs: Inputs, exports: Exports, wanted: VerifySettings, *, quiet: bool) -> tuple[Teacher, Recipe]:
-    """Loads recipe and teacher, and refuses what would fail after the training."""
+def load_inputs(
+    path: Path, described: Mapping[str, Any], recipe: Recipe, exports: Exports, wanted: VerifySettings, *, quiet: bool
+) -> Teacher:
+    """Loads a teacher, described as ``load_teacher`` takes it, and refuses what would fail after the training."""
     from dfadc.pipeline.distill import load_teacher  # noqa: PLC0415 -- keeps `--help` light
     from dfadc.pipeline.export_plan import plan_exports  # noqa: PLC0415
     from dfadc.pipeline.verify import check_inputs  # noqa: PLC0415
-    from dfadc.recipe.load import load_recipe  # noqa: PLC0415
     from dfadc.training.sample_size import check_gates_can_pass  # noqa: PLC0415
 
-    recipe = load_recipe(inputs.recipe, inputs.assignments)
-    teacher = load_teacher(
-        inputs.teacher,
-        architecture=inputs.architecture,
-        fields=inputs.fields,
-        trust=wanted.trust_teacher,
-        weights=inputs.weights,
-        output=inputs.output,
-    )
-    say(
-        f"teacher: {teacher.architecture} from {inputs.teacher} ({teacher.kind}), "
-        f"{teacher.num_parameters:,} parameters",
-        quiet=quiet,
-    )
+    teacher = load_teacher(path, trust=wanted.trust_teacher, **described)
+    source = f"{teacher.architecture} from {path} ({teacher.kind})"
+    say(f"teacher: {source}, {teacher.num_parameters:,} parameters", quiet=quiet)
     contract = teacher.contract.to_dict()
     for name, source in teacher.contract_sources.items():
         say(f"  {name} = {_shown(contract[name])}  ({source})", quiet=quiet)
@@ -73,7 +50,7 @@ def load_inputs(inputs: Inputs, exports: Exports, wanted: VerifySettings, *, qui
     precisions = {str(request.precision) for request in plan_exports(exports.names, exports.settings).requests}
     check_gates_can_pass(recipe.verify, teacher.contract, precisions)
     check_inputs(wanted, recipe, contract=teacher.contract, teacher_sha256=teacher.sha256)
-    return teacher, recipe
+    return teacher
 
 
 def _shown(value: object) -> str:

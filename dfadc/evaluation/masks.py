@@ -35,7 +35,7 @@ from dfadc.verification.pixel_outputs import collect_dense
 from dfadc.verification.pixel_scores import PixelCounts, boundary_band, count_pixels
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
     from pathlib import Path
 
     from dfadc.contract import ImageContract
@@ -103,14 +103,10 @@ def load_masked_images(path: Path, contract: ImageContract) -> MaskedImages:
         raise DfadcError(f"--data {path} does not exist", f"name an .npz file or a folder: {_FOLDER_LAYOUT}")
     read = read_npz(path, ("images", "masks"), layout=_NPZ_LAYOUT, optional=("ignore_label",))
     pixels = check_images(read["images"], contract, path, layout=_NPZ_LAYOUT)
-    return _masked(pixels, read["masks"], _ignore_label(read, path), contract, path)
-
-
-def _ignore_label(read: Mapping[str, npt.NDArray[Any]], path: Path) -> int:
     label = read.get("ignore_label", np.array(IGNORE_LABEL))
     if label.shape != () or not np.issubdtype(label.dtype, np.integer):
         raise DfadcError(f"--data {path}: `ignore_label` is {label.shape} {label.dtype}, expected one integer")
-    return int(label)
+    return _masked(pixels, read["masks"], int(label), contract, path)
 
 
 def _masked(images: Pixels, masks: npt.NDArray[Any], ignore: int, contract: ImageContract, path: Path) -> MaskedImages:

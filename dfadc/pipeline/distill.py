@@ -235,16 +235,11 @@ def _train(training: Training, folder: RunFolder, observer: Observer) -> RunFold
             training.train(folder, on_reading)
         write_results(training, folder, observer.on_note)
     except BaseException as exc:
+        is_interrupted = isinstance(exc, Interrupted | KeyboardInterrupt)
+        ended = "diverged" if isinstance(exc, TrainingDiverged) else "failed"
         with suppress(StorageFailed):  # a full disk may be why it ends, and that is raised
-            folder.update_record({"status": _status_after(exc), **spent()})
+            folder.update_record({"status": "interrupted" if is_interrupted else ended, **spent()})
         raise
     folder.update_record({"status": "finished", **spent()})
     folder.remove_checkpoints()
     return folder
-
-
-def _status_after(end: BaseException) -> str:
-    """Status of a run that did not finish."""
-    if isinstance(end, Interrupted | KeyboardInterrupt):
-        return "interrupted"
-    return "diverged" if isinstance(end, TrainingDiverged) else "failed"

@@ -43,7 +43,18 @@ def plan_exports(exports: Sequence[str] | None = None, settings: BuildSettings |
         DfadcError: an export is unknown, or a setting applies to none of them.
         RequirementMissing: the backend of a named export cannot build here.
     """
-    plan = _default_plan() if exports is None else _plan_of(exports)
+    if exports is None:
+        defaults = [ExportRequest.parse(export) for export in DEFAULT_EXPORTS]
+        missing = {request: skipped for request in defaults if (skipped := _missing_backend(request)) is not None}
+        possible = [request for request in defaults if request not in missing]
+        plan = ExportPlan(with_sources(possible), tuple(missing.values()))
+    else:
+        named = [export for export in exports if export != KIT]
+        # A kit alone takes the typed files that exist; where there are none, it needs the fp32 one at least.
+        plan = ExportPlan(with_sources(map(ExportRequest.parse, named or ["onnx"])), kit=KIT in exports)
+        for request in plan.requests:
+            if (absent := _missing_backend(request)) is not None:
+                raise RequirementMissing(f"cannot build {request} here: {absent.reason}", absent.hint)
     _check_settings_apply(settings or BuildSettings(), plan)
     return plan
 
@@ -51,23 +62,6 @@ def plan_exports(exports: Sequence[str] | None = None, settings: BuildSettings |
 def derived_onnx(requests: Sequence[ExportRequest]) -> list[ExportRequest]:
     """The fp16 and INT8 ONNX files: those that use calibration images and may keep nodes in fp32."""
     return [request for request in requests if request.name == "onnx" and request.precision is not Precision.FP32]
-
-
-def _plan_of(exports: Sequence[str]) -> ExportPlan:
-    named = [export for export in exports if export != KIT]
-    # A kit alone takes the typed files that exist; where there are none, it needs the fp32 one at least.
-    requests = with_sources(map(ExportRequest.parse, named or ["onnx"]))
-    for request in requests:
-        if (missing := _missing_backend(request)) is not None:
-            raise RequirementMissing(f"cannot build {request} here: {missing.reason}", missing.hint)
-    return ExportPlan(requests, kit=KIT in exports)
-
-
-def _default_plan() -> ExportPlan:
-    requests = [ExportRequest.parse(export) for export in DEFAULT_EXPORTS]
-    missing = [_missing_backend(request) for request in requests]
-    possible = [request for request, skipped in zip(requests, missing, strict=True) if skipped is None]
-    return ExportPlan(with_sources(possible), tuple(skipped for skipped in missing if skipped is not None))
 
 
 def _missing_backend(request: ExportRequest) -> Skipped | None:

@@ -48,11 +48,11 @@ def gate_thresholds(recipe: Recipe) -> Thresholds:
     return Thresholds(
         min_agreement=gates["min_agreement"],
         min_coverage=gates["min_coverage"],
-        max_student_drop=_MAX_STUDENT_DROP if compares_export else None,
         min_class_agreement=gates["min_class_agreement"],
         min_accuracy=gates["min_accuracy"],
         max_baseline_drop=gates["max_baseline_drop"],
         boundary_width=gates["boundary_width"],
+        max_student_drop=_MAX_STUDENT_DROP if compares_export else None,
         source=gates["gate_source"],
         export=export if compares_export else {},
     )

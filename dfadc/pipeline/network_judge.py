@@ -97,20 +97,16 @@ class NetworkJudge:
             return {"baseline": None, "notes": self.notes}
         described = describe_baseline(baseline, self._compared, max_drop=max_drop)
         missing = [f"the baseline holds {name}, which did not run" for name in self.missing()]
-        unseen = unseen_drops(baseline, max_drop, with_labels=self.inputs.data is not None)
+        has_data, unpaired = self.inputs.data is not None, []
+        if has_data and baseline.labelled is None:
+            unpaired = ["the baseline was made without --data: the accuracy is not compared with it"]
+        elif baseline.labelled is not None and not has_data:
+            unpaired = ["the baseline has labelled results: pass --data to compare the accuracy with them"]
+        unseen = unseen_drops(baseline, max_drop, with_labels=has_data)
         return {
             "baseline": {**described, "missing": self.missing()},
-            "notes": [*self.notes, *missing, *unseen, *self._unpaired_labels()],
+            "notes": [*self.notes, *missing, *unseen, *unpaired],
         }
-
-    def _unpaired_labels(self) -> list[str]:
-        """Remark that accuracy was not compared with the baseline, if only one side has labels."""
-        baseline, data = self.inputs.baseline, self.inputs.data
-        if baseline is None or (baseline.labelled is None) == (data is None):
-            return []
-        if data is None:
-            return ["the baseline has labelled results: pass --data to compare the accuracy with them"]
-        return ["the baseline was made without --data: the accuracy is not compared with it"]
 
     def _baseline_checks(self, name: str, outputs: NetworkOutputs) -> tuple[Check, ...]:
         baseline = self.inputs.baseline

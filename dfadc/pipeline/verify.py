@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from dfadc.contract import ImageContract
     from dfadc.recipe.schema import Recipe
     from dfadc.run_folder import RunFolder
-    from dfadc.verification.baseline import Baseline
     from dfadc.verification.pixel_samples import Samples
     from dfadc.verification.thresholds import Thresholds
 
@@ -173,7 +172,11 @@ def verify_file(
     source = recipe or (beside if beside.is_file() else "auto")
     thresholds = gate_thresholds(recipe_to_judge_by(source, settings.gates))
     inputs = _read_inputs(samples, settings, thresholds, teacher_sha256)
-    _check_in_baseline(artifact.name, inputs.baseline)
+    if inputs.baseline is not None and artifact.name not in inputs.baseline.predictions:
+        raise RequirementMissing(
+            f"the baseline of {inputs.baseline.run} does not hold {artifact.name}",
+            f"it holds {', '.join(inputs.baseline.predictions)}; networks are matched by name",
+        )
     compares_export = thresholds.export.get(precision, ExportLimits()) != ExportLimits()
     origin = check_samples(samples, samples_path, artifact, form, compares_export=compares_export)
     notes = [*_data_notes(inputs), *origin.notes]
@@ -247,13 +250,4 @@ def _check_judgeable(thresholds: Thresholds, settings: VerifySettings) -> None:
         raise RequirementMissing(
             f"the gate on accuracy (at least {thresholds.min_accuracy:g}) needs labelled images",
             "pass --data, or switch it off: --set verify.min_accuracy=off",
-        )
-
-
-def _check_in_baseline(name: str, baseline: Baseline | None) -> None:
-    """A single artifact must be in its baseline, or nothing would be compared."""
-    if baseline is not None and name not in baseline.predictions:
-        raise RequirementMissing(
-            f"the baseline of {baseline.run} does not hold {name}",
-            f"it holds {', '.join(baseline.predictions)}; networks are matched by name",
         )

@@ -62,14 +62,15 @@ def render_html(report: Mapping[str, Any], *, samples: Samples | None, panels: S
     from markupsafe import Markup  # noqa: PLC0415 - as jinja2 below
 
     classified = samples if isinstance(samples, SampleSet) else None
+    teacher, student = (report["run"].get(role, {}).get("architecture") for role in ("teacher", "student"))
     template = _environment().get_template("report.html.jinja")
     page = template.render(
         report=report,
         rows=rows,
         class_name=summary.class_name,
         verdicts=VERDICTS,
-        headline=summary.headline(report),
-        summary=_summary(report),
+        headline=report["headline"],
+        summary=f"{student}, distilled from {teacher} without one image of training data." if teacher else "",
         facts=list(_facts(report)),
         reasons=summary.reason_lines(report),
         notes=report.get("notes", []),
@@ -116,14 +117,6 @@ def _environment() -> Environment:
     # A length in CSS.
     environment.filters["points"] = lambda rate: f"{100 * rate:.2f}"
     return environment
-
-
-def _summary(report: Mapping[str, Any]) -> str:
-    """Student and teacher in a sentence."""
-    teacher, student = (report["run"].get(role, {}).get("architecture") for role in ("teacher", "student"))
-    if teacher is None or student is None:
-        return ""
-    return f"{student}, distilled from {teacher} without one image of training data."
 
 
 def _facts(report: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:

@@ -81,7 +81,14 @@ def export_checks(measured: Measured, precision: str, thresholds: Thresholds) ->
     limits = thresholds.export.get(precision, ExportLimits())
     ties = f"tied {measured.tie_unit}" if measured.tie_unit else "ties"
     outside = f" outside {measured.num_left_out:,} {ties}" if measured.num_left_out else ""
-    checks = _tie_checks(measured)
+    checks = []
+    if measured.too_many_ties and measured.k != measured.n:
+        share, unit = measured.num_ties / measured.num_decisions, measured.tie_unit or measured.unit
+        message = (
+            f"{measured.num_ties} of {measured.num_decisions} {unit} are ties ({share:.1%}): the fp32 student hardly "
+            "decides there; none of them is left out"
+        )
+        checks.append(ungated("A", "ties", message))
     if limits.max_disagreements is not None:
         message = (
             f"the predictions of {measured.num_differing} of {measured.num_compared} "
@@ -142,18 +149,6 @@ def optional_checks(
     if thresholds.min_accuracy is not None:
         checks.append(_accuracy_check(network, accuracy, thresholds.min_accuracy))
     return checks
-
-
-def _tie_checks(measured: Measured) -> list[Check]:
-    """NOT GATED if ties are too many to be left out and some of the predictions differ."""
-    if not measured.too_many_ties or measured.k == measured.n:
-        return []
-    share, unit = measured.num_ties / measured.num_decisions, measured.tie_unit or measured.unit
-    message = (
-        f"{measured.num_ties} of {measured.num_decisions} {unit} are ties ({share:.1%}): the fp32 student hardly "
-        "decides there; none of them is left out"
-    )
-    return [ungated("A", "ties", message)]
 
 
 def _agreement_check(measured: Measured, coverage: Coverage, thresholds: Thresholds, network: str) -> Check:

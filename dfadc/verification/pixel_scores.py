@@ -40,9 +40,6 @@ class PixelCounts:
     reference: Counts
     candidate: Counts
 
-    def __getitem__(self, part: Any) -> PixelCounts:
-        return PixelCounts(self.both[part], self.reference[part], self.candidate[part])
-
 
 def count_pixels(candidate: Classes, reference: Classes, num_classes: int) -> PixelCounts:
     """Counts pixels of K classes, from classes (N, H, W) each.

@@ -207,12 +207,6 @@ def reason_lines(report: Mapping[str, Any]) -> list[str]:
     return [*report["reasons"], *(f"{name} {verdict}: {reason}" for name, verdict, reason in network_reasons(report))]
 
 
-def headline(report: Mapping[str, Any]) -> str:
-    """The verdict, and how many artifacts ran if not all did; earlier versions wrote the verdict alone."""
-    text: str = report.get("headline") or report["verdict"]
-    return text
-
-
 def _agreement(result: Mapping[str, Any] | None) -> str:
     """The agreement of one comparison on one source."""
     return _interval(result, "agreement", bounds="")

@@ -70,7 +70,10 @@ def to_checked_bytes(model: onnx.ModelProto, name: str) -> bytes:
     Raises:
         ExportFailed: the model is not valid ONNX of opset 20.
     """
-    model.ir_version = _lowest_ir_version(model)
+    lowest: int = onnx.helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True)
+    # Tensors of later dtypes need the model's own.
+    if all(tensor.data_type <= onnx.TensorProto.FLOAT8E5M2FNUZ for tensor in model.graph.initializer):
+        model.ir_version = min(lowest, model.ir_version)
     data: bytes = model.SerializeToString(deterministic=True)
     reread = onnx.load_model_from_string(data)
     try:
@@ -80,13 +83,6 @@ def to_checked_bytes(model: onnx.ModelProto, name: str) -> bytes:
     if (opset := opset_of(reread)) != OPSET:
         raise ExportFailed(f"the graph for {name} has opset {opset}, not {OPSET}")
     return data
-
-
-def _lowest_ir_version(model: onnx.ModelProto) -> int:
-    """The lowest IR version that has the model's opsets; the model's own if it has tensors of a later dtype."""
-    lowest: int = onnx.helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True)
-    later = any(tensor.data_type > onnx.TensorProto.FLOAT8E5M2FNUZ for tensor in model.graph.initializer)
-    return model.ir_version if later else min(lowest, model.ir_version)
 
 
 def opset_of(model: onnx.ModelProto) -> int:

@@ -43,7 +43,9 @@ def reference_logits(network: nn.Module, contract: ImageContract, *, pixels: boo
     """
     batches = [_random_images(contract, size, pixels=pixels) for size in _BATCH_SIZES]
     if dynamic_size:
-        batches.append(_other_size(batches[-1]))
+        # In another size: a traced size that is a constant fails on them.
+        images = batches[-1]
+        batches.append(functional.interpolate(images, size=(images.shape[2] + 5, 2 * images.shape[3] + 3)))
     return Reference(batches, [_forward(network, images, contract) for images in batches])
 
 
@@ -101,8 +103,3 @@ def _forward(network: nn.Module, images: Tensor, contract: ImageContract) -> NDA
     if not torch.isfinite(logits).all():
         raise ExportFailed(f"the module's outputs for random images of {size} are not finite")
     return logits.numpy()
-
-
-def _other_size(images: Tensor) -> Tensor:
-    """The same images in another size: a traced size that is a constant fails on them."""
-    return functional.interpolate(images, size=(images.shape[2] + 5, 2 * images.shape[3] + 3))

@@ -52,21 +52,17 @@ def trace(network: nn.Module, images: Tensor, output_name: str, *, dynamic_size:
     if program is None:
         raise ExportFailed(f"torch exported nothing for {type(network).__name__}")
     model = program.model
-    _check_batch_is_dynamic(model.graph)
-    _name_nodes(model.graph)
-    _fold(model)
-    ClearMetadataAndDocStringPass()(model)
-    model.producer_version = (model.producer_version or "").partition("+")[0]
-    return onnx_ir.to_proto(model)
-
-
-def _check_batch_is_dynamic(graph: onnx_ir.Graph) -> None:
-    for value in (*graph.inputs, *graph.outputs):
+    for value in (*model.graph.inputs, *model.graph.outputs):
         if value.shape is None or isinstance(value.shape[0], int):
             raise ExportFailed(
                 f"the batch of {value.name!r} is fixed: {value.shape}",
                 "the forward pass contains the batch size as a constant; use images.shape[0] or flatten(1)",
             )
+    _name_nodes(model.graph)
+    _fold(model)
+    ClearMetadataAndDocStringPass()(model)
+    model.producer_version = (model.producer_version or "").partition("+")[0]
+    return onnx_ir.to_proto(model)
 
 
 def _fold(model: onnx_ir.Model) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dfadc.errors import DfadcError, ExportFailed, StorageFailed
-from dfadc.storage import replace_together, sha256_file
+from dfadc.storage import replace_together, sha256_file, storage_errors
 from exporters.exporter import BuildSettings, Capability, ExportRequest, ExportResult, Precision
 from exporters.sessions.openvino_core import INSTALL, import_openvino, shared_core
 from exporters.to_onnx.file import METADATA_PREFIX, first_line, load_onnx, read_metadata
@@ -85,7 +85,7 @@ def _save(openvino: ModuleType, model: Any, target: Path, *, compress: bool) -> 
 
     The xml is moved last: where it exists, its weights exist.
     """
-    try:
+    with storage_errors(f"write {target}"):
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
             draft = Path(folder) / target.name
@@ -97,8 +97,6 @@ def _save(openvino: ModuleType, model: Any, target: Path, *, compress: bool) -> 
             aside.mkdir()
             places = (target, target.with_suffix(".bin"))
             replace_together({place: draft.with_suffix(place.suffix) for place in places}, aside)
-    except OSError as exc:
-        raise StorageFailed(f"cannot write {target}: {exc.strerror or exc}") from exc
 
 
 def _last_line(error: BaseException) -> str:

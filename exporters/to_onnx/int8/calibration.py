@@ -11,7 +11,8 @@ import onnx
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, TensorsData, create_calibrator
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
-from dfadc.errors import ExportFailed, StorageFailed
+from dfadc.errors import ExportFailed
+from dfadc.storage import storage_errors
 from exporters.to_onnx.file import INPUT_NAME, first_line, quiet
 
 if TYPE_CHECKING:
@@ -65,11 +66,7 @@ def quantiser_errors() -> Iterator[None]:
     It prints its progress and logs advice on pre-processing that an exported graph has no need of.
     """
     try:
-        with quiet():
+        with storage_errors("write temporary files while quantising", "free some space or set TMPDIR"), quiet():
             yield
     except (ValueError, RuntimeError, TypeError, onnx.shape_inference.InferenceError) as exc:
         raise ExportFailed(f"the graph cannot be quantised: {first_line(exc)}") from exc
-    except OSError as exc:
-        raise StorageFailed(
-            f"cannot write temporary files while quantising: {exc.strerror or exc}", "free some space or set TMPDIR"
-        ) from exc

@@ -55,10 +55,8 @@ class Quantised:
 
     Args:
         model: the graph, fp32 at its ends, quantised between QuantizeLinear and DequantizeLinear.
-        calibrator: name of the calibrator.
         held_out: agreement with the fp32 graph on images that were not used for calibration.
         num_held_out: number of those images; ``held_out`` counts a few pixels of each for dense networks.
-        kept: layers in fp32.
         all_int8: agreement with every layer in INT8, where layers were returned to fp32 automatically; else None.
         worst: where layers were returned to fp32 automatically, those that INT8 hurts most, the worst first.
     """
