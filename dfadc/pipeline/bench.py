@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from exporters.sessions.isolated import IsolatedSession
 from exporters.sessions.open import open_session
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -222,23 +222,10 @@ def _bench_teacher(run: RunFolder, images: NDArray[np.float32], settings: BenchS
         return (BenchRow(TEACHER, None, not_run=f"{exc.message} ({exc.hint})" if exc.hint else exc.message),)
     network, rows = answering_pixels(teacher.module, teacher.contract).eval(), []
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
-        with (
-            _torch_threads(settings.num_threads),
-            TorchSession(network, device, batch_size=settings.batch) as session,
-        ):
+        with TorchSession(network, device, batch_size=settings.batch) as session, ExitStack() as stack:
+            stack.callback(torch.set_num_threads, torch.get_num_threads())
+            torch.set_num_threads(settings.num_threads)
             timing = benchmark(session, images, seconds=settings.seconds)
         name = TEACHER if device == "cpu" else f"{TEACHER} ({device})"
         rows.append(BenchRow(name, None, timing, reference=timing))
     return tuple(rows)
-
-
-@contextmanager
-def _torch_threads(count: int) -> Iterator[None]:
-    import torch  # noqa: PLC0415
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

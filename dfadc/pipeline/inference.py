@@ -101,7 +101,15 @@ def read_inputs(
         loaded.check_fits(contract, teacher_sha256)
     if data is None:
         return None, loaded
-    labelled = _read_data(data, contract)
+    labelled: EvaluationData | MaskedImages
+    if contract.is_dense:  # both need Pillow
+        from dfadc.evaluation.masks import load_masked_images  # noqa: PLC0415
+
+        labelled = load_masked_images(data, contract)
+    else:
+        from dfadc.evaluation.labelled_images import load_evaluation_data  # noqa: PLC0415
+
+        labelled = load_evaluation_data(data, contract)
     if loaded is not None and loaded.labelled is not None and loaded.labelled.sha256 != labelled.sha256:
         raise DfadcError(
             f"--data {data} holds other images or labels than the baseline {baseline} was made with: sha256 "
@@ -109,17 +117,6 @@ def read_inputs(
             "pass the same labelled images, or make the baseline anew with these",
         )
     return labelled, loaded
-
-
-def _read_data(path: Path, contract: ImageContract) -> EvaluationData | MaskedImages:
-    # Pillow, only with --data.
-    if contract.is_dense:
-        from dfadc.evaluation.masks import load_masked_images  # noqa: PLC0415
-
-        return load_masked_images(path, contract)
-    from dfadc.evaluation.labelled_images import load_evaluation_data  # noqa: PLC0415
-
-    return load_evaluation_data(path, contract)
 
 
 def run_artifact(path: Path, inputs: VerificationInputs) -> NetworkOutputs:

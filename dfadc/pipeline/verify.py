@@ -111,7 +111,11 @@ def verify_run(
     inputs = _read_inputs(samples, settings, thresholds, run.record()["teacher"]["sha256"])
     expected = () if inputs.baseline is None else tuple(inputs.baseline.predictions)
     unlisted = manifest.unlisted(run.artifacts)
-    notes = [*_data_notes(inputs), *origins, *_sample_notes(samples), *_unlisted_notes(unlisted)]
+    notes = [*_data_notes(inputs), *origins, *_sample_notes(samples)]
+    if unlisted:
+        subject = f"{len(unlisted)} files are" if len(unlisted) > 1 else "1 file is"
+        names = ", ".join(path.name for path in unlisted)
+        notes.append(f"{subject} in no manifest: {names}; export again what is to be verified")
     judge = NetworkJudge(inputs, thresholds, expected, notes=notes)
     student, accuracy = _judge_student(run, judge, settings)
     artifacts = []
@@ -233,15 +237,6 @@ def _sample_notes(samples: Samples) -> list[str]:
     return [
         f"{updates}: students of runs of other lengths are judged on other samples, so their agreements do not compare"
     ]
-
-
-def _unlisted_notes(unlisted: Sequence[Path]) -> list[str]:
-    """Remark on artifacts that no manifest lists."""
-    if not unlisted:
-        return []
-    names = ", ".join(path.name for path in unlisted)
-    subject = f"{len(unlisted)} files are" if len(unlisted) > 1 else "1 file is"
-    return [f"{subject} in no manifest: {names}; export again what is to be verified"]
 
 
 def _check_judgeable(thresholds: Thresholds, settings: VerifySettings) -> None:
