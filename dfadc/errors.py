@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 #: Texts by which general errors of torch, ONNX Runtime, OpenVINO, TensorRT and C++ report exhausted memory.
 _NO_MEMORY = ("allocate memory", "out of memory", "not enough memory", "bad_alloc", "bad allocation", "ALLOC_FAILED")
@@ -89,6 +89,12 @@ class Interrupted(DfadcError):
     """Ctrl-C, SIGTERM or SIGHUP; the state was saved first."""
 
     exit_code = 130
+
+
+def some_of(names: Sequence[str], most: int = 5) -> str:
+    """The first names of a message, and the number of the others."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def ending_signals() -> list[signal.Signals]:

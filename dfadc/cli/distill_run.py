@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dfadc.cli.console import plan_dict, plan_lines, print_json, print_line, say, terminal_observer
+from dfadc.errors import some_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,7 +44,9 @@ def load_inputs(
     say(f"teacher: {source}, {teacher.num_parameters:,} parameters", quiet=quiet)
     contract = teacher.contract.to_dict()
     for name, source in teacher.contract_sources.items():
-        say(f"  {name} = {_shown(contract[name])}  ({source})", quiet=quiet)
+        value = contract[name]
+        shown = some_of(list(map(str, value)), _MOST_SHOWN) if isinstance(value, list) else value
+        say(f"  {name} = {shown}  ({source})", quiet=quiet)
     for note in teacher.notes:
         say(f"note: {note}", quiet=quiet)
     # A run that goes on is let go on: its samples are settled.
@@ -51,13 +54,6 @@ def load_inputs(
     check_gates_can_pass(recipe.verify, teacher.contract, precisions)
     check_inputs(wanted, recipe, contract=teacher.contract, teacher_sha256=teacher.sha256)
     return teacher
-
-
-def _shown(value: object) -> str:
-    if not isinstance(value, list):
-        return str(value)
-    more = len(value) - _MOST_SHOWN
-    return ", ".join(map(str, value[:_MOST_SHOWN])) + (f" and {more} more" if more > 0 else "")
 
 
 def show_plan(teacher: Teacher, choices: Mapping[str, Any], *, as_json: bool) -> None:

@@ -10,7 +10,7 @@ import typer
 from dfadc.cli import options
 from dfadc.cli.console import print_json
 from dfadc.cli.tables import print_table
-from dfadc.contract import ImageContract
+from dfadc.contract import ImageContract, Task
 
 
 def students(
@@ -18,7 +18,7 @@ def students(
     input_size: Annotated[str, typer.Option("--input-size", help="CxHxW.")] = "3x32x32",
     num_classes: Annotated[int, typer.Option(min=2, help="Length of the logits.")] = 10,
     task: Annotated[
-        options.TaskName, typer.Option(help="Classes or labels of each image, or classes of each pixel.")
+        Task, typer.Option(help="Classes or labels of each image, or classes of each pixel.")
     ] = "classification",
     as_json: options.AsJson = False,
 ) -> None:

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from dfadc.errors import DfadcError
+from dfadc.errors import DfadcError, some_of
 from dfadc.evaluation.image_files import (
     MODES,
     READ_ERRORS,
     SUFFIXES,
     preprocessing_note,
     read_image,
-    some_of,
     unread_notes,
 )
 

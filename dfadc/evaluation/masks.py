@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from dfadc.errors import DfadcError
+from dfadc.errors import DfadcError, some_of
 from dfadc.evaluation.image_arrays import (
     EvaluationImages,
     Pixels,
@@ -28,7 +28,6 @@ from dfadc.evaluation.image_files import (
     fit_to_size,
     open_image,
     preprocessing_note,
-    some_of,
     unread_notes,
 )
 from dfadc.verification.pixel_outputs import collect_dense

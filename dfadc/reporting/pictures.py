@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import colorsys
 import io
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -74,7 +75,8 @@ def png_uri(pixels: Pixels, side: int) -> str:
     return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
-class Scene(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Scene:
     """One sample: share of its pixels on which teacher and student agree, and name -> ``data:`` address of pictures."""
 
     index: int

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Literal
 
+from dfadc.errors import some_of
 from dfadc.verification.thresholds import ExportLimits
 
 if TYPE_CHECKING:
@@ -32,8 +33,6 @@ COMPARISON_NAMES: Mapping[Comparison, str] = {
     "D": "D baseline",
     "E": "E accuracy",
 }
-#: Classes that a message names before it says "and N more".
-_MAX_NAMED = 5
 
 
 class Verdict(str, Enum):
@@ -251,6 +250,4 @@ def _distinct_percent(bound: float, limit: float) -> str:
 
 
 def _some(classes: Sequence[ClassAgreement | ClassScore]) -> str:
-    more = len(classes) - _MAX_NAMED
-    names = [entry.name.removeprefix("class ") for entry in classes[:_MAX_NAMED]]
-    return ", ".join(names) + (f" and {more} more" if more > 0 else "")
+    return some_of([entry.name.removeprefix("class ") for entry in classes])

@@ -16,7 +16,7 @@ import tempfile
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
 
@@ -56,8 +56,8 @@ class IsolatedSession(Session):
         self._process = subprocess.Popen(  # noqa: S603 - our own interpreter
             [sys.executable, "-c", _CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log
         )
-        self._stdin: Any = self._process.stdin
-        self._stdout: Any = self._process.stdout
+        self._stdin = cast("BinaryIO", self._process.stdin)
+        self._stdout = cast("BinaryIO", self._process.stdout)
         session = {"opener": [opener.__module__, opener.__qualname__], "path": str(path), "settings": settings}
         try:
             _send(self._stdin, list(map(str, sys.path)))

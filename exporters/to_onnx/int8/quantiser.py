@@ -7,9 +7,9 @@ from copy import deepcopy
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-import onnx
 from onnxruntime.quantization import QDQQuantizer, QuantType
 
+from exporters.to_onnx.file import read_metadata
 from exporters.to_onnx.int8.calibration import OPERATORS, quantiser_errors
 from exporters.to_onnx.int8.constants import with_int8_weights
 from exporters.to_onnx.int8.never import never_quantised
@@ -18,6 +18,7 @@ from exporters.to_onnx.int8.rounding import dequantised_inputs, without_rounding
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
+    import onnx
     from onnxruntime.quantization import TensorsData
 
     from dfadc.contract import Task
@@ -61,9 +62,8 @@ class Quantiser:
         """
         excluded = self._excluded(fp32_layers)
         model = without_rounding(self._run(self._source, excluded), excluded)
-        metadata = {entry.key: entry.value for entry in self._source.metadata_props}
         del model.metadata_props[:]
-        onnx.helper.set_model_props(model, metadata)
+        model.metadata_props.extend(self._source.metadata_props)
         model.producer_name, model.producer_version = self._source.producer_name, self._source.producer_version
         return model
 
@@ -121,8 +121,7 @@ class Quantiser:
 
 def task_of(source: onnx.ModelProto) -> Task:
     """Task in the contract that an exported graph carries; classification for a graph without one."""
-    contracts = (entry.value for entry in source.metadata_props if entry.key == "dfadc.contract")
-    task: Task = json.loads(next(contracts, "{}")).get("task", "classification")
+    task: Task = json.loads(read_metadata(source).get("dfadc.contract", "{}")).get("task", "classification")
     return task
 
 
