@@ -68,7 +68,7 @@ def print_report(report: Mapping[str, Any], *, as_json: bool, verbose: bool) -> 
         print_line(line)
     for note in report.get("notes", ()):
         say(f"note: {note}")
-    print_line(f"verdict: {report['headline']}")
+    print_line(f"verdict: {summary.headline(report)}")
 
 
 def plan_lines(plan: Plan) -> Iterator[str]:

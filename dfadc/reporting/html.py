@@ -69,7 +69,7 @@ def render_html(report: Mapping[str, Any], *, samples: Samples | None, panels: S
         rows=rows,
         class_name=summary.class_name,
         verdicts=VERDICTS,
-        headline=report["headline"],
+        headline=summary.headline(report),
         summary=f"{student}, distilled from {teacher} without one image of training data." if teacher else "",
         facts=list(_facts(report)),
         reasons=summary.reason_lines(report),

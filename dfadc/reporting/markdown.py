@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def render_markdown(report: Mapping[str, Any]) -> str:
     """The verification: verdict, tables and reasons."""
-    lines = [f"# Verification: {report['headline']}", ""]
+    lines = [f"# Verification: {summary.headline(report)}", ""]
     if networks := summary.network_rows(report):
         lines += table_lines(summary.NETWORK_COLUMNS, networks)
     lines += ["", _introduction(report), "", *table_lines(summary.COLUMNS, summary.summary_rows(report)), ""]

@@ -77,6 +77,11 @@ def summary_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     ]
 
 
+def headline(report: Mapping[str, Any]) -> str:
+    """The verdict, and how many artifacts ran if not all did; earlier versions wrote the verdict alone."""
+    return str(report.get("headline") or report["verdict"])
+
+
 def judged_networks(report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """Name -> entry of the fp32 student and every artifact."""
     return {STUDENT_NAME: report["student"], **report["artifacts"]}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import onnxruntime
 
+from dfadc.errors import DfadcError
 from dfadc.provenance import installed
 from dfadc.storage import atomic_write_bytes, sha256_file
 from exporters.exporter import (
@@ -49,6 +50,8 @@ class DerivedOnnxExporter:
         """
         source = load_onnx(source_onnx)
         parent = sha256_file(source_onnx)
+        if request.precision is Precision.FP32:
+            raise DfadcError("onnx:fp32 is exported from the torch student", "use export_onnx(module, path, ...)")
         model, effective, notes = _derive(source, request, settings)
         with_metadata(model, {"precision": str(request.precision), "parent_sha256": parent})
         data = to_checked_bytes(model, target.name)

@@ -154,6 +154,11 @@ def _bypass_round_trips(model: onnx.ModelProto) -> None:
             source = read_instead.get(name, name)
             node.input[position] = renamed.get(source, source)
         node.output[:] = [renamed.get(name, name) for name in node.output]
+    # Outputs and weights have types of their own; what the converter noted of those that stay fp32 is wrong.
+    written = {name for node in graph.node for name in node.output} - outputs
+    kept = [value for value in graph.value_info if value.name in written]
+    del graph.value_info[:]
+    graph.value_info.extend(kept)
 
 
 def _casts_to(node: onnx.NodeProto, dtype: int) -> bool:
