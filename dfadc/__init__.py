@@ -8,15 +8,22 @@ from typing import TYPE_CHECKING, Any
 from dfadc._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from dfadc.contract import ContractFields, ImageContract
-    from dfadc.errors import DfadcError
-    from dfadc.pipeline.baseline import write_baseline
-    from dfadc.pipeline.distill import Observer, load_teacher, plan_distillation, resume_distillation, run_distillation
-    from dfadc.pipeline.export import export_student
-    from dfadc.pipeline.verify import VerifySettings, verify_file, verify_run
-    from dfadc.recipe.load import load_recipe
-    from dfadc.recipe.schema import Recipe
-    from dfadc.run_folder import open_run
+    from dfadc.contract import ContractFields as ContractFields
+    from dfadc.contract import ImageContract as ImageContract
+    from dfadc.errors import DfadcError as DfadcError
+    from dfadc.pipeline.baseline import write_baseline as write_baseline
+    from dfadc.pipeline.distill import Observer as Observer
+    from dfadc.pipeline.distill import load_teacher as load_teacher
+    from dfadc.pipeline.distill import plan_distillation as plan_distillation
+    from dfadc.pipeline.distill import resume_distillation as resume_distillation
+    from dfadc.pipeline.distill import run_distillation as run_distillation
+    from dfadc.pipeline.export import export_student as export_student
+    from dfadc.pipeline.verify import VerifySettings as VerifySettings
+    from dfadc.pipeline.verify import verify_file as verify_file
+    from dfadc.pipeline.verify import verify_run as verify_run
+    from dfadc.recipe.load import load_recipe as load_recipe
+    from dfadc.recipe.schema import Recipe as Recipe
+    from dfadc.run_folder import open_run as open_run
 
 #: Public name -> module that defines it. Imported on first use, so that ``import dfadc`` loads no torch.
 _PUBLIC = {
@@ -38,24 +45,7 @@ _PUBLIC = {
     "write_baseline": "dfadc.pipeline.baseline",
 }
 
-__all__ = [
-    "ContractFields",
-    "DfadcError",
-    "ImageContract",
-    "Observer",
-    "Recipe",
-    "VerifySettings",
-    "export_student",
-    "load_recipe",
-    "load_teacher",
-    "open_run",
-    "plan_distillation",
-    "resume_distillation",
-    "run_distillation",
-    "verify_file",
-    "verify_run",
-    "write_baseline",
-]
+__all__ = list(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zipfile
 import zlib
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -52,7 +52,11 @@ def read_arrays(
             sizes = {name: _checked_size(archive, entry, file_bytes) for name, entry in chosen.items()}
             if limit_bytes is not None and sum(sizes.values()) > limit_bytes:
                 raise ValueError(f"unpacks to {sum(sizes.values())} bytes, more than {limit_bytes}")
-            return {name: _read(archive, entry) for name, entry in chosen.items()}
+            arrays = {}
+            for name, entry in chosen.items():
+                with archive.open(entry) as stream:
+                    arrays[name] = np.lib.format.read_array(stream, allow_pickle=False)
+            return arrays
     except MemoryError as exc:
         raise ValueError("its arrays do not fit into memory") from exc
     # zipfile raises RuntimeError for an encrypted entry, and its subclass NotImplementedError for a compression.
@@ -63,7 +67,10 @@ def read_arrays(
 def _checked_size(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, file_bytes: int) -> int:
     """Bytes of an array by its header, which must match the archive's size and a plausible compression."""
     with archive.open(entry) as stream:
-        shape, dtype = _read_header(stream)
+        version = np.lib.format.read_magic(stream)
+        if version not in _HEADER_READERS:
+            raise ValueError(f"arrays of format {version} are not read")
+        shape, _, dtype = _HEADER_READERS[version](stream)
         size = math.prod(shape) * dtype.itemsize
         if dtype.hasobject:
             raise ValueError(f"{entry.filename} holds Python objects")
@@ -73,17 +80,3 @@ def _checked_size(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, file_bytes: 
     if size > max(_UNSUSPECTED_BYTES, _MAX_RATIO * packed):
         raise ValueError(f"{entry.filename} unpacks from {packed} to {size} bytes: a decompression bomb")
     return size
-
-
-def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    version = np.lib.format.read_magic(stream)
-    if version not in _HEADER_READERS:
-        raise ValueError(f"arrays of format {version} are not read")
-    shape, _, dtype = _HEADER_READERS[version](stream)
-    return shape, dtype
-
-
-def _read(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> npt.NDArray[Any]:
-    with archive.open(entry) as stream:
-        array: npt.NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
-        return array

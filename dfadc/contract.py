@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from dfadc.errors import DfadcError
@@ -100,15 +100,7 @@ class ImageContract:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, the inverse of :meth:`from_dict`."""
-        return {
-            "input_size": list(self.input_size),
-            "num_classes": self.num_classes,
-            "mean": None if self.mean is None else list(self.mean),
-            "std": None if self.std is None else list(self.std),
-            "class_names": None if self.class_names is None else list(self.class_names),
-            "task": self.task,
-            "preprocessing": None if self.preprocessing is None else self.preprocessing.to_dict(),
-        }
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     def to_json(self) -> str:
         """One line of JSON with sorted keys, for file metadata."""
@@ -143,26 +135,10 @@ class ContractFields:
         Raises:
             DfadcError: a field is unknown or has the wrong type.
         """
-        known = {member.name for member in fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise DfadcError(f"unknown contract field {unknown[0]!r}", f"known fields: {', '.join(sorted(known))}")
+        if unknown := sorted(set(values) - set(_READERS)):
+            raise DfadcError(f"unknown contract field {unknown[0]!r}", f"known fields: {', '.join(sorted(_READERS))}")
         try:
-            size = _ints(values.get("input_size"))
-            task = values.get("task")
-            if task not in (None, *get_args(Task)):
-                raise DfadcError(f"malformed contract: task {task!r} is none of {', '.join(get_args(Task))}")
-            if size is not None and len(size) != 3:
-                raise DfadcError(f"malformed contract: input_size has {len(size)} values, not 3 (C, H, W)")
-            return cls(
-                input_size=None if size is None else (size[0], size[1], size[2]),
-                num_classes=None if values.get("num_classes") is None else _whole(values["num_classes"]),
-                mean=_floats(values.get("mean")),
-                std=_floats(values.get("std")),
-                class_names=_strings(values.get("class_names")),
-                task=task,
-                preprocessing=_preprocessing(values.get("preprocessing")),
-            )
+            return cls(**{name: _READERS[name](value) for name, value in values.items() if value is not None})
         except (OverflowError, TypeError, ValueError) as exc:
             raise DfadcError(f"malformed contract: {exc}") from exc
 
@@ -176,15 +152,8 @@ class ContractFields:
             raise DfadcError("the input size is unknown", "pass --input-size CxHxW, e.g. --input-size 3x32x32")
         if self.num_classes is None:
             raise DfadcError("the number of classes is unknown", "pass --num-classes K")
-        return ImageContract(
-            input_size=self.input_size,
-            num_classes=self.num_classes,
-            mean=self.mean,
-            std=self.std,
-            class_names=self.class_names,
-            task=self.task or "classification",
-            preprocessing=self.preprocessing,
-        )
+        values: dict[str, Any] = {member.name: getattr(self, member.name) for member in fields(self)}
+        return ImageContract(**{**values, "task": self.task or "classification"})
 
 
 def _check_unit(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
@@ -192,9 +161,6 @@ def _check_unit(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
 
     A mean lies among the pixels. A std is 0.5 at most, but also serves as a factor: 1 leaves pixels in [0, 1], 1/255
     makes them 0..255.
-
-    Raises:
-        DfadcError: a value is too large for pixels in [0, 1].
     """
     is_mean_wrong, is_std_wrong = max(map(abs, mean)) > 1, max(std) > LARGEST_STD
     if not (is_mean_wrong or is_std_wrong):
@@ -256,19 +222,36 @@ def _listed(values: Any) -> list[Any]:
     return list(values)
 
 
-def _ints(values: Any) -> tuple[int, ...] | None:
-    return None if values is None else tuple(map(_whole, _listed(values)))
+def _size(values: Any) -> tuple[int, ...]:
+    size = tuple(map(_whole, _listed(values)))
+    if len(size) != 3:
+        raise ValueError(f"input_size has {len(size)} values, not 3 (C, H, W)")
+    return size
 
 
-def _floats(values: Any) -> tuple[float, ...] | None:
-    return None if values is None else tuple(map(float, _listed(values)))
+def _task(value: Any) -> str:
+    if value not in get_args(Task):
+        raise ValueError(f"task {value!r} is none of {', '.join(get_args(Task))}")
+    return str(value)
 
 
-def _preprocessing(values: Any) -> Preprocessing | None:
-    if values is not None and not isinstance(values, Mapping):
+def _floats(values: Any) -> tuple[float, ...]:
+    return tuple(map(float, _listed(values)))
+
+
+def _preprocessing(values: Any) -> Preprocessing:
+    if not isinstance(values, Mapping):
         raise TypeError(f"preprocessing is {values!r}, not a table of fields")
-    return None if values is None else Preprocessing.from_dict(values)
+    return Preprocessing.from_dict(values)
 
 
-def _strings(values: Any) -> tuple[str, ...] | None:
-    return None if values is None else tuple(map(str, _listed(values)))
+#: Field -> function that reads its plain JSON value.
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "input_size": _size,
+    "num_classes": _whole,
+    "mean": _floats,
+    "std": _floats,
+    "class_names": lambda values: tuple(map(str, _listed(values))),
+    "task": _task,
+    "preprocessing": _preprocessing,
+}

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 #: Texts by which general errors of torch, ONNX Runtime, OpenVINO, TensorRT and C++ report exhausted memory.
 _NO_MEMORY = ("allocate memory", "out of memory", "not enough memory", "bad_alloc", "bad allocation", "ALLOC_FAILED")
@@ -91,6 +91,12 @@ class Interrupted(DfadcError):
     exit_code = 130
 
 
+def some_of(names: Sequence[str], most: int = 5) -> str:
+    """The first names of a message, and the number of the others."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
 def ending_signals() -> list[signal.Signals]:
     """Signals besides Ctrl-C that end work cleanly; not SIGHUP if it is ignored, as under nohup."""
     names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -100,14 +106,7 @@ def ending_signals() -> list[signal.Signals]:
 
 @contextmanager
 def memory_errors(remedy: str) -> Iterator[None]:
-    """Converts every library's out-of-memory error to :class:`OutOfMemory`; also as a decorator.
-
-    Args:
-        remedy: way to need less memory.
-
-    Raises:
-        OutOfMemory: memory ran out in the block.
-    """
+    """Converts every library's out-of-memory error to :class:`OutOfMemory` with a remedy; also as a decorator."""
     try:
         yield
     except OutOfMemory:

@@ -6,11 +6,15 @@ import platform
 import shlex
 import subprocess
 import sys
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dfadc._version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 #: Packages whose versions decide the results of a run.
 RECORDED_PACKAGES = (
@@ -28,27 +32,26 @@ RECORDED_PACKAGES = (
 
 def environment() -> dict[str, Any]:
     """Command, versions, platform and, from a checkout, the commit of dfadc: the record that a repetition needs."""
-    versions: dict[str, str | None] = {"dfadc": __version__}  # it need not be installed
-    for name in RECORDED_PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
+    program = Path(sys.argv[0])
+    # As a person types it: without its folder. `python -m package` names the file inside the package.
+    name = program.parent.name if program.name == "__main__.py" else program.name
     return {
-        "command": _command(),
-        "versions": versions,
+        "command": shlex.join([name, *sys.argv[1:]]),
+        # dfadc itself need not be installed.
+        "versions": {"dfadc": __version__, **dict.fromkeys(RECORDED_PACKAGES), **installed(RECORDED_PACKAGES)},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "git_commit": _git_commit(),
     }
 
 
-def _command() -> str:
-    """The command line of this process as a person types it: without the folder of its program."""
-    program = Path(sys.argv[0])
-    # `python -m package` names the file inside the package.
-    name = program.parent.name if program.name == "__main__.py" else program.name
-    return shlex.join([name, *sys.argv[1:]])
+def installed(packages: Iterable[str]) -> dict[str, str]:
+    """Versions of those packages that are installed."""
+    versions = {}
+    for name in packages:
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
 
 
 def _git_commit() -> str | None:

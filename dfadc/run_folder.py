@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dfadc.contract import ImageContract
-from dfadc.errors import DfadcError, StorageFailed
-from dfadc.storage import atomic_write_text, remove_leftovers, without_nan, write_json
+from dfadc.errors import DfadcError
+from dfadc.storage import atomic_write_text, read_json, remove_leftovers, storage_errors, without_nan, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -67,14 +67,11 @@ class RunFolder:
             DfadcError: this is no run folder, or its record is of another schema.
         """
         try:
-            record: dict[str, Any] = json.loads(self.record_file.read_text(encoding="utf-8"))
-        except FileNotFoundError as exc:
-            raise DfadcError(f"{self.path} is not a run folder: it has no run.json") from exc
-        except (OSError, ValueError) as exc:
-            raise DfadcError(f"cannot read {self.record_file}: {exc}") from exc
-        schema = record.get("schema") if isinstance(record, dict) else None
-        if schema != SCHEMA:
-            raise DfadcError(f"{self.record_file} has schema {schema!r}, this dfadc reads {SCHEMA!r}")
+            record: dict[str, Any] = read_json(self.record_file, schema=SCHEMA)
+        except DfadcError as exc:
+            if isinstance(exc.__cause__, FileNotFoundError):
+                raise DfadcError(f"{self.path} is not a run folder: it has no run.json") from exc
+            raise
         return record
 
     def update_record(self, changes: Mapping[str, Any]) -> None:
@@ -111,14 +108,9 @@ class RunFolder:
         Raises:
             StorageFailed: the disk is full or not writable.
         """
-        try:
-            with self.metrics.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(without_nan(line), allow_nan=False) + "\n")
-        except OSError as exc:
-            raise StorageFailed(
-                f"cannot write {self.metrics}: {exc.strerror or exc}",
-                f"free some space, then go on: dfadc distill --resume {self.path}",
-            ) from exc
+        hint = f"free some space, then go on: dfadc distill --resume {self.path}"
+        with storage_errors(f"write {self.metrics}", hint), self.metrics.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(without_nan(line), allow_nan=False) + "\n")
 
     def trim_metrics(self, step: int) -> None:
         """Drops lines past ``step``: they are computed again after a resume."""
@@ -131,11 +123,9 @@ class RunFolder:
         Raises:
             StorageFailed: the folder is not writable.
         """
-        try:
+        with storage_errors(f"remove {self.checkpoints}"):
             if self.checkpoints.exists():
                 shutil.rmtree(self.checkpoints)
-        except OSError as exc:
-            raise StorageFailed(f"cannot remove {self.checkpoints}: {exc.strerror or exc}") from exc
 
     def clear_leftovers(self) -> None:
         """Removes the temporary files of a killed process."""

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from dfadc.errors import DfadcError, StorageFailed
 from dfadc.run_folder import SCHEMA, RunFolder
-from dfadc.storage import is_temporary
+from dfadc.storage import is_temporary, storage_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -111,12 +111,8 @@ def is_writable(folder: Path) -> bool:
 def reserved_folder(path: Path, *, force: bool, inputs: Mapping[str, Path] | None = None) -> Iterator[None]:
     """Makes and locks the folder of a new run; its contents stay until it is claimed.
 
-    If the block fails before a run has begun, the folders that were made are removed.
-
-    Args:
-        path: of the run folder.
-        force: an existing run may be replaced.
-        inputs: files that the new run reads, by the name that a person gave them; none may lie in the folder.
+    If the block fails before a run has begun, the folders that were made are removed. ``force`` allows to replace a
+    run; ``inputs`` are files that the new run reads, by the name that a person gave them: none may lie in the folder.
 
     Raises:
         DfadcError: the folder holds something that must not be lost, or another process holds it.
@@ -125,12 +121,8 @@ def reserved_folder(path: Path, *, force: bool, inputs: Mapping[str, Path] | Non
     refuse_several_processes()
     check_claimable(path, force=force, inputs=inputs)
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
-    try:
+    with storage_errors(f"create the run folder {path}", "choose a writable --out"):
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as exc:
-        raise StorageFailed(
-            f"cannot create the run folder {path}: {exc.strerror or exc}", "choose a writable --out"
-        ) from exc
     try:
         with locked(path):
             check_claimable(path, force=force, inputs=inputs)
@@ -145,17 +137,14 @@ def reserved_folder(path: Path, *, force: bool, inputs: Mapping[str, Path] | Non
 def check_claimable(path: Path, *, force: bool, inputs: Mapping[str, Path] | None = None) -> None:
     """Refuses, before any work is done, what :func:`claim_folder` would refuse; changes nothing.
 
-    Args:
-        path: of the folder.
-        force: an existing run may be replaced.
-        inputs: files that the run reads, by the name that a person gave them.
+    The arguments are those of :func:`reserved_folder`.
 
     Raises:
         DfadcError: the folder holds something that must not be lost, such as an input.
         StorageFailed: the folder cannot be read.
     """
     folder = RunFolder(path)
-    try:
+    with storage_errors(f"read {path}", "choose another --out"):
         if path.exists() and not path.is_dir():
             raise DfadcError(f"the output {path} is a file", "choose another --out")
         for name, file in (inputs or {}).items():
@@ -165,8 +154,6 @@ def check_claimable(path: Path, *, force: bool, inputs: Mapping[str, Path] | Non
             return
         if _status(folder) is None:
             raise DfadcError(f"{path} is not empty and holds no run", "choose another --out")
-    except OSError as exc:
-        raise StorageFailed(f"cannot read {path}: {exc.strerror or exc}", "choose another --out") from exc
     if not force:
         raise DfadcError(
             f"{path} already holds a run",
@@ -183,7 +170,7 @@ def claim_folder(path: Path, *, force: bool) -> RunFolder:
     """
     check_claimable(path, force=force)
     folder = RunFolder(path)
-    try:
+    with storage_errors(f"create the run folder {path}", "choose a writable --out"):
         path.mkdir(parents=True, exist_ok=True)
         # The folder itself stays: it may be a mount point, or a shell's working directory.
         for entry in path.iterdir():
@@ -194,10 +181,6 @@ def claim_folder(path: Path, *, force: bool) -> RunFolder:
             else:
                 entry.unlink()
         folder.checkpoints.mkdir()
-    except OSError as exc:
-        raise StorageFailed(
-            f"cannot create the run folder {path}: {exc.strerror or exc}", "choose a writable --out"
-        ) from exc
     return folder
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from dfadc.errors import StorageFailed
+from dfadc.errors import DfadcError, StorageFailed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +25,15 @@ _TEMPORARY = re.compile(r"\..+(\.[A-Za-z0-9]+)\.[a-z0-9_]{8}\1")
 #: System errors of a full disk, and of one that may not be written.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+@contextmanager
+def storage_errors(doing: str, hint: str = "") -> Iterator[None]:
+    """Turns an error of the system into StorageFailed: "cannot DOING", with its reason."""
+    try:
+        yield
+    except OSError as exc:
+        raise StorageFailed(f"cannot {doing}: {exc.strerror or exc}", hint) from exc
 
 
 @contextmanager
@@ -127,12 +136,10 @@ def remove_leftovers(folder: Path) -> None:
     Raises:
         StorageFailed: the folder is not writable.
     """
-    try:
+    with storage_errors(f"clear {folder}"):
         for path in folder.glob(".*"):
             if is_temporary(path):
                 path.unlink()
-    except OSError as exc:
-        raise StorageFailed(f"cannot clear {folder}: {exc.strerror or exc}") from exc
 
 
 def atomic_write_bytes(path: Path, data: bytes) -> None:
@@ -160,6 +167,22 @@ def without_nan(value: Any) -> Any:
 def write_json(path: Path, value: Any) -> None:
     """Writes ``value`` as indented JSON; refuses NaN and infinity, which are not JSON."""
     atomic_write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, *, schema: str | None = None, hint: str = "") -> Any:
+    """Values of a JSON file, which must state the schema if there is one.
+
+    Raises:
+        DfadcError: it cannot be read, or is of another schema.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as exc:
+        raise DfadcError(f"cannot read {path}: {exc}", hint) from exc
+    stated = document.get("schema") if isinstance(document, dict) else None
+    if schema is not None and stated != schema:
+        raise DfadcError(f"{path} has schema {stated!r}, this dfadc reads {schema!r}", hint)
+    return document
 
 
 def sha256_file(path: Path) -> str:

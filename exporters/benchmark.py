@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -52,18 +52,11 @@ class Timing:
     device: str
     spread: float
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self)
-
 
 def benchmark(session: Session, images: NDArray[np.float32], *, seconds: float) -> Timing:
-    """Times a session after warming it up.
+    """Times a session after warming it up, for ``seconds`` each for latency and throughput.
 
-    Args:
-        session: the network; its ``batch_size`` limits one call.
-        images: (N, C, H, W) as the network takes them; N is the batch of the throughput.
-        seconds: for each of latency and throughput, without warm-up.
+    images: (N, C, H, W) as the network takes them; N is the batch of the throughput.
 
     Raises:
         DfadcError: there are no images, the time is not positive, or the logits are not finite.

@@ -74,8 +74,6 @@ class ExportRequest:
         if len(parts) > 3 or not all(parts):
             raise DfadcError(f"malformed export {text!r}", "write NAME[:PRECISION[:PRESET]], e.g. onnx:fp16")
         name, precision, preset = (*parts, "", "")[:3]
-        if name not in TARGETS:
-            raise unknown_value("export", name, TARGETS)
         if precision and precision not in set(Precision):
             raise unknown_value(f"precision in export {text!r}:", precision, Precision)
         return cls(name, Precision(precision or Precision.FP32), preset)
@@ -131,6 +129,11 @@ class BatchProfile:
 #: In ``BuildSettings.keep_fp32``: as few layers as restore INT8's agreement with fp32.
 KEEP_FP32_AUTO = "auto"
 
+
+def ignore(*_: object) -> None:
+    """The default of a callback."""
+
+
 #: Called by a long build with (phase, steps done, steps in the phase).
 ProgressCallback = Callable[[str, int, int], None]
 
@@ -150,7 +153,6 @@ class BuildSettings:
         calibrator: INT8 calibration method: minmax, percentile, entropy, or auto (the best of them).
         keep_fp32: names of ONNX nodes that stay in fp32; ``KEEP_FP32_AUTO`` among them, and None, let INT8 add layers
             if it would miss its gate; empty keeps none.
-        threads: CPU threads of the build; 0 lets the backend choose.
         on_progress: called with progress; may raise to cancel.
     """
 
@@ -161,8 +163,7 @@ class BuildSettings:
     fp16_ranges: ActivationRanges | None = None
     calibrator: str = "auto"
     keep_fp32: tuple[str, ...] | None = None
-    threads: int = 0
-    on_progress: ProgressCallback | None = None
+    on_progress: ProgressCallback = ignore
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,16 +171,12 @@ class ExportResult:
     """One artifact on disk and its origin.
 
     Args:
-        path: the artifact.
-        request: the request.
         effective_precision: of the artifact, e.g. "fp16" or "fp16, 3 nodes in fp32".
-        sha256: hex digest of the artifact's bytes.
         size_bytes: of all files that a device needs to run it.
         parent_sha256: digest of its source; None for the fp32 ONNX.
         tool_versions: package -> version, of all packages that determine the bytes.
         targets: devices it was built for; empty means any.
         extra_files: further files that it needs, e.g. OpenVINO's weights.
-        notes: remarks for the report.
     """
 
     path: Path

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from dfadc.errors import DfadcError, StorageFailed
-from dfadc.storage import sha256_file, write_json
+from dfadc.errors import DfadcError
+from dfadc.storage import sha256_file, storage_errors, write_json
 from exporters.registry import TARGETS
 
 if TYPE_CHECKING:
@@ -35,19 +35,7 @@ class DamagedManifest(DfadcError):
 class ArtifactRecord:
     """One artifact. Files are POSIX paths relative to the manifest.
 
-    Args:
-        file: the artifact.
-        sha256: of its bytes.
-        size_bytes: of the artifact and its extra files.
-        parent_sha256: of its source; None for the fp32 ONNX.
-        exporter: the export name, e.g. "tensorrt-rtx".
-        tool_versions: package -> version.
-        requested_precision: of the request.
-        effective_precision: of the artifact.
-        preset: the INT8 preset; empty for float precisions.
-        targets: devices it was built for; empty means any.
-        extra_files: further file -> sha256.
-        notes: remarks for the report.
+    The fields are those of :class:`ExportResult` and its request, except ``extra_files``: further file -> sha256.
     """
 
     file: str
@@ -155,10 +143,6 @@ def restored_on_failure(folder: Path, earlier: ArtifactRecord | None) -> Iterato
 
     Otherwise the manifest would name bytes that are gone. The files are hard-linked, so they take no space.
 
-    Args:
-        folder: of the manifest.
-        earlier: the artifact's record; None if there is none.
-
     Raises:
         StorageFailed: the folder cannot be written.
     """
@@ -166,12 +150,13 @@ def restored_on_failure(folder: Path, earlier: ArtifactRecord | None) -> Iterato
         yield
         return
     files = [folder / file for file in (earlier.file, *earlier.extra_files) if (folder / file).is_file()]
-    try:
+    with storage_errors(f"write {folder}", "free some space"):
         scratch = tempfile.TemporaryDirectory(dir=folder, prefix=".earlier.")
         for path in files:
-            _link(path, Path(scratch.name) / path.name)
-    except OSError as exc:
-        raise StorageFailed(f"cannot write {folder}: {exc.strerror or exc}", "free some space") from exc
+            try:
+                os.link(path, Path(scratch.name) / path.name)
+            except OSError:  # the file system has no hard links
+                shutil.copyfile(path, Path(scratch.name) / path.name)
     with scratch:
         try:
             yield
@@ -179,14 +164,6 @@ def restored_on_failure(folder: Path, earlier: ArtifactRecord | None) -> Iterato
             for path in files:
                 (Path(scratch.name) / path.name).replace(path)
             raise
-
-
-def _link(source: Path, target: Path) -> None:
-    """Hard-links a file, or copies it where the file system has no hard links."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def changed_artifacts(manifest: Manifest, folder: Path) -> dict[str, str]:
@@ -202,9 +179,6 @@ def changed_artifacts(manifest: Manifest, folder: Path) -> dict[str, str]:
 
 def check_unchanged(folder: Path) -> Manifest:
     """Reads the manifest of ``folder`` and compares every file with it.
-
-    Returns:
-        The manifest that was checked.
 
     Raises:
         DfadcError: an artifact is missing, or its bytes are not those that were exported; it is named.

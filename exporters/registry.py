@@ -21,7 +21,7 @@ export plan lists what ``distill`` makes without ``--export``.
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
@@ -59,6 +59,15 @@ class Target:
     makes_fp16: bool = False
 
 
+_TENSORRT = Target(
+    label="trt",
+    extension="engine",
+    int8_presets=("portable",),
+    exporter="exporters.to_tensorrt.exporter:full_tensorrt",
+    session="exporters.sessions.tensorrt_session:open_engine",
+    describe="exporters.to_tensorrt.describe:describe_engine",
+    kind="TensorRT engine",
+)
 #: ``portable`` INT8 is symmetric and runs everywhere; ``ort-cpu`` suits ONNX Runtime.
 TARGETS: Mapping[str, Target] = {
     "onnx": Target(
@@ -71,24 +80,8 @@ TARGETS: Mapping[str, Target] = {
         kind="ONNX",
         makes_fp16=True,
     ),
-    "tensorrt": Target(
-        label="trt",
-        extension="engine",
-        int8_presets=("portable",),
-        exporter="exporters.to_tensorrt.exporter:full_tensorrt",
-        session="exporters.sessions.tensorrt_session:open_engine",
-        describe="exporters.to_tensorrt.describe:describe_engine",
-        kind="TensorRT engine",
-    ),
-    "tensorrt-rtx": Target(
-        label="rtx",
-        extension="engine",
-        int8_presets=("portable",),
-        exporter="exporters.to_tensorrt.exporter:tensorrt_rtx",
-        session="exporters.sessions.tensorrt_session:open_engine",
-        describe="exporters.to_tensorrt.describe:describe_engine",
-        kind="TensorRT engine",
-    ),
+    "tensorrt": _TENSORRT,
+    "tensorrt-rtx": replace(_TENSORRT, label="rtx", exporter="exporters.to_tensorrt.exporter:tensorrt_rtx"),
     "openvino": Target(
         label="openvino",
         extension="xml",

@@ -95,17 +95,10 @@ def plan_lines(plan: Plan) -> Iterator[str]:
 
 def plan_dict(plan: Plan) -> dict[str, Any]:
     """The plan as plain JSON values."""
-    return {
-        "device": plan.device,
-        "precision": plan.precision,
-        "images": plan.images,
-        "seconds": plan.seconds,
-        "parameters": plan.parameters,
-        "flops_per_step": plan.flops_per_step,
-        "estimate": asdict(plan.estimate),
-        "notes": list(plan.notes),
-        "recipe": plan.recipe.model_dump(mode="json"),
-    }
+    names = ("device", "precision", "images", "seconds", "parameters", "flops_per_step")
+    values = {name: getattr(plan, name) for name in names}
+    recipe = plan.recipe.model_dump(mode="json")
+    return {**values, "estimate": asdict(plan.estimate), "notes": list(plan.notes), "recipe": recipe}
 
 
 def _duration(seconds: float) -> str:
@@ -128,8 +121,7 @@ def terminal_observer(*, quiet: bool) -> Iterator[Observer]:
     from dfadc.pipeline.distill import Observer  # noqa: PLC0415 -- keeps `--help` light
 
     def show_plan(plan: Plan) -> None:
-        for line in plan_lines(plan):
-            say(line)
+        say("\n".join(plan_lines(plan)))
 
     if quiet:
         yield Observer()
@@ -137,7 +129,7 @@ def terminal_observer(*, quiet: bool) -> Iterator[Observer]:
         with _progress_bar() as show_reading:
             yield Observer(on_plan=show_plan, on_reading=show_reading, on_note=say)
     else:
-        yield Observer(on_plan=show_plan, on_reading=_PlainProgress(), on_note=say)
+        yield Observer(on_plan=show_plan, on_reading=_Plain(0.0).reading, on_note=say)
 
 
 def reading_line(reading: Reading) -> str:
@@ -151,16 +143,16 @@ def reading_line(reading: Reading) -> str:
 
 
 @contextmanager
-def build_progress(*, quiet: bool = False) -> Iterator[ProgressCallback | None]:
-    """Progress of a build on stderr: a bar on a terminal, else a line every few seconds; None if quiet.
+def build_progress(*, quiet: bool = False) -> Iterator[ProgressCallback]:
+    """Progress of a build on stderr: a bar on a terminal, else a line every few seconds; nothing if quiet.
 
     Ctrl-C cancels the build.
     """
     if quiet:
-        yield None
+        yield lambda *_: None
         return
     if not sys.stderr.isatty():
-        yield _PlainBuildProgress()
+        yield _Plain(PLAIN_INTERVAL).build
         return
     with _progress("building", "{task.description}", transient=True) as progress:
         task = progress.add_task("", total=None, visible=False)
@@ -171,30 +163,27 @@ def build_progress(*, quiet: bool = False) -> Iterator[ProgressCallback | None]:
         yield show
 
 
-class _PlainBuildProgress:
-    """Prints a line every few seconds, none for a build that is shorter."""
+class _Plain:
+    """Prints a line every few seconds where there is no terminal, the first after ``delay`` seconds."""
 
-    def __init__(self) -> None:
-        self._next = time.monotonic() + PLAIN_INTERVAL
+    def __init__(self, delay: float) -> None:
+        self._next = time.monotonic() + delay
 
-    def __call__(self, phase: str, done: int, steps: int) -> None:
-        if time.monotonic() >= self._next:
-            self._next = time.monotonic() + PLAIN_INTERVAL
-            say(f"building: {phase} {done}/{steps}" if steps else f"building: {phase}")
+    def build(self, phase: str, done: int, steps: int) -> None:
+        """A phase of a build."""
+        self._say(f"building: {phase} {done}/{steps}" if steps else f"building: {phase}")
 
-
-class _PlainProgress:
-    """Prints a line every few seconds, and always for a note and for the last step."""
-
-    def __init__(self) -> None:
-        self._next = 0.0
-
-    def __call__(self, reading: Reading) -> None:
+    def reading(self, reading: Reading) -> None:
+        """A reading of a training, the last in any case, and every note."""
         if reading.note:
             say(f"step {reading.step}: {reading.note}")
-        if time.monotonic() >= self._next or reading.step == reading.steps:
+        line = f"step {reading.step}/{reading.steps}  {reading_line(reading)}"
+        self._say(line, at_once=reading.step == reading.steps)
+
+    def _say(self, line: str, *, at_once: bool = False) -> None:
+        if at_once or time.monotonic() >= self._next:
             self._next = time.monotonic() + PLAIN_INTERVAL
-            say(f"step {reading.step}/{reading.steps}  {reading_line(reading)}")
+            say(line)
 
 
 @contextmanager

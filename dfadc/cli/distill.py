@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from dfadc.cli import options
 from dfadc.cli.ci import ci_outputs
 from dfadc.cli.console import print_report, say
-from dfadc.cli.distill_run import Choices, Exports, Inputs, finish, load_job, resume_run, show_plan, start
+from dfadc.cli.distill_run import Exports, load_inputs, resume_run, show_plan, start
+from dfadc.cli.export import run_exports
 from dfadc.cli.script import print_error
 from dfadc.errors import DfadcError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from dfadc.pipeline.verify import VerifySettings
 
 _RUN = "Run"
 #: Flags that go with --resume; all others were decided when the run began.
@@ -97,49 +93,52 @@ def distill(  # noqa: PLR0913, PLR0917 -- the signature is the command line
     if dry_run and junit is not None:
         raise DfadcError(f"--dry-run verifies nothing, so there is nothing to write to {junit}", "leave --junit away")
     with ci_outputs(junit) as publish, ExitStack() as held:
+        from dfadc.pipeline.verify import VerifySettings, verify_run  # noqa: PLC0415 -- keeps `--help` light
+        from dfadc.recipe.load import load_recipe  # noqa: PLC0415
+        from exporters.exporter import BuildSettings  # noqa: PLC0415
+
         gates = options.gates(
             min_agreement=min_agreement, min_accuracy=min_accuracy, max_drop=max_drop, data=data, baseline=baseline
         )
-        # Only what is named on this command line may be imported.
         teacher_arch = options.architecture(teacher_arch, arch_arg)
-        factories = factory or [name for name in (student, teacher_arch) if name]
-        wanted = _verification(data, baseline, gates, require or [], trust_teacher, factories)
-        exports = Exports(export, options.nodes_in_fp32(keep_fp32))
+        wanted = VerifySettings(
+            data=data,
+            baseline=baseline,
+            gates=gates,
+            required=require or [],
+            trust_teacher=trust_teacher,
+            # Only what is named on this command line may be imported.
+            factories=factory or [name for name in (student, teacher_arch) if name],
+        )
+        exports = Exports(export, BuildSettings(keep_fp32=options.nodes_in_fp32(keep_fp32)))
         if resume is not None:
             _refuse_beside_resume(context)
             run = resume_run(resume, teacher, exports, wanted, held=held, quiet=quiet)
         else:
             _refuse_without_resume(teacher, factory, steps, minutes)
+            switch = {None: None, True: "on", False: "off"}[compile_]
             length = {"steps": steps, "batch_size": batch_size, "seed": seed}
-            given = _assignments({**length, "compute.precision": precision, "compute.compile": _switch(compile_)})
+            given = options.assignments({**length, "compute.precision": precision, "compute.compile": switch})
             fields = options.contract_fields(input_size, mean, std, num_classes, task)
-            assignments = [*(assign or []), *given, *gates]
-            job = load_job(
-                Inputs(teacher or Path(), teacher_arch, fields, recipe, assignments, teacher_weights, output),
-                Choices(student, device, minutes),
-                exports,
-                wanted,
-                quiet=quiet,
-            )
+            resolved = load_recipe(recipe, [*(assign or []), *given, *gates])
+            described = {"architecture": teacher_arch, "fields": fields, "weights": teacher_weights, "output": output}
+            loaded = load_inputs(teacher or Path(), described, resolved, exports, wanted, quiet=quiet)
+            choices = {"student": student, "recipe": resolved, "device": device, "minutes": minutes}
             if dry_run:
-                show_plan(job, as_json=as_json)
+                show_plan(loaded, choices, as_json=as_json)
                 return
-            run = start(job, out, recipe, wanted, held=held, force=force, quiet=quiet)
-        report, export_error = finish(run, exports, wanted, quiet=quiet)
+            files = {"--data": data, "--baseline": baseline}
+            if recipe.endswith(".toml"):
+                files["--recipe"] = Path(recipe)
+            run = start(loaded, choices, out, files, held=held, force=force, quiet=quiet)
+        _, export_error = run_exports(run, export, settings=exports.settings, factories=wanted.factories, quiet=quiet)
+        report = verify_run(run, wanted, export_error=export_error)
         publish(report)
         print_report(report, as_json=as_json, verbose=verbose)
     say(f"run folder: {run.path}", quiet=quiet)
     if export_error is not None:
         print_error(export_error)
     raise typer.Exit(report["exit_code"])
-
-
-def _assignments(fields: Mapping[str, object]) -> list[str]:
-    return [f"{path}={value}" for path, value in fields.items() if value is not None]
-
-
-def _switch(flag: bool | None) -> str | None:
-    return None if flag is None else ("on" if flag else "off")
 
 
 def _refuse_without_resume(
@@ -153,26 +152,6 @@ def _refuse_without_resume(
         raise DfadcError("no teacher given", "dfadc distill teacher.pt --student mobilenetv2")
     if steps is not None and minutes is not None:
         raise DfadcError(f"--steps {steps} and --minutes {minutes:g} contradict each other", "give one of them")
-
-
-def _verification(
-    data: Path | None,
-    baseline: Path | None,
-    gates: list[str],
-    required: list[str],
-    trust_teacher: bool,
-    factories: list[str],
-) -> VerifySettings:
-    from dfadc.pipeline.verify import VerifySettings  # noqa: PLC0415 -- keeps `--help` light
-
-    return VerifySettings(
-        data=data,
-        baseline=baseline,
-        gates=gates,
-        required=required,
-        trust_teacher=trust_teacher,
-        factories=factories,
-    )
 
 
 def _refuse_beside_resume(context: typer.Context) -> None:

@@ -78,7 +78,7 @@ def run_exports(
     run: RunFolder,
     exports: list[str] | None,
     *,
-    settings: BuildSettings | None = None,
+    settings: BuildSettings,
     form: Mapping[str, bool] | None = None,
     factories: Collection[str] = (),
     quiet: bool = False,
@@ -89,7 +89,6 @@ def run_exports(
         The artifacts that were made, and the error that names the failed ones.
     """
     from dfadc.pipeline.export import ExportObserver, export_student  # noqa: PLC0415 -- keeps `--help` light
-    from exporters.exporter import BuildSettings  # noqa: PLC0415
 
     reported: set[str] = set()
     results: list[ExportResult] = []
@@ -118,7 +117,7 @@ def run_exports(
                 exports,
                 **(form or {}),
                 factories=factories,
-                settings=replace(settings or BuildSettings(), on_progress=on_progress),
+                settings=replace(settings, on_progress=on_progress),
                 observer=ExportObserver(on_result=say_result, on_skipped=say_skipped, on_kit=say_kit),
             )
     except DfadcError as exc:

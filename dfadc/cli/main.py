@@ -6,8 +6,7 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from types import FrameType
 from typing import Annotated
 
@@ -65,9 +64,13 @@ def root(
 def run(arguments: Sequence[str]) -> int:
     """Runs one command and returns its exit code; errors are printed on stderr."""
     try:
-        with _storage_errors():
+        try:
             check_exporters_package()
             app(args=list(arguments), prog_name="dfadc")
+        except OSError as exc:  # such as that of temporary files
+            if exc.errno not in _STORAGE:
+                raise
+            raise StorageFailed(f"cannot write {exc.filename or 'a file'}: {exc.strerror}", "free some space") from exc
     except ReaderGone as exc:
         return exc.exit_code
     except DfadcError as exc:
@@ -89,17 +92,6 @@ def run(arguments: Sequence[str]) -> int:
 
 def _print_interrupted() -> None:
     print_error(Interrupted("interrupted", "every file is whole or as it was: give the command again"))
-
-
-@contextmanager
-def _storage_errors() -> Iterator[None]:
-    """Converts errors of a full or read-only disk, such as that of temporary files."""
-    try:
-        yield
-    except OSError as exc:
-        if exc.errno not in _STORAGE:
-            raise
-        raise StorageFailed(f"cannot write {exc.filename or 'a file'}: {exc.strerror}", "free some space") from exc
 
 
 def _end_like_ctrl_c(signum: int, frame: FrameType | None) -> None:

@@ -2,81 +2,63 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dfadc.contract import ContractFields
+from dfadc.contract import Task as TaskName
 from dfadc.errors import DfadcError
 
 if TYPE_CHECKING:
-    from dfadc.contract import ContractFields
+    from collections.abc import Mapping
 
-_CONTRACT = "Image contract"
-_GATES = "Gates"
-_OUTPUT = "Output"
+_contract = partial(typer.Option, rich_help_panel="Image contract")
+_gate = partial(typer.Option, rich_help_panel="Gates")
+_output = partial(typer.Option, rich_help_panel="Output")
 #: An image with more channels is no image: a last number up to this is one of channels.
 _MOST_CHANNELS = 4
 
 TeacherArchitecture = Annotated[
     str | None,
-    typer.Option(
+    _contract(
         "--teacher-arch",
         help="torchvision:NAME, timm:NAME, smp:NAME:ENCODER, file.py:factory, package.module:factory or one of dfadc's "
         "networks.",
-        rich_help_panel=_CONTRACT,
     ),
 ]
 ArchitectureArguments = Annotated[
     list[str] | None,
-    typer.Option(
+    _contract(
         "--arch-arg",
         help="NAME=VALUE that --teacher-arch is built with (repeatable); for a library's network stem=small|pooled and "
         "activation=relu|gelu|….",
-        rich_help_panel=_CONTRACT,
     ),
 ]
 TeacherWeights = Annotated[
     str | None,
-    typer.Option(
+    _contract(
         "--teacher-weights",
         help="Weights of a checkpoint that holds several: ema (the default where it has some), raw, a key or a prefix.",
-        rich_help_panel=_CONTRACT,
     ),
 ]
 TeacherOutput = Annotated[
     str | None,
-    typer.Option(
-        "--output",
-        help="Index or key of the logits where the teacher gives several outputs, e.g. 0 or heads.colour.",
-        rich_help_panel=_CONTRACT,
+    _contract(
+        "--output", help="Index or key of the logits where the teacher gives several outputs, e.g. 0 or heads.colour."
     ),
 ]
-InputSize = Annotated[str | None, typer.Option("--input-size", help="CxHxW, e.g. 3x32x32.", rich_help_panel=_CONTRACT)]
-Mean = Annotated[
-    str | None, typer.Option(help="Per-channel pixel mean in [0,1], e.g. 0.5,0.5,0.5.", rich_help_panel=_CONTRACT)
-]
-Std = Annotated[str | None, typer.Option(help="Per-channel pixel standard deviation.", rich_help_panel=_CONTRACT)]
-NumClasses = Annotated[
-    int | None, typer.Option(help="Length of the logits; 2 makes two classes of one logit.", rich_help_panel=_CONTRACT)
-]
-
-
-class TaskName(StrEnum):
-    """Task of a network."""
-
-    CLASSIFICATION = "classification"
-    MULTILABEL = "multilabel"
-    SEGMENTATION = "segmentation"
-
-
+InputSize = Annotated[str | None, _contract("--input-size", help="CxHxW, e.g. 3x32x32.")]
+Mean = Annotated[str | None, _contract(help="Per-channel pixel mean in [0,1], e.g. 0.5,0.5,0.5.")]
+Std = Annotated[str | None, _contract(help="Per-channel pixel standard deviation.")]
+NumClasses = Annotated[int | None, _contract(help="Length of the logits; 2 makes two classes of one logit.")]
 Task = Annotated[
     TaskName | None,
-    typer.Option(
+    _contract(
         "--task",
         help="One class for each image, several labels for each (a sigmoid each), or one class for each pixel.",
-        rich_help_panel=_CONTRACT,
     ),
 ]
 TrustTeacher = Annotated[
@@ -85,8 +67,7 @@ TrustTeacher = Annotated[
 Factory = Annotated[
     list[str] | None,
     typer.Option(
-        "--factory",
-        help="package.module:factory that the run may import for its student or teacher (repeatable).",
+        "--factory", help="package.module:factory that the run may import for its student or teacher (repeatable)."
     ),
 ]
 Data = Annotated[
@@ -94,48 +75,28 @@ Data = Annotated[
     typer.Option(help="ImageFolder or .npz with labels: adds accuracy. It evaluates; it never trains or selects."),
 ]
 SetGate = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", help="Gate of the recipe, e.g. verify.min_int8_agreement=0.95 (repeatable).", rich_help_panel=_GATES
-    ),
+    list[str] | None, _gate("--set", help="Gate of the recipe, e.g. verify.min_int8_agreement=0.95 (repeatable).")
 ]
 MinAgreement = Annotated[
-    float | None,
-    typer.Option(min=0, max=1, help="Lower bound of the student's agreement with the teacher.", rich_help_panel=_GATES),
+    float | None, _gate(min=0, max=1, help="Lower bound of the student's agreement with the teacher.")
 ]
-MinAccuracy = Annotated[
-    float | None,
-    typer.Option(min=0, max=1, help="Lower bound of the accuracy on the images of --data.", rich_help_panel=_GATES),
-]
+MinAccuracy = Annotated[float | None, _gate(min=0, max=1, help="Lower bound of the accuracy on the images of --data.")]
 Baseline = Annotated[
-    Path | None,
-    typer.Option(
-        help="File of `dfadc baseline`: each network is compared with itself in it, in pairs.", rich_help_panel=_GATES
-    ),
+    Path | None, _gate(help="File of `dfadc baseline`: each network is compared with itself in it, in pairs.")
 ]
 MaxDrop = Annotated[
     float | None,
-    typer.Option(
+    _gate(
         min=0,
         max=1,
         help="Fail if the drop against --baseline exceeds this and is significant (one-sided exact McNemar, p < .05).",
-        rich_help_panel=_GATES,
     ),
 ]
-Require = Annotated[
-    list[str] | None,
-    typer.Option(help="Artifact file that must have run, else exit 4 (repeatable).", rich_help_panel=_GATES),
-]
-Junit = Annotated[
-    Path | None, typer.Option(help="Also write the gates' outcomes as JUnit XML.", rich_help_panel=_OUTPUT)
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.", rich_help_panel=_OUTPUT)]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.", rich_help_panel=_OUTPUT)]
-Verbose = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Print every source and check.", rich_help_panel=_OUTPUT)
-]
-
-
+Require = Annotated[list[str] | None, _gate(help="Artifact file that must have run, else exit 4 (repeatable).")]
+Junit = Annotated[Path | None, _output(help="Also write the gates' outcomes as JUnit XML.")]
+AsJson = Annotated[bool, _output("--json", help="Print JSON on stdout.")]
+Quiet = Annotated[bool, _output("--quiet", "-q", help="Print results and errors only.")]
+Verbose = Annotated[bool, _output("--verbose", "-v", help="Print every source and check.")]
 KeepFp32 = Annotated[
     list[str] | None,
     typer.Option(
@@ -185,8 +146,18 @@ def gates(
         raise DfadcError(f"--min-accuracy {min_accuracy:g} needs labelled images", "pass --data")
     if max_drop is not None and baseline is None:
         raise DfadcError(f"--max-drop {max_drop:g} needs a baseline", "pass --baseline")
-    fields = {"min_agreement": min_agreement, "min_accuracy": min_accuracy, "max_baseline_drop": max_drop}
-    return [f"verify.{name}={value}" for name, value in fields.items() if value is not None]
+    return assignments(
+        {
+            "verify.min_agreement": min_agreement,
+            "verify.min_accuracy": min_accuracy,
+            "verify.max_baseline_drop": max_drop,
+        }
+    )
+
+
+def assignments(fields: Mapping[str, object]) -> list[str]:
+    """Flags as settings of the recipe, as ``--set`` takes them; None leaves a setting as it is."""
+    return [f"{path}={value}" for path, value in fields.items() if value is not None]
 
 
 def nodes_in_fp32(names: list[str] | None) -> tuple[str, ...] | None:
@@ -210,14 +181,12 @@ def contract_fields(
     Raises:
         DfadcError: a value does not parse.
     """
-    from dfadc.contract import ContractFields  # noqa: PLC0415 -- keeps `--help` light
-
     return ContractFields(
         input_size=None if input_size is None else parse_input_size(input_size),
         mean=None if mean is None else _parse_floats("--mean", mean),
         std=None if std is None else _parse_floats("--std", std),
         num_classes=num_classes,
-        task=None if task is None else task.value,
+        task=task,
     )
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import Annotated, Literal
 
 import typer
 
@@ -13,21 +12,11 @@ from dfadc.cli.ci import ci_outputs
 from dfadc.cli.console import print_report
 from dfadc.errors import DfadcError
 
-if TYPE_CHECKING:
-    from dfadc.pipeline.verify import VerifySettings
-    from dfadc.verification.report import Report
-
 _ARTIFACT = "One artifact"
 
 
-class Precision(StrEnum):
-    """Precision whose limits of comparison A count."""
-
-    FP32 = "fp32"
-    FP16 = "fp16"
-    INT8 = "int8"
-
-
+#: Precision whose limits of comparison A count.
+Precision = Literal["fp32", "fp16", "int8"]
 Samples = Annotated[
     Path | None,
     typer.Option(help="Frozen samples of a run, to verify an artifact without the run.", rich_help_panel=_ARTIFACT),
@@ -68,7 +57,8 @@ def verify(  # noqa: PLR0913, PLR0917 -- the signature is the command line
 ) -> None:
     """Verify every artifact of a run, or one artifact, on the frozen samples."""
     with ci_outputs(junit) as publish:
-        from dfadc.pipeline.verify import VerifySettings  # noqa: PLC0415 -- keeps `--help` light
+        from dfadc.pipeline.verify import VerifySettings, verify_file, verify_run  # noqa: PLC0415
+        from dfadc.run_folder import open_run  # noqa: PLC0415
 
         gates = options.gates(
             min_agreement=min_agreement, min_accuracy=min_accuracy, max_drop=max_drop, data=data, baseline=baseline
@@ -81,31 +71,21 @@ def verify(  # noqa: PLR0913, PLR0917 -- the signature is the command line
             trust_teacher=trust_teacher,
             factories=factory or (),
         )
-        report = _verify(target, settings, _ArtifactOptions(samples, recipe, precision))
+        if target.is_dir():
+            of_artifact = {"--samples": samples, "--recipe": recipe, "--precision": precision}
+            if passed := [flag for flag, value in of_artifact.items() if value is not None]:
+                hint = f"leave {passed[0]} away"
+                raise DfadcError(f"{', '.join(passed)} goes with an artifact; a run has its own", hint)
+            report = verify_run(open_run(target), settings)
+        else:
+            if samples is None:
+                raise DfadcError(f"{target} is no run folder", "for one artifact, pass --samples samples.npz")
+            for flag, is_set in (("--trust-teacher", trust_teacher), ("--factory", factory)):
+                if is_set:
+                    raise DfadcError(
+                        f"{flag} goes with a run; one artifact is verified without its teacher", "leave it away"
+                    )
+            report = verify_file(target, samples, settings, recipe=recipe, precision=precision or "")
         publish(report)
         print_report(report, as_json=as_json, verbose=verbose)
     raise typer.Exit(report["exit_code"])
-
-
-class _ArtifactOptions(NamedTuple):
-    """Options of a single artifact; a run records them itself."""
-
-    samples: Path | None
-    recipe: str | None
-    precision: Precision | None
-
-
-def _verify(target: Path, settings: VerifySettings, artifact: _ArtifactOptions) -> Report:
-    from dfadc.pipeline.verify import verify_file, verify_run  # noqa: PLC0415
-    from dfadc.run_folder import open_run  # noqa: PLC0415
-
-    if target.is_dir():
-        if passed := [f"--{name}" for name, value in artifact._asdict().items() if value is not None]:
-            raise DfadcError(f"{', '.join(passed)} goes with an artifact; a run has its own", f"leave {passed[0]} away")
-        return verify_run(open_run(target), settings)
-    if artifact.samples is None:
-        raise DfadcError(f"{target} is no run folder", "for one artifact, pass --samples samples.npz")
-    for flag, is_set in (("--trust-teacher", settings.trust_teacher), ("--factory", settings.factories)):
-        if is_set:
-            raise DfadcError(f"{flag} goes with a run; one artifact is verified without its teacher", "leave it away")
-    return verify_file(target, artifact.samples, settings, recipe=artifact.recipe, precision=artifact.precision or "")

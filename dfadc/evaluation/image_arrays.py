@@ -76,13 +76,7 @@ def range_notes(images: Pixels) -> tuple[str, ...]:
 def read_npz(
     path: Path, names: Sequence[str], *, layout: str, optional: Sequence[str] = ()
 ) -> dict[str, npt.NDArray[Any]]:
-    """Reads arrays of an .npz.
-
-    Args:
-        path: the file.
-        names: arrays that it must hold.
-        layout: description of the expected arrays, for messages.
-        optional: arrays that it may hold.
+    """Reads named and, if they are there, optional arrays; ``layout`` describes the expected ones in messages.
 
     Raises:
         DfadcError: it is no .npz, is damaged, or lacks an array.

@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from dfadc.errors import some_of
 from dfadc.preprocessing import UNKNOWN
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterator
     from pathlib import Path
 
     from dfadc.contract import ImageContract
@@ -27,7 +28,6 @@ MAX_PIXELS = 2**27
 #: Pillow reports a damaged file by any of these, depending on the format and on where the damage lies.
 READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 MODES = {1: "L", 3: "RGB"}
-_MAX_NAMED = 5
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -107,12 +107,6 @@ def unread_notes(folder: Path, taken: Collection[Path]) -> tuple[str, ...]:
     if not names:
         return ()
     return (f"{len(names)} files in {folder} are not read, for their suffix, name or place: {some_of(names)}",)
-
-
-def some_of(names: Sequence[str]) -> str:
-    """The first names, and the number of the others."""
-    more = len(names) - _MAX_NAMED
-    return ", ".join(names[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def fit_to_size(pixels: Image.Image, contract: ImageContract, resampling: Image.Resampling) -> Image.Image:

@@ -8,19 +8,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from dfadc.errors import DfadcError
+from dfadc.errors import DfadcError, some_of
 from dfadc.evaluation.image_files import (
     MODES,
     READ_ERRORS,
     SUFFIXES,
     preprocessing_note,
     read_image,
-    some_of,
     unread_notes,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from dfadc.contract import ImageContract
@@ -43,11 +42,17 @@ def load_image_folder(
             f"image files have 1 or 3 channels, the teacher takes {contract.channels}", "pass the images as an .npz"
         )
     class_of, notes = match_classes(_class_folders(folder), contract)
-    by_class = {name: _image_files(folder / name) for name in class_of}
+    by_class = {
+        name: sorted(path for path in (folder / name).rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+        for name in class_of
+    }
     files = [(path, label) for name, label in class_of.items() for path in by_class[name]]
     if not files:
         raise DfadcError(f"--data {folder} holds no images", f"known suffixes: {', '.join(sorted(SUFFIXES))}")
-    notes = (*notes, preprocessing_note(contract), *_skipped_notes(folder, by_class))
+    notes = (*notes, preprocessing_note(contract))
+    if empty := [name for name, found in by_class.items() if not found]:
+        notes = (*notes, f"{len(empty)} class folders hold no images: {some_of(empty)}")
+    notes = (*notes, *unread_notes(folder, {path for path, _ in files}))
     images = np.empty((len(files), *contract.input_size), np.uint8)
     labels: list[int] = []
     unreadable: list[str] = []
@@ -115,17 +120,6 @@ def _class_folders(folder: Path) -> list[str]:
     if not names:
         raise DfadcError(f"--data {folder} holds no folders", "lay the images out as FOLDER/CLASS/IMAGE.png")
     return names
-
-
-def _skipped_notes(folder: Path, by_class: Mapping[str, Sequence[Path]]) -> Iterator[str]:
-    """Notes on class folders without images, and on other files."""
-    if empty := [name for name, files in by_class.items() if not files]:
-        yield f"{len(empty)} class folders hold no images: {some_of(empty)}"
-    yield from unread_notes(folder, {path for files in by_class.values() for path in files})
-
-
-def _image_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
 
 
 def _folded(name: str) -> str:

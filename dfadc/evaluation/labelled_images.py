@@ -70,10 +70,6 @@ def load_evaluation_data(path: Path, contract: ImageContract) -> EvaluationData:
     Folder images are converted to the contract's channels, turned upright, and resized and cropped by its
     preprocessing; where it has none, until they just cover its size. Images of an .npz must have that size already.
 
-    Args:
-        path: the folder or file.
-        contract: input size, mean, std, number and names of the classes.
-
     Raises:
         DfadcError: mean and std are unknown, or the data cannot be read or do not fit the contract.
     """

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from dfadc.errors import DfadcError
+from dfadc.errors import DfadcError, some_of
 from dfadc.evaluation.image_arrays import (
     EvaluationImages,
     Pixels,
@@ -28,14 +28,13 @@ from dfadc.evaluation.image_files import (
     fit_to_size,
     open_image,
     preprocessing_note,
-    some_of,
     unread_notes,
 )
 from dfadc.verification.pixel_outputs import collect_dense
 from dfadc.verification.pixel_scores import PixelCounts, boundary_band, count_pixels
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
     from pathlib import Path
 
     from dfadc.contract import ImageContract
@@ -89,10 +88,6 @@ def load_masked_images(path: Path, contract: ImageContract) -> MaskedImages:
     Images and masks of a folder are resized and cropped by the contract's preprocessing, or until they just cover its
     size, the masks by the nearest pixel. Those of an .npz must have that size already.
 
-    Args:
-        path: the folder or file.
-        contract: input size, mean, std and number of classes.
-
     Raises:
         DfadcError: mean and std are unknown, or the data cannot be read or do not fit the contract.
     """
@@ -107,14 +102,10 @@ def load_masked_images(path: Path, contract: ImageContract) -> MaskedImages:
         raise DfadcError(f"--data {path} does not exist", f"name an .npz file or a folder: {_FOLDER_LAYOUT}")
     read = read_npz(path, ("images", "masks"), layout=_NPZ_LAYOUT, optional=("ignore_label",))
     pixels = check_images(read["images"], contract, path, layout=_NPZ_LAYOUT)
-    return _masked(pixels, read["masks"], _ignore_label(read, path), contract, path)
-
-
-def _ignore_label(read: Mapping[str, npt.NDArray[Any]], path: Path) -> int:
     label = read.get("ignore_label", np.array(IGNORE_LABEL))
     if label.shape != () or not np.issubdtype(label.dtype, np.integer):
         raise DfadcError(f"--data {path}: `ignore_label` is {label.shape} {label.dtype}, expected one integer")
-    return int(label)
+    return _masked(pixels, read["masks"], int(label), contract, path)
 
 
 def _masked(images: Pixels, masks: npt.NDArray[Any], ignore: int, contract: ImageContract, path: Path) -> MaskedImages:
@@ -176,11 +167,7 @@ def _files_by_stem(folder: Path) -> dict[str, Path]:
 
 
 def _read_mask(mask: Image.Image, size: tuple[int, int], contract: ImageContract) -> npt.NDArray[np.int32]:
-    """(H, W) classes: grey values or palette indices.
-
-    Raises:
-        ValueError: the mask is in colour or has another (width, height) than its image.
-    """
+    """(H, W) classes: grey values or palette indices."""
     if mask.mode not in ("L", "P", "1") and not mask.mode.startswith("I"):
         raise ValueError(f"mask of mode {mask.mode}: its pixels must be classes, grey or with a palette")
     if mask.size != size:

@@ -23,15 +23,21 @@ from dfadc.pipeline.inference import (
     with_recomputed_student,
 )
 from dfadc.pipeline.lineage import check_lineage
-from dfadc.pipeline.network_judge import measured_accuracy
+from dfadc.pipeline.network_judge import NetworkJudge
 from dfadc.recipe.load import load_recipe
 from dfadc.verification.agreement import of_samples
 from dfadc.verification.baseline import Baseline, LabelledResults
 from dfadc.verification.checks import Verdict
 from dfadc.verification.gate import STUDENT
-from dfadc.verification.judge import ArtifactFile, verify_artifact, verify_student
+from dfadc.verification.judge import ArtifactFile
 from dfadc.verification.pixel_samples import load_samples
-from dfadc.verification.regression import GATED_SOURCE, baseline_checks, compare_with_baseline, unseen_drops
+from dfadc.verification.regression import (
+    GATED_SOURCE,
+    baseline_checks,
+    compare_with_baseline,
+    describe_origin,
+    unseen_drops,
+)
 from dfadc.verification.samples import STUDENT_SHA256, SampleSet
 from exporters.manifest import FILE_NAME, NOT_LISTED, Manifest, check_unchanged
 
@@ -89,8 +95,9 @@ def write_baseline(
         labelled=None if labelled is None else LabelledResults(labelled.sha256, correct),
     )
     thresholds = gate_thresholds(load_recipe(run.recipe))
+    judge = NetworkJudge(inputs, thresholds if labelled is not None else replace(thresholds, min_accuracy=None))
     precisions = {Path(record.file).name: record.requested_precision for record in manifest.artifacts}
-    notes = [*origins, *_failed_gates(outputs, precisions, samples, thresholds), *_blind_spots(baseline, thresholds)]
+    notes = [*origins, *_failed_gates(judge, outputs, precisions), *_blind_spots(baseline, thresholds)]
     baseline.save(path)
     return FrozenBaseline(baseline, left_out, notes)
 
@@ -122,21 +129,15 @@ def _run_artifacts(
 
 
 def _failed_gates(
-    outputs: Mapping[str, NetworkOutputs], precisions: Mapping[str, str], samples: SampleSet, thresholds: Thresholds
+    judge: NetworkJudge, outputs: Mapping[str, NetworkOutputs], precisions: Mapping[str, str]
 ) -> Iterator[str]:
     """Notes on networks that fail the gates of their own run: a later network as bad as they are will pass."""
     for name, each in outputs.items():
-        accuracy = None if each.correct is None else measured_accuracy(each.correct)
-        limits = thresholds if accuracy is not None else replace(thresholds, min_accuracy=None)
-        if name == STUDENT:
-            judgement = verify_student(samples, limits, accuracy=accuracy).judgement
-        else:
-            file = ArtifactFile(name, precisions[name])
-            result = verify_artifact(file, each.outputs, samples=samples, thresholds=limits, accuracy=accuracy)
-            judgement = result.judgement
-        if judgement.verdict is Verdict.FAIL:
-            network = "the fp32 student" if name == STUDENT else name
-            yield f"{network} is frozen although it fails its gates: {judgement.reasons[0]}"
+        is_student = name == STUDENT
+        result = judge.student(each) if is_student else judge.judged(ArtifactFile(name, precisions[name]), each)
+        if result.judgement.verdict is Verdict.FAIL:
+            network = "the fp32 student" if is_student else name
+            yield f"{network} is frozen although it fails its gates: {result.judgement.reasons[0]}"
 
 
 def _blind_spots(baseline: Baseline, thresholds: Thresholds) -> Iterator[str]:
@@ -166,10 +167,7 @@ def describe_frozen(frozen: FrozenBaseline) -> dict[str, Any]:
     gated = samples.of_source(GATED_SOURCE)
     teacher, labelled = samples.teacher_classes, baseline.labelled
     return {
-        "run": baseline.run,
-        "teacher_sha256": baseline.teacher_sha256,
-        "samples": {"n": len(samples), "sha256": samples.sha256, "sources": samples.counts()},
-        "gated_sources": [GATED_SOURCE] if gated.any() else [],
+        **describe_origin(baseline),
         "data": None if labelled is None else {"n": labelled.n, "sha256": labelled.sha256},
         "networks": {
             name: {

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import platform
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from exporters.sessions.isolated import IsolatedSession
 from exporters.sessions.open import open_session
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -43,7 +43,6 @@ class BenchSettings:
         batch: images per call of the throughput.
         threads: CPU threads of every network; 0 takes OMP_NUM_THREADS, else all cores of this process.
         seconds: for each latency and each throughput.
-        trust_teacher: code in the teacher file may run.
         factories: the teacher's ``module:factory``, where one has to be imported.
     """
 
@@ -82,8 +81,6 @@ class BenchRow:
     Args:
         name: "teacher", or the artifact's file name.
         size_bytes: of all files that a device needs to run it; None for the teacher.
-        timing: None if it was not run.
-        not_run: the reason; empty if it was run.
         reference: the teacher's speed on the same kind of device; None if it was not measured.
         sha256: of the artifact in the run's manifest; None for the teacher, and outside a run.
     """
@@ -111,7 +108,7 @@ class BenchRow:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        measured = {} if self.timing is None else self.timing.to_dict()
+        measured = {} if self.timing is None else asdict(self.timing)
         ratios = {"speedup": self.speedup, "throughput_ratio": self.throughput_ratio}
         artifact = {"size_bytes": self.size_bytes, "sha256": self.sha256, "not_run": self.not_run or None}
         return {**artifact, **measured, **ratios}
@@ -119,13 +116,7 @@ class BenchRow:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """Speed of every network, measured one after the other: the teacher in this process, each artifact in its own.
-
-    Args:
-        settings: of the measurement.
-        rows: one per network.
-        notes: remarks on the measurement.
-    """
+    """Speed of every network, one after the other: the teacher in this process, each artifact in its own."""
 
     settings: BenchSettings
     rows: tuple[BenchRow, ...]
@@ -231,23 +222,10 @@ def _bench_teacher(run: RunFolder, images: NDArray[np.float32], settings: BenchS
         return (BenchRow(TEACHER, None, not_run=f"{exc.message} ({exc.hint})" if exc.hint else exc.message),)
     network, rows = answering_pixels(teacher.module, teacher.contract).eval(), []
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
-        with (
-            _torch_threads(settings.num_threads),
-            TorchSession(network, device, batch_size=settings.batch) as session,
-        ):
+        with TorchSession(network, device, batch_size=settings.batch) as session, ExitStack() as stack:
+            stack.callback(torch.set_num_threads, torch.get_num_threads())
+            torch.set_num_threads(settings.num_threads)
             timing = benchmark(session, images, seconds=settings.seconds)
         name = TEACHER if device == "cpu" else f"{TEACHER} ({device})"
         rows.append(BenchRow(name, None, timing, reference=timing))
     return tuple(rows)
-
-
-@contextmanager
-def _torch_threads(count: int) -> Iterator[None]:
-    import torch  # noqa: PLC0415
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -27,13 +27,7 @@ def load_average() -> float | None:
 
 
 def doubts(timings: Mapping[str, Timing], *, threads: int, load: float | None) -> Iterator[str]:
-    """Reasons why ratios of these timings are unreliable.
-
-    Args:
-        timings: network -> its speed.
-        threads: CPU threads of each network.
-        load: the load average before the first measurement.
-    """
+    """Reasons why ratios of these timings are unreliable; the load average is that before the first measurement."""
     cores = os.cpu_count() or 1
     # The median of one thread on a busy core is stable: at a load of 5 on 2 cores a ratio was within 3 % in twelve of
     # twelve runs. Two threads wait for each other: the same teacher took 0.24 ms or 450 ms, steadily.

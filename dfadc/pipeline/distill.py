@@ -18,6 +18,7 @@ from dfadc.storage import sha256_file
 from dfadc.teacher.load import Teacher, load_teacher
 from dfadc.training.build import prepare
 from dfadc.training.tensorboard import event_files
+from exporters.exporter import ignore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -43,10 +44,6 @@ _NEED_LESS_MEMORY = memory_errors(
 )
 
 
-def _ignore(_: object) -> None:
-    """The default of each callback."""
-
-
 @dataclass(frozen=True)
 class Observer:
     """Callbacks of a run.
@@ -57,9 +54,9 @@ class Observer:
         on_note: called with a line on what happens after the last step.
     """
 
-    on_plan: Callable[[Plan], None] = _ignore
-    on_reading: Callable[[Reading], None] = _ignore
-    on_note: Callable[[str], None] = _ignore
+    on_plan: Callable[[Plan], None] = ignore
+    on_reading: Callable[[Reading], None] = ignore
+    on_note: Callable[[str], None] = ignore
 
 
 @_NEED_LESS_MEMORY
@@ -164,13 +161,7 @@ def resume_distillation(
 def load_run_teacher(
     run: RunFolder, path: Path | None = None, *, trust: bool = False, factories: Collection[str] = ()
 ) -> Teacher:
-    """Loads the teacher of a run the way the run did.
-
-    Args:
-        run: the run.
-        path: of the file, where it has moved since.
-        trust: whether code in the file may run.
-        factories: the teacher's ``module:factory``, where it is built by one.
+    """Loads the teacher of a run the way the run did; ``path`` is that of its file where it has moved since.
 
     Raises:
         DfadcError: the file is gone, or is not the one that the run began with, or the run names a factory that is none
@@ -244,16 +235,11 @@ def _train(training: Training, folder: RunFolder, observer: Observer) -> RunFold
             training.train(folder, on_reading)
         write_results(training, folder, observer.on_note)
     except BaseException as exc:
+        is_interrupted = isinstance(exc, Interrupted | KeyboardInterrupt)
+        ended = "diverged" if isinstance(exc, TrainingDiverged) else "failed"
         with suppress(StorageFailed):  # a full disk may be why it ends, and that is raised
-            folder.update_record({"status": _status_after(exc), **spent()})
+            folder.update_record({"status": "interrupted" if is_interrupted else ended, **spent()})
         raise
     folder.update_record({"status": "finished", **spent()})
     folder.remove_checkpoints()
     return folder
-
-
-def _status_after(end: BaseException) -> str:
-    """Status of a run that did not finish."""
-    if isinstance(end, Interrupted | KeyboardInterrupt):
-        return "interrupted"
-    return "diverged" if isinstance(end, TrainingDiverged) else "failed"

@@ -23,12 +23,7 @@ SCHEMA = "dfadc.doctor/1"
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Availability of one feature of training.
-
-    Args:
-        available: it can be used here.
-        detail: the feature found, or the reason why there is none.
-    """
+    """Availability of one feature of training, and what was found or why there is none."""
 
     available: bool
     detail: str
@@ -36,13 +31,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """Result of the diagnosis.
-
-    Args:
-        backends: export name -> capability.
-        training: device, cuda, bf16, torch.compile -> finding.
-        versions: of dfadc, Python and torch.
-    """
+    """Capability of each export's backend; findings on device, cuda, bf16 and torch.compile; versions."""
 
     backends: dict[str, Capability]
     training: dict[str, Finding]

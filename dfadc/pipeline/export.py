@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from dfadc.errors import DfadcError, ExportFailed, OutOfMemory, StorageFailed, memory_errors
 from dfadc.pipeline.export_inputs import ExportInputs, Form, form_of, reusable_sources
 from dfadc.pipeline.export_plan import KIT, Skipped, derived_onnx, plan_exports
-from dfadc.pipeline.kit import write_device_kit
-from dfadc.pipeline.lineage import check_student
+from dfadc.pipeline.gates import gate_thresholds
+from dfadc.pipeline.lineage import check_lineage, check_student
+from dfadc.recipe.load import load_recipe
 from dfadc.run_lock import holding_run
-from exporters.exporter import BuildSettings, ExportRequest, ExportResult, PoolUnusable, Precision
-from exporters.manifest import FILE_NAME, ArtifactRecord, DamagedManifest, Manifest, restored_on_failure
+from exporters.exporter import BuildSettings, ExportRequest, ExportResult, PoolUnusable, Precision, ignore
+from exporters.kit.write import FOLDER, write_kit
+from exporters.manifest import FILE_NAME, ArtifactRecord, DamagedManifest, Manifest, check_record, restored_on_failure
 from exporters.registry import get_exporter
 from exporters.sessions.open import check_runs
 
@@ -26,10 +28,6 @@ if TYPE_CHECKING:
 _LESS_MEMORY = "free some; runs with lower verify.num_samples and calibration.num_images need less here"
 
 
-def _ignore(_: object) -> None:
-    """The default observer."""
-
-
 @dataclass(frozen=True)
 class ExportObserver:
     """Callbacks of an export.
@@ -40,9 +38,9 @@ class ExportObserver:
         on_kit: called with the folder of the device kit.
     """
 
-    on_result: Callable[[ExportResult], None] = _ignore
-    on_skipped: Callable[[Skipped], None] = _ignore
-    on_kit: Callable[[Path], None] = _ignore
+    on_result: Callable[[ExportResult], None] = ignore
+    on_skipped: Callable[[Skipped], None] = ignore
+    on_kit: Callable[[Path], None] = ignore
 
 
 @memory_errors(_LESS_MEMORY)
@@ -106,21 +104,15 @@ def export_student(
     return artifacts.results
 
 
+@dataclass
 class _Artifacts:
-    """Makes artifacts one after the other and keeps results, the manifest and failures.
+    """Makes artifacts one after the other and keeps results, the manifest and failures."""
 
-    Args:
-        run: the run.
-        manifest: of the run, so far.
-        observer: called for every artifact and every failure.
-    """
-
-    def __init__(self, run: RunFolder, manifest: Manifest, observer: ExportObserver) -> None:
-        self.results: list[ExportResult] = []
-        self._run = run
-        self._manifest = manifest
-        self._observer = observer
-        self._failures: dict[str, DfadcError] = {}
+    _run: RunFolder
+    _manifest: Manifest
+    _observer: ExportObserver
+    results: list[ExportResult] = field(default_factory=list)
+    _failures: dict[str, DfadcError] = field(default_factory=dict)
 
     def add(self, request: ExportRequest, inputs: ExportInputs, settings: BuildSettings) -> None:
         """Makes an artifact and records it; if that fails, the earlier artifact is restored."""
@@ -140,9 +132,18 @@ class _Artifacts:
             self._observer.on_result(result)
 
     def add_kit(self, settings: BuildSettings) -> None:
-        """Writes the device kit with the typed ONNX files of the run."""
+        """Writes the device kit: typed ONNX files that TensorRT parses, samples and gates in ``artifacts/kit``."""
+        run = self._run
         with self._collecting(KIT):
-            self._observer.on_kit(write_device_kit(self._run, self._manifest, settings.batch))
+            onnx = (record for record in self._manifest.artifacts if record.exporter == "onnx")
+            records = [record for record in onnx if record.preset in ("", "portable")]
+            for record in records:
+                check_record(record, run.path)
+            check_lineage(run, Manifest(tuple(records)))
+            thresholds = asdict(gate_thresholds(load_recipe(run.recipe)))
+            models = [run.path / record.file for record in records]
+            folder = run.artifacts / FOLDER
+            self._observer.on_kit(write_kit(folder, models, run.samples, thresholds=thresholds, batch=settings.batch))
 
     def raise_failures(self, tolerated: type[DfadcError] | None = None) -> None:
         """Raises one error that names every failure, unless all are tolerated."""
@@ -210,11 +211,7 @@ def _annotated(result: ExportResult, earlier: ArtifactRecord | None) -> ExportRe
 
 
 def _check_runs(result: ExportResult, run: RunFolder) -> None:
-    """Removes the files of an artifact that does not run although its runtime is here; the fp32 ONNX was run already.
-
-    Raises:
-        ExportFailed: that happened.
-    """
+    """Removes and refuses an artifact that does not run although its runtime is here; the fp32 ONNX was run already."""
     if result.request.source is None:
         return
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,7 +21,7 @@ from exporters.to_onnx.fp32 import export_onnx
 from exporters.to_onnx.ranges import measure_activations
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -42,19 +43,13 @@ class Form(NamedTuple):
     dynamic_size: bool = False
 
 
+@dataclass
 class ExportInputs:
-    """Inputs of all exports of a run.
+    """Inputs of all exports of a finished run; ``factories`` hold the student's where one has to be imported."""
 
-    Args:
-        run: a finished run.
-        form: inputs and outputs of the artifacts.
-        factories: the student's ``module:factory``, where one has to be imported.
-    """
-
-    def __init__(self, run: RunFolder, form: Form, factories: Collection[str] = ()) -> None:
-        self._run = run
-        self._form = form
-        self._factories = factories
+    _run: RunFolder
+    _form: Form
+    _factories: Collection[str] = ()
 
     def export_fp32(self, target: Path) -> ExportResult:
         """Writes the fp32 ONNX of the student."""
@@ -87,11 +82,8 @@ class ExportInputs:
     def fp16_ranges(self) -> ActivationRanges:
         """Activation ranges of the fp32 ONNX, which must exist, on the verification samples."""
         source = load_onnx(self._run.artifacts / ExportRequest("onnx").file_name)
-        return measure_activations(source, self._samples(), threads=0)
-
-    def _samples(self) -> Iterator[NDArray[np.float32]]:
-        samples = load_samples(self._run.samples)
-        yield from map(self._as_input, samples.batches(_BATCH_SIZE))
+        batches = load_samples(self._run.samples).batches(_BATCH_SIZE)
+        return measure_activations(source, map(self._as_input, batches), threads=0)
 
     def _as_input(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Normalised images as the artifacts take them."""

@@ -35,17 +35,26 @@ class ExportPlan(NamedTuple):
 
 
 def plan_exports(exports: Sequence[str] | None = None, settings: BuildSettings | None = None) -> ExportPlan:
-    """Resolves export names. A named export must be possible here; of the defaults, those that are possible are taken.
+    """Resolves exports ``NAME[:PRECISION[:PRESET]]`` or ``kit``; None takes :data:`DEFAULT_EXPORTS`.
 
-    Args:
-        exports: each ``NAME[:PRECISION[:PRESET]]`` or ``kit``; None takes :data:`DEFAULT_EXPORTS`.
-        settings: of the build.
+    A named export must be possible here; of the defaults, those that are possible are taken.
 
     Raises:
         DfadcError: an export is unknown, or a setting applies to none of them.
         RequirementMissing: the backend of a named export cannot build here.
     """
-    plan = _default_plan() if exports is None else _plan_of(exports)
+    if exports is None:
+        defaults = [ExportRequest.parse(export) for export in DEFAULT_EXPORTS]
+        missing = {request: skipped for request in defaults if (skipped := _missing_backend(request)) is not None}
+        possible = [request for request in defaults if request not in missing]
+        plan = ExportPlan(with_sources(possible), tuple(missing.values()))
+    else:
+        named = [export for export in exports if export != KIT]
+        # A kit alone takes the typed files that exist; where there are none, it needs the fp32 one at least.
+        plan = ExportPlan(with_sources(map(ExportRequest.parse, named or ["onnx"])), kit=KIT in exports)
+        for request in plan.requests:
+            if (absent := _missing_backend(request)) is not None:
+                raise RequirementMissing(f"cannot build {request} here: {absent.reason}", absent.hint)
     _check_settings_apply(settings or BuildSettings(), plan)
     return plan
 
@@ -53,23 +62,6 @@ def plan_exports(exports: Sequence[str] | None = None, settings: BuildSettings |
 def derived_onnx(requests: Sequence[ExportRequest]) -> list[ExportRequest]:
     """The fp16 and INT8 ONNX files: those that use calibration images and may keep nodes in fp32."""
     return [request for request in requests if request.name == "onnx" and request.precision is not Precision.FP32]
-
-
-def _plan_of(exports: Sequence[str]) -> ExportPlan:
-    named = [export for export in exports if export != KIT]
-    # A kit alone takes the typed files that exist; where there are none, it needs the fp32 one at least.
-    requests = with_sources(map(ExportRequest.parse, named or ["onnx"]))
-    for request in requests:
-        if (missing := _missing_backend(request)) is not None:
-            raise RequirementMissing(f"cannot build {request} here: {missing.reason}", missing.hint)
-    return ExportPlan(requests, kit=KIT in exports)
-
-
-def _default_plan() -> ExportPlan:
-    requests = [ExportRequest.parse(export) for export in DEFAULT_EXPORTS]
-    missing = [_missing_backend(request) for request in requests]
-    possible = [request for request, skipped in zip(requests, missing, strict=True) if skipped is None]
-    return ExportPlan(with_sources(possible), tuple(skipped for skipped in missing if skipped is not None))
 
 
 def _missing_backend(request: ExportRequest) -> Skipped | None:
@@ -81,11 +73,7 @@ def _missing_backend(request: ExportRequest) -> Skipped | None:
 
 
 def _check_settings_apply(settings: BuildSettings, plan: ExportPlan) -> None:
-    """Checks that every given setting applies to an export, and that the backends accept it.
-
-    Raises:
-        DfadcError: a setting would be ignored, or a backend does not accept it.
-    """
+    """Refuses a setting that would be ignored, or that a backend does not accept."""
     engines = [request for request in plan.requests if request.name.startswith("tensorrt")]
     engine = "a tensorrt or tensorrt-rtx export"
     for name, given, concerned, needs in (

@@ -14,8 +14,10 @@ import numpy.typing as npt
 from dfadc.errors import DfadcError
 from dfadc.verification.artifact_logits import artifact_logits, restore_offset
 from dfadc.verification.baseline import Baseline
+from dfadc.verification.label_agreement import LabelAccuracy
 from dfadc.verification.pixel_outputs import Outputs, batch_size
-from dfadc.verification.pixel_scores import PixelCounts
+from dfadc.verification.pixel_scores import PixelCounts, PixelScores
+from dfadc.verification.rates import Accuracy
 from exporters.describe import artifact_metadata
 from exporters.sessions.isolated import IsolatedSession
 from exporters.sessions.open import open_session
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from dfadc.evaluation.labelled_images import EvaluationData
     from dfadc.evaluation.masks import MaskedImages
     from dfadc.run_folder import RunFolder
+    from dfadc.verification.pixel_agreement import MeasuredAccuracy
     from dfadc.verification.pixel_samples import Samples
     from dfadc.verification.samples import SampleSet
 
@@ -45,22 +48,11 @@ Correctness = npt.NDArray[np.bool_] | PixelCounts
 
 @dataclass(frozen=True)
 class VerificationInputs:
-    """Images that every network of a verification runs on.
-
-    Args:
-        samples: of the run.
-        data: labelled images, or None.
-        baseline: holds samples of its own, or None.
-    """
+    """Images that every network of a verification runs on; the baseline holds samples of its own."""
 
     samples: Samples
     data: EvaluationData | MaskedImages | None = None
     baseline: Baseline | None = None
-
-    @property
-    def shares_samples_with_baseline(self) -> bool:
-        """True if the baseline's samples are these."""
-        return self.baseline is not None and self.baseline.samples.sha256 == self.samples.sha256
 
     def without_borders(self, width: int) -> VerificationInputs:
         """The same inputs, with mask pixels within ``width`` of a border between classes left out."""
@@ -86,19 +78,18 @@ class NetworkOutputs:
     baseline_classes: npt.NDArray[np.int32] | None
     remark: str = ""
 
+    @property
+    def accuracy(self) -> MeasuredAccuracy | None:
+        """Accuracy with its interval; None without labels."""
+        return None if self.correct is None else measured_accuracy(self.correct)
+
 
 def read_inputs(
     contract: ImageContract, teacher_sha256: str | None, *, data: Path | None, baseline: Path | None
 ) -> tuple[EvaluationData | MaskedImages | None, Baseline | None]:
-    """Reads labelled images and a baseline, and refuses what does not fit.
+    """Reads labelled images and a baseline, and refuses what does not fit; the teacher's hash is None if unknown.
 
     Needs no samples: a long run reads them before it starts, so that it does not end with what does not fit.
-
-    Args:
-        contract: of teacher and student.
-        teacher_sha256: of the teacher's file; None if unknown.
-        data: labelled images.
-        baseline: a baseline's file.
 
     Raises:
         RequirementMissing: there is no such baseline.
@@ -110,7 +101,15 @@ def read_inputs(
         loaded.check_fits(contract, teacher_sha256)
     if data is None:
         return None, loaded
-    labelled = _read_data(data, contract)
+    labelled: EvaluationData | MaskedImages
+    if contract.is_dense:  # both need Pillow
+        from dfadc.evaluation.masks import load_masked_images  # noqa: PLC0415
+
+        labelled = load_masked_images(data, contract)
+    else:
+        from dfadc.evaluation.labelled_images import load_evaluation_data  # noqa: PLC0415
+
+        labelled = load_evaluation_data(data, contract)
     if loaded is not None and loaded.labelled is not None and loaded.labelled.sha256 != labelled.sha256:
         raise DfadcError(
             f"--data {data} holds other images or labels than the baseline {baseline} was made with: sha256 "
@@ -118,17 +117,6 @@ def read_inputs(
             "pass the same labelled images, or make the baseline anew with these",
         )
     return labelled, loaded
-
-
-def _read_data(path: Path, contract: ImageContract) -> EvaluationData | MaskedImages:
-    # Pillow, only with --data.
-    if contract.is_dense:
-        from dfadc.evaluation.masks import load_masked_images  # noqa: PLC0415
-
-        return load_masked_images(path, contract)
-    from dfadc.evaluation.labelled_images import load_evaluation_data  # noqa: PLC0415
-
-    return load_evaluation_data(path, contract)
 
 
 def run_artifact(path: Path, inputs: VerificationInputs) -> NetworkOutputs:
@@ -178,8 +166,8 @@ def with_recomputed_student(run: RunFolder, samples: SampleSet, *, factories: Co
 
 def run_teacher(
     run: RunFolder, data: EvaluationData | MaskedImages, *, trust: bool, factories: Collection[str] = ()
-) -> Correctness:
-    """Correctness of the teacher on labelled images.
+) -> MeasuredAccuracy:
+    """Accuracy of the teacher on labelled images.
 
     Raises:
         DfadcError: its file is gone or has changed, or needs code that is neither trusted nor one of ``factories``.
@@ -187,7 +175,14 @@ def run_teacher(
     from dfadc.pipeline.distill import load_run_teacher  # noqa: PLC0415
 
     teacher = load_run_teacher(run, trust=trust, factories=factories)
-    return _correctness(_on_cpu(teacher.module, teacher.contract), data)
+    return measured_accuracy(_correctness(_on_cpu(teacher.module, teacher.contract), data))
+
+
+def measured_accuracy(correct: Correctness) -> MeasuredAccuracy:
+    """Accuracy with its interval."""
+    if isinstance(correct, PixelCounts):
+        return PixelScores.of(correct)
+    return Accuracy.of(correct) if correct.ndim == 1 else LabelAccuracy.of(correct)
 
 
 def classes_of(outputs: Outputs, samples: SampleSet) -> npt.NDArray[np.int32]:
@@ -204,7 +199,7 @@ def _run_on_the_rest(
     if inputs.baseline is None:
         return correct, None
     samples = inputs.baseline.samples
-    if outputs is None or not inputs.shares_samples_with_baseline:
+    if outputs is None or samples.sha256 != inputs.samples.sha256:
         outputs = samples.collect(map(logits, samples.batches(BATCH_SIZE)), "the network")
     return correct, classes_of(outputs, samples)
 

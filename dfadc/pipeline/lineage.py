@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 def check_student(run: RunFolder) -> list[str]:
     """Compares the student's file with the one whose logits the samples hold.
 
-    Returns:
-        A note if the samples are of an earlier version, which did not record the student.
+    Gives a note if the samples are of an earlier version, which did not record the student.
 
     Raises:
         DfadcError: it is another file, or the samples cannot be read.
@@ -46,15 +45,9 @@ def check_student(run: RunFolder) -> list[str]:
 
 
 def check_lineage(run: RunFolder, manifest: Manifest, *, changed: Collection[str] = ()) -> list[str]:
-    """Checks that the samples and the artifacts belong to the student of the run.
+    """Checks that the samples and the artifacts belong to the student of a finished run.
 
-    Args:
-        run: a finished run.
-        manifest: the artifacts.
-        changed: files of artifacts that were changed after their export; they are not read.
-
-    Returns:
-        Notes on files without a recorded hash.
+    Artifacts whose file is among ``changed`` are not read. Gives notes on files without a recorded hash.
 
     Raises:
         DfadcError: a file belongs to another student.
@@ -87,14 +80,9 @@ class SamplesOrigin(NamedTuple):
 def check_samples(
     samples: Samples, path: Path, artifact: Path, form: Mapping[str, str], *, compares_export: bool
 ) -> SamplesOrigin:
-    """Checks that samples and an artifact belong to the same teacher and student.
+    """Checks that the samples of ``path`` and an artifact belong to the same teacher and student.
 
-    Args:
-        samples: of ``path``.
-        path: file of the samples.
-        artifact: file to be judged on them.
-        form: the artifact's metadata.
-        compares_export: comparison A (artifact against the samples' student) has gates.
+    ``form`` is the artifact's metadata; ``compares_export``: comparison A, with the samples' student, has gates.
 
     Raises:
         DfadcError: the samples are of another teacher, or of another student and comparison A has gates.

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dfadc.errors import DfadcError, OutOfMemory, RequirementMissing, RuntimeCrashed, RuntimeRefused, memory_errors
-from dfadc.pipeline.inference import Correctness, NetworkOutputs, VerificationInputs, run_artifact
+from dfadc.pipeline.inference import NetworkOutputs, VerificationInputs, run_artifact
 from dfadc.verification.checks import remark_checks
 from dfadc.verification.gate import STUDENT
 from dfadc.verification.judge import (
@@ -18,9 +18,7 @@ from dfadc.verification.judge import (
     verify_artifact,
     verify_student,
 )
-from dfadc.verification.label_agreement import LabelAccuracy
-from dfadc.verification.pixel_scores import PixelCounts, PixelScores
-from dfadc.verification.rates import Accuracy
+from dfadc.verification.pixel_scores import PixelCounts
 from dfadc.verification.regression import (
     BaselineComparison,
     baseline_checks,
@@ -33,7 +31,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dfadc.verification.checks import Check
-    from dfadc.verification.pixel_agreement import MeasuredAccuracy
     from dfadc.verification.thresholds import Thresholds
 
 LESS_MEMORY = "free some; a run with a lower verify.num_samples needs less here"
@@ -43,12 +40,8 @@ LESS_MEMORY = "free some; a run with a lower verify.num_samples needs less here"
 class NetworkJudge:
     """Runs networks and judges their outputs.
 
-    Args:
-        inputs: images that the networks run on.
-        thresholds: the gates' limits.
-        expected: networks of the baseline that must run.
-        same_student: the samples hold the outputs of the artifacts' own fp32 student.
-        notes: remarks for the report.
+    The networks of the baseline that are ``expected`` must run. With ``same_student`` the samples hold the outputs of
+    the artifacts' own fp32 student.
     """
 
     inputs: VerificationInputs
@@ -60,17 +53,13 @@ class NetworkJudge:
 
     def student(self, outputs: NetworkOutputs) -> StudentResult:
         """Judges the fp32 student."""
-        accuracy = None if outputs.correct is None else measured_accuracy(outputs.correct)
         extras = self._baseline_checks(STUDENT, outputs)
-        return verify_student(self.inputs.samples, self.thresholds, accuracy=accuracy, extras=extras)
+        return verify_student(self.inputs.samples, self.thresholds, accuracy=outputs.accuracy, extras=extras)
 
     def artifact(self, file: ArtifactFile, path: Path, *, is_intact: bool = False) -> ArtifactResult:
         """Runs and judges an artifact; one that cannot run here is NOT RUN, one that crashes its runtime fails.
 
-        Args:
-            file: name, precision and size for the report.
-            path: of the artifact.
-            is_intact: its bytes are those that were exported, so that any other error is its failure to run.
+        If it ``is_intact``, its bytes are those that were exported, and any other error is its failure to run.
         """
         try:
             with memory_errors(LESS_MEMORY):
@@ -83,12 +72,16 @@ class NetworkJudge:
             if not (is_intact or isinstance(exc, RuntimeCrashed)):
                 raise
             return artifact_failed(file, exc.message)
+        return self.judged(file, outputs)
+
+    def judged(self, file: ArtifactFile, outputs: NetworkOutputs) -> ArtifactResult:
+        """Judges an artifact that ran."""
         return verify_artifact(
             file,
             outputs.outputs,
             samples=self.inputs.samples,
             thresholds=self.thresholds,
-            accuracy=None if outputs.correct is None else measured_accuracy(outputs.correct),
+            accuracy=outputs.accuracy,
             extras=(*remark_checks(outputs.remark), *self._baseline_checks(file.name, outputs)),
             same_student=self.same_student,
         )
@@ -104,20 +97,16 @@ class NetworkJudge:
             return {"baseline": None, "notes": self.notes}
         described = describe_baseline(baseline, self._compared, max_drop=max_drop)
         missing = [f"the baseline holds {name}, which did not run" for name in self.missing()]
-        unseen = unseen_drops(baseline, max_drop, with_labels=self.inputs.data is not None)
+        has_data, unpaired = self.inputs.data is not None, []
+        if has_data and baseline.labelled is None:
+            unpaired = ["the baseline was made without --data: the accuracy is not compared with it"]
+        elif baseline.labelled is not None and not has_data:
+            unpaired = ["the baseline has labelled results: pass --data to compare the accuracy with them"]
+        unseen = unseen_drops(baseline, max_drop, with_labels=has_data)
         return {
             "baseline": {**described, "missing": self.missing()},
-            "notes": [*self.notes, *missing, *unseen, *self._unpaired_labels()],
+            "notes": [*self.notes, *missing, *unseen, *unpaired],
         }
-
-    def _unpaired_labels(self) -> list[str]:
-        """Remark that accuracy was not compared with the baseline, if only one side has labels."""
-        baseline, data = self.inputs.baseline, self.inputs.data
-        if baseline is None or (baseline.labelled is None) == (data is None):
-            return []
-        if data is None:
-            return ["the baseline has labelled results: pass --data to compare the accuracy with them"]
-        return ["the baseline was made without --data: the accuracy is not compared with it"]
 
     def _baseline_checks(self, name: str, outputs: NetworkOutputs) -> tuple[Check, ...]:
         baseline = self.inputs.baseline
@@ -127,10 +116,3 @@ class NetworkJudge:
         compared = compare_with_baseline(baseline, name, classes=outputs.baseline_classes, correct=outputs.correct)
         self._compared[name] = compared
         return baseline_checks(compared, self.thresholds.max_baseline_drop)
-
-
-def measured_accuracy(correct: Correctness) -> MeasuredAccuracy:
-    """Accuracy with its interval."""
-    if isinstance(correct, PixelCounts):
-        return PixelScores.of(correct)
-    return Accuracy.of(correct) if correct.ndim == 1 else LabelAccuracy.of(correct)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import TYPE_CHECKING, Any
 
 from dfadc.errors import DfadcError, StorageFailed
@@ -11,7 +10,7 @@ from dfadc.recipe.load import load_recipe
 from dfadc.reporting.disagreements import describe_disagreements
 from dfadc.reporting.markdown import render_details, render_markdown
 from dfadc.run_lock import holding_writable_run, is_writable
-from dfadc.storage import atomic_write_text, without_nan, write_json
+from dfadc.storage import atomic_write_text, read_json, without_nan, write_json
 from dfadc.verification.pixel_samples import Samples, load_samples
 from dfadc.verification.report import SCHEMA, Report
 from dfadc.verification.samples import SampleSet
@@ -36,20 +35,13 @@ NOT_WRITTEN = "report not written"
 def write_report(run: RunFolder, report: Report, samples: Samples | None) -> Report:
     """Completes a verification's report from the run folder and writes it in every form.
 
-    Args:
-        run: the verified run.
-        report: of :func:`dfadc.verification.report.build_report`.
-        samples: those of the report; None if they are gone, and no picture of them can be made.
-
-    Returns:
-        The report with ``disagreements``, ``curves`` and ``bench``, and a note if a file could not be written: the
-        verdict does not depend on it.
+    Gives the report with ``disagreements``, ``curves`` and ``bench``, and a note if a file could not be written: the
+    verdict does not depend on it. Without samples, which may be gone, there are no pictures of them.
 
     Raises:
         DfadcError: ``bench.json`` cannot be read.
     """
     readings = [line for line in run.read_metrics() if isinstance(line, dict)]
-    report = dict(report)
     if isinstance(samples, SampleSet):
         report["disagreements"] = describe_disagreements(samples, report["gate"]["source"])
     report["curves"] = _describe_training(readings)
@@ -69,13 +61,7 @@ def rebuild_report(run: RunFolder) -> Report:
     Raises:
         DfadcError: there is no report that this dfadc reads, or it judged other samples than those in the folder.
     """
-    report = _read_json(run.report_json, f"make it: dfadc verify {run.path}")
-    schema = report.get("schema") if isinstance(report, dict) else None
-    if schema != SCHEMA:
-        raise DfadcError(
-            f"{run.report_json} has schema {schema!r}, this dfadc reads {SCHEMA!r}",
-            f"make it anew: dfadc verify {run.path}",
-        )
+    report = read_json(run.report_json, schema=SCHEMA, hint=f"make it: dfadc verify {run.path}")
     samples = load_samples(run.samples) if run.samples.exists() else None
     if samples is not None and samples.sha256 != report["samples"]["sha256"]:
         raise DfadcError(
@@ -115,7 +101,8 @@ def _speeds(run: RunFolder, report: Report) -> dict[str, Any] | None:
     """The measured speeds, without those of artifacts that were exported anew since; None if none were measured."""
     if not run.bench.exists():
         return None
-    bench = _read_json(run.bench, f"measure anew: dfadc bench {run.path}")
+    hint = f"measure anew: dfadc bench {run.path}"
+    bench = read_json(run.bench, hint=hint)
     verified = {file["sha256"] for file in report["run"].get("artifacts") or []}
     try:
         networks = {
@@ -124,18 +111,14 @@ def _speeds(run: RunFolder, report: Report) -> dict[str, Any] | None:
             if name not in report["artifacts"] or speed["sha256"] in verified
         }
     except (AttributeError, KeyError, TypeError) as exc:
-        raise DfadcError(f"{run.bench} holds no speeds: {exc!r}", f"measure anew: dfadc bench {run.path}") from exc
+        raise DfadcError(f"{run.bench} holds no speeds: {exc!r}", hint) from exc
     return {**bench, "networks": networks}
 
 
 def _write_files(
     run: RunFolder, report: Report, samples: Samples | None, readings: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Writes the report in every form.
-
-    Raises:
-        StorageFailed: the folder is not writable, or its disk is full.
-    """
+    """Writes the report in every form."""
     # The drawing libraries take a second to import: commands that draw nothing do without.
     from dfadc.reporting.charts import panels_of  # noqa: PLC0415
     from dfadc.reporting.html import render_html  # noqa: PLC0415
@@ -145,10 +128,3 @@ def _write_files(
     write_json(run.report_json, report)
     atomic_write_text(run.report_md, f"{render_markdown(report)}\n{render_details(report)}")
     atomic_write_text(run.report_html, render_html(report, samples=samples, panels=panels_of(readings)))
-
-
-def _read_json(path: Any, hint: str) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as exc:
-        raise DfadcError(f"cannot read {path}: {exc}", hint) from exc

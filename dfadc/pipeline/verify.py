@@ -6,22 +6,19 @@ Imports torch only for teacher and fp32 student on labelled data, and for the st
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dfadc.errors import DfadcError, RequirementMissing, memory_errors
-from dfadc.pipeline.gates import compares_export, gate_thresholds, recipe_to_judge_by
+from dfadc.pipeline.gates import gate_thresholds, recipe_to_judge_by
 from dfadc.pipeline.inference import VerificationInputs, read_inputs, run_student, run_teacher
 from dfadc.pipeline.lineage import check_lineage, check_samples
-from dfadc.pipeline.network_judge import LESS_MEMORY, NetworkJudge, measured_accuracy
+from dfadc.pipeline.network_judge import LESS_MEMORY, NetworkJudge
 from dfadc.pipeline.report import describe_run, write_report
 from dfadc.run_lock import holding_writable_run
 from dfadc.sampling.lengths import PRIOR_STEPS
 from dfadc.training.sample_size import check_accuracy_can_pass
-from dfadc.verification.gate import Failure
 from dfadc.verification.judge import (
     ArtifactFile,
-    ArtifactResult,
     StudentResult,
     artifact_failed,
     artifact_not_run,
@@ -30,16 +27,17 @@ from dfadc.verification.judge import (
 )
 from dfadc.verification.pixel_samples import load_samples
 from dfadc.verification.report import LabelledAccuracy, Report, build_report
+from dfadc.verification.thresholds import ExportLimits
 from exporters.describe import artifact_metadata
-from exporters.manifest import FILE_NAME, NOT_LISTED, ArtifactRecord, Manifest, changed_artifacts
+from exporters.manifest import FILE_NAME, NOT_LISTED, Manifest, changed_artifacts
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
+    from pathlib import Path
 
     from dfadc.contract import ImageContract
     from dfadc.recipe.schema import Recipe
     from dfadc.run_folder import RunFolder
-    from dfadc.verification.baseline import Baseline
     from dfadc.verification.pixel_samples import Samples
     from dfadc.verification.thresholds import Thresholds
 
@@ -66,20 +64,8 @@ class VerifySettings:
     factories: Sequence[str] = ()
 
 
-def check_inputs(
-    settings: VerifySettings,
-    recipe: Recipe,
-    *,
-    contract: ImageContract,
-    teacher_sha256: str,
-) -> None:
+def check_inputs(settings: VerifySettings, recipe: Recipe, *, contract: ImageContract, teacher_sha256: str) -> None:
     """Reads data and baseline as a verification will, so that a long run does not end with what does not fit.
-
-    Args:
-        settings: of the verification.
-        recipe: of the run, with its gates.
-        contract: of teacher and student.
-        teacher_sha256: of the teacher's file.
 
     Raises:
         DfadcError: and its children, as :func:`verify_run` raises them; or there are too few labelled images for the
@@ -125,10 +111,23 @@ def verify_run(
     inputs = _read_inputs(samples, settings, thresholds, run.record()["teacher"]["sha256"])
     expected = () if inputs.baseline is None else tuple(inputs.baseline.predictions)
     unlisted = manifest.unlisted(run.artifacts)
-    notes = [*_data_notes(inputs), *origins, *_sample_notes(samples), *_unlisted_notes(unlisted)]
+    notes = [*_data_notes(inputs), *origins, *_sample_notes(samples)]
+    if unlisted:
+        subject = f"{len(unlisted)} files are" if len(unlisted) > 1 else "1 file is"
+        names = ", ".join(path.name for path in unlisted)
+        notes.append(f"{subject} in no manifest: {names}; export again what is to be verified")
     judge = NetworkJudge(inputs, thresholds, expected, notes=notes)
     student, accuracy = _judge_student(run, judge, settings)
-    artifacts = [*_judge_artifacts(run, manifest, changed, judge), *map(_unlisted_result, unlisted)]
+    artifacts = []
+    for record in manifest.artifacts:
+        path = run.path / record.file
+        file = ArtifactFile(path.name, record.requested_precision, record.size_bytes)
+        if record.file in changed:  # it is not run
+            artifacts.append(artifact_failed(file, changed[record.file]))
+        else:
+            artifacts.append(judge.artifact(file, path, is_intact=True))
+    sizes = {path.name: path.stat().st_size for path in unlisted}
+    artifacts += [artifact_not_run(ArtifactFile(name, "unknown", size), NOT_LISTED) for name, size in sizes.items()]
     report = build_report(
         samples=samples,
         thresholds=thresholds,
@@ -136,7 +135,7 @@ def verify_run(
         artifacts=artifacts,
         accuracy=accuracy,
         required={*settings.required, *judge.missing()},
-        failure=None if export_error is None else _failure(export_error),
+        failure=export_error,
         run=describe_run(run, manifest),
         additions=judge.additions(),
     )
@@ -177,10 +176,13 @@ def verify_file(
     source = recipe or (beside if beside.is_file() else "auto")
     thresholds = gate_thresholds(recipe_to_judge_by(source, settings.gates))
     inputs = _read_inputs(samples, settings, thresholds, teacher_sha256)
-    _check_in_baseline(artifact.name, inputs.baseline)
-    origin = check_samples(
-        samples, samples_path, artifact, form, compares_export=compares_export(thresholds, precision)
-    )
+    if inputs.baseline is not None and artifact.name not in inputs.baseline.predictions:
+        raise RequirementMissing(
+            f"the baseline of {inputs.baseline.run} does not hold {artifact.name}",
+            f"it holds {', '.join(inputs.baseline.predictions)}; networks are matched by name",
+        )
+    compares_export = thresholds.export.get(precision, ExportLimits()) != ExportLimits()
+    origin = check_samples(samples, samples_path, artifact, form, compares_export=compares_export)
     notes = [*_data_notes(inputs), *origin.notes]
     if recipe is None and source == "auto":
         notes.append(f"gates of recipe auto: no recipe.toml lies beside {samples_path}, and none was named")
@@ -216,26 +218,10 @@ def _judge_student(
     """The fp32 student's result; with labelled images also its accuracy and the teacher's."""
     outputs = run_student(run, judge.inputs, factories=settings.factories)
     result, data = judge.student(outputs), judge.inputs.data
-    if data is None or outputs.correct is None:
+    if data is None or (accuracy := outputs.accuracy) is None:
         return result, None
-    correct = run_teacher(run, data, trust=settings.trust_teacher, factories=settings.factories)
-    return result, LabelledAccuracy(measured_accuracy(correct), measured_accuracy(outputs.correct))
-
-
-def _judge_artifacts(
-    run: RunFolder, manifest: Manifest, changed: Mapping[str, str], judge: NetworkJudge
-) -> list[ArtifactResult]:
-    """The results of the manifest's artifacts; one whose bytes have changed is not run."""
-    return [
-        artifact_failed(_artifact_file(record), changed[record.file])
-        if record.file in changed
-        else judge.artifact(_artifact_file(record), run.path / record.file, is_intact=True)
-        for record in manifest.artifacts
-    ]
-
-
-def _unlisted_result(path: Path) -> ArtifactResult:
-    return artifact_not_run(ArtifactFile(path.name, "unknown", path.stat().st_size), NOT_LISTED)
+    teacher = run_teacher(run, data, trust=settings.trust_teacher, factories=settings.factories)
+    return result, LabelledAccuracy(teacher, accuracy)
 
 
 def _data_notes(inputs: VerificationInputs) -> tuple[str, ...]:
@@ -253,15 +239,6 @@ def _sample_notes(samples: Samples) -> list[str]:
     ]
 
 
-def _unlisted_notes(unlisted: Sequence[Path]) -> list[str]:
-    """Remark on artifacts that no manifest lists."""
-    if not unlisted:
-        return []
-    names = ", ".join(path.name for path in unlisted)
-    subject = f"{len(unlisted)} files are" if len(unlisted) > 1 else "1 file is"
-    return [f"{subject} in no manifest: {names}; export again what is to be verified"]
-
-
 def _check_judgeable(thresholds: Thresholds, settings: VerifySettings) -> None:
     """A gate on accuracy must not be left out because there are no labelled images."""
     if thresholds.min_accuracy is not None and settings.data is None:
@@ -269,20 +246,3 @@ def _check_judgeable(thresholds: Thresholds, settings: VerifySettings) -> None:
             f"the gate on accuracy (at least {thresholds.min_accuracy:g}) needs labelled images",
             "pass --data, or switch it off: --set verify.min_accuracy=off",
         )
-
-
-def _check_in_baseline(name: str, baseline: Baseline | None) -> None:
-    """A single artifact must be in its baseline, or nothing would be compared."""
-    if baseline is not None and name not in baseline.predictions:
-        raise RequirementMissing(
-            f"the baseline of {baseline.run} does not hold {name}",
-            f"it holds {', '.join(baseline.predictions)}; networks are matched by name",
-        )
-
-
-def _failure(error: DfadcError) -> Failure:
-    return Failure(error.message, error.hint, error.exit_code)
-
-
-def _artifact_file(record: ArtifactRecord) -> ArtifactFile:
-    return ArtifactFile(Path(record.file).name, record.requested_precision, record.size_bytes)

@@ -52,10 +52,9 @@ class Panel:
 
 
 def panels_of(readings: Sequence[Mapping[str, Any]]) -> tuple[Panel, ...]:
-    """Panels of a run's metrics; none for a quantity without values.
+    """Panels of the lines of metrics.jsonl; none for a quantity without values.
 
-    Args:
-        readings: the lines of metrics.jsonl; a value that is absent, null, NaN or infinite is not drawn.
+    A value that is absent, null, NaN or infinite is not drawn.
     """
     if not readings:
         return ()
@@ -102,11 +101,6 @@ def panel_svg(panel: Panel) -> str:
     return re.sub(r"'DejaVu Sans'[^;\"]*", "var(--font)", svg)
 
 
-def _legend_rows(panel: Panel) -> int:
-    """Rows of the legend; none for a single line, which the title names."""
-    return math.ceil(len(panel.series) / _LEGEND_COLUMNS) if len(panel.series) > 1 else 0
-
-
 def _draw(axes: Axes, panel: Panel) -> None:
     marker = "o" if len(panel.steps) == 1 else None
     for (name, values), (colour, style) in zip(panel.series.items(), cycle(LINES), strict=False):
@@ -122,7 +116,7 @@ def _draw(axes: Axes, panel: Panel) -> None:
     else:
         axes.locator_params(axis="y", nbins=_TICKS)
     axes.locator_params(axis="x", nbins=_TICKS, integer=True)
-    if _legend_rows(panel):
+    if len(panel.series) > 1:  # the title names a single line
         axes.legend(
             loc="lower left",
             bbox_to_anchor=(-0.02, 1.0),

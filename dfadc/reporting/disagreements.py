@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dfadc.verification.agreement import ALL_SOURCES, of_samples
+from dfadc.verification.logit_error import log_softmax
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,13 +30,9 @@ def describe_disagreements(samples: SampleSet, source: str) -> dict[str, Any]:
     """Confusion between teacher and student, and the worst disagreements, as plain JSON values.
 
     With several labels an image the classes are the states of labels, and there is no confusion between them.
-    ``classes`` are those listed, by index; ``confusion[i]`` holds how often the student predicts each of them, and in
-    a last column any other, for samples that the teacher puts into ``classes[i]``. Samples with a NaN or infinite logit
-    are left out.
-
-    Args:
-        samples: with the logits of both.
-        source: whose samples the confusion is counted over; all, if the set has none of it.
+    ``classes`` are those listed, by index; ``confusion[i]`` holds how often the student predicts each of them, and in a
+    last column any other, for samples that the teacher puts into ``classes[i]``. It is counted over one source, or over
+    all if the set has none of it. Samples with a NaN or infinite logit are left out.
     """
     teacher, student = samples.teacher_classes, samples.predict(samples.student_logits)
     finite, differ = of_samples((teacher >= 0) & (student >= 0)), ~of_samples(teacher == student)
@@ -59,11 +56,7 @@ def describe_disagreements(samples: SampleSet, source: str) -> dict[str, Any]:
 
 
 def classes_to_list(missed: Sequence[int]) -> tuple[int, ...]:
-    """Indices of the classes to list: all, or the ``MAX_CLASSES`` with most disagreements; lowest index first.
-
-    Args:
-        missed: disagreements of each class.
-    """
+    """Indices of the ``MAX_CLASSES`` classes with most disagreements, or of all; lowest index first."""
     most = sorted(range(len(missed)), key=lambda index: -missed[index])
     return tuple(sorted(most[:MAX_CLASSES]))
 
@@ -93,7 +86,7 @@ def _worst(samples: SampleSet, wrong: npt.NDArray[np.bool_], source: str) -> lis
     if samples.contract.task == "multilabel":
         teacher_logits, student_logits, first = _most_different(teacher_logits, student_logits)
     teacher, student = teacher_logits.argmax(axis=1), student_logits.argmax(axis=1)
-    teacher_shares, student_shares = _softmax(teacher_logits), _softmax(student_logits)
+    teacher_shares, student_shares = np.exp(log_softmax(teacher_logits)), np.exp(log_softmax(student_logits))
     rows = np.arange(len(indices))
     taken = teacher_shares[rows, teacher] - student_shares[rows, teacher]
     top_two = np.sort(teacher_logits, axis=1)[:, -2:]
@@ -124,9 +117,3 @@ def _most_different(
         np.stack([np.zeros(len(label)), logits[rows, label]], axis=1) for logits in (teacher_logits, student_logits)
     ]
     return pairs[0], pairs[1], 2 * label
-
-
-def _softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Over the last axis of (N, K)."""
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=1, keepdims=True))

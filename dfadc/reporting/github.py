@@ -13,16 +13,14 @@ if TYPE_CHECKING:
 
 def annotation_lines(report: Mapping[str, Any]) -> Iterator[str]:
     """Workflow commands: an error for each failed gate and missing requirement, a warning for each other reason."""
-    if report["exit_code"]:
-        yield annotation("error", f"verification: {report['headline']}", "; ".join(report["reasons"]))
-    elif report["headline"] != Verdict.PASS:
-        yield annotation("warning", f"verification: {report['headline']}", "; ".join(report["reasons"]))
+    if report["exit_code"] or report["headline"] != Verdict.PASS:
+        level = "error" if report["exit_code"] else "warning"
+        yield annotation(level, f"verification: {report['headline']}", "; ".join(report["reasons"]))
     for name, verdict, reason in network_reasons(report):
         yield annotation("error" if verdict == Verdict.FAIL else "warning", f"{name}: {verdict}", reason)
 
 
 def annotation(level: str, title: str, message: str) -> str:
     """A workflow command of GitHub Actions; ``level`` is "error" or "warning"."""
-    data = message.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-    name = title.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A").replace(":", "%3A").replace(",", "%2C")
-    return f"::{level} title={name}::{data}"
+    data, name = (text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A") for text in (message, title))
+    return f"::{level} title={name.replace(':', '%3A').replace(',', '%2C')}::{data}"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dfadc.reporting import rows
@@ -46,61 +45,58 @@ class Tile(NamedTuple):
     agrees: bool
 
 
-@dataclass(frozen=True, slots=True)
-class ConfusionCell:
-    """Count of one pair of predictions, and the strength of its shade in [0, 1]."""
+class ConfusionCell(NamedTuple):
+    """Number of one pair of predictions, and the strength of its shade in [0, 1]."""
 
-    count: int
+    number: int
     strength: float
     agrees: bool
     meaning: str
 
 
 def render_html(report: Mapping[str, Any], *, samples: Samples | None, panels: Sequence[Panel]) -> str:
-    """The page as text; the same report, samples and metrics give the same bytes.
+    """The page of a completed report as text; without pictures of samples if they are gone.
 
-    Args:
-        report: the completed JSON document of a run.
-        samples: those that the report judged, or None if they are gone.
-        panels: the training's curves.
+    The same report, samples and curves of the training give the same bytes.
     """
     from markupsafe import Markup  # noqa: PLC0415 - as jinja2 below
 
     classified = samples if isinstance(samples, SampleSet) else None
-
-    page = (
-        _environment()
-        .get_template("report.html.jinja")
-        .render(
-            report=report,
-            rows=rows,
-            class_name=summary.class_name,
-            verdicts=VERDICTS,
-            headline=summary.headline(report),
-            summary=_summary(report),
-            facts=list(_facts(report)),
-            reasons=summary.reason_lines(report),
-            notes=report.get("notes", []),
-            networks=(summary.NETWORK_COLUMNS, summary.network_rows(report)),
-            artifacts=_artifact_table(report),
-            checks=list(_checks(report)),
-            baseline=report.get("baseline"),
-            pairs=(summary.BASELINE_COLUMNS, summary.baseline_rows(report)),
-            comparisons=COMPARISONS,
-            by_source={name: _pivot(report, name) for name in COMPARISONS},
-            sources=(summary.SOURCE_COLUMNS, summary.source_rows(report)),
-            confusion=list(_confusion(report)) if _has_confusion(report) else [],
-            worst=_worst_tiles(report, classified),
-            grid=_grid(report, classified),
-            dense=summary.is_dense(report),
-            labelled_size=summary.labelled_size(report["accuracy"]) if report["accuracy"] else "",
-            multilabel=summary.is_multilabel(report),
-            details=summary.detail_table(report),
-            scenes=worst_scenes(samples) if isinstance(samples, DenseSampleSet) else {},
-            legend=legend(len(report["coverage"]["all"]["counts"])),
-            normalised=samples is not None and not samples.contract.has_pixels,
-            panels=[(panel, Markup(panel_svg(panel))) for panel in panels],  # noqa: S704 - drawn here from numbers
-        )
+    teacher, student = (report["run"].get(role, {}).get("architecture") for role in ("teacher", "student"))
+    template = _environment().get_template("report.html.jinja")
+    page = template.render(
+        report=report,
+        rows=rows,
+        class_name=summary.class_name,
+        verdicts=VERDICTS,
+        headline=summary.headline(report),
+        summary=f"{student}, distilled from {teacher} without one image of training data." if teacher else "",
+        facts=list(_facts(report)),
+        reasons=summary.reason_lines(report),
+        notes=report.get("notes", []),
+        networks=(summary.NETWORK_COLUMNS, summary.network_rows(report)),
+        artifacts=_artifact_table(report),
+        checks=[
+            (name, check["verdict"], check["message"])
+            for name, entry in summary.judged_networks(report).items()
+            for check in entry["checks"]
+        ],
+        baseline=report.get("baseline"),
+        pairs=(summary.BASELINE_COLUMNS, summary.baseline_rows(report)),
+        comparisons=COMPARISONS,
+        by_source={name: _pivot(report, name) for name in COMPARISONS},
+        sources=(summary.SOURCE_COLUMNS, summary.source_rows(report)),
+        confusion=list(_confusion(report)),
+        worst=_worst_tiles(report, classified),
+        grid=_grid(report, classified),
+        dense=summary.is_dense(report),
+        labelled_size=summary.labelled_size(report["accuracy"]) if report["accuracy"] else "",
+        multilabel=summary.is_multilabel(report),
+        details=summary.detail_table(report),
+        scenes=worst_scenes(samples) if isinstance(samples, DenseSampleSet) else {},
+        legend=legend(len(report["coverage"]["all"]["counts"])),
+        normalised=samples is not None and not samples.contract.has_pixels,
+        panels=[(panel, Markup(panel_svg(panel))) for panel in panels],  # noqa: S704 - drawn here from numbers
     )
     return f"{page.strip()}\n"
 
@@ -121,14 +117,6 @@ def _environment() -> Environment:
     # A length in CSS.
     environment.filters["points"] = lambda rate: f"{100 * rate:.2f}"
     return environment
-
-
-def _summary(report: Mapping[str, Any]) -> str:
-    """Student and teacher in a sentence."""
-    teacher, student = (report["run"].get(role, {}).get("architecture") for role in ("teacher", "student"))
-    if teacher is None or student is None:
-        return ""
-    return f"{student}, distilled from {teacher} without one image of training data."
 
 
 def _facts(report: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -162,12 +150,6 @@ def _artifact_table(report: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tu
     return (*summary.COLUMNS, "latency"), [(*row, latency.get(row[0], "–")) for row in table]
 
 
-def _checks(report: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Every gate: name of the network, verdict, message."""
-    for name, entry in {"fp32 student": report["student"], **report["artifacts"]}.items():
-        yield from ((name, check["verdict"], check["message"]) for check in entry["checks"])
-
-
 def _pivot(report: Mapping[str, Any], comparison: str) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """One comparison's agreement: a row for each artifact, a column for each source."""
     cells: dict[str, dict[str, str]] = {}
@@ -179,13 +161,10 @@ def _pivot(report: Mapping[str, Any], comparison: str) -> tuple[tuple[str, ...],
     return ("artifact", *sources), table
 
 
-def _has_confusion(report: Mapping[str, Any]) -> bool:
-    disagreements = report.get("disagreements", {})
-    return bool(disagreements.get("n") and disagreements["confusion"])
-
-
 def _confusion(report: Mapping[str, Any]) -> Iterator[tuple[str, list[ConfusionCell]]]:
     """One row for each listed class of the teacher. Agreement and confusion are shaded on scales of their own."""
+    if not report.get("disagreements", {}).get("n"):
+        return
     _, table = rows.confusion_table(report)
     shares = []
     for _, *texts in table:
@@ -198,8 +177,8 @@ def _confusion(report: Mapping[str, Any]) -> Iterator[tuple[str, list[ConfusionC
             label,
             [
                 ConfusionCell(
-                    count=int(text),
-                    strength=shares[i][j] if i == j else shares[i][j] / most if most else 0.0,
+                    int(text),
+                    shares[i][j] if i == j else shares[i][j] / most if most else 0.0,
                     agrees=i == j,
                     meaning=f"teacher {label}, student {labels[j]}: {text}",
                 )

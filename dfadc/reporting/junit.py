@@ -1,4 +1,4 @@
-"""A report as JUnit XML. Standard library only."""
+"""A report as JUnit XML."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
 from dfadc.verification.checks import COMPARISON_NAMES, Verdict
+from dfadc.verification.summary import judged_networks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,7 +24,7 @@ def render_junit(report: Mapping[str, Any]) -> str:
     fails for every exit code but 0, and is skipped if nothing was judged by all its gates.
     """
     root = ET.Element("testsuites", name="dfadc verify")
-    for name, entry in {"fp32 student": report["student"], **report["artifacts"]}.items():
+    for name, entry in judged_networks(report).items():
         suite = ET.SubElement(root, "testsuite", name=name)
         if not entry["checks"]:
             _case(suite, "runs", entry["verdict"], "; ".join(entry["reasons"]))

@@ -16,10 +16,7 @@ from dfadc.verification.agreement import ALL_SOURCES
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from PIL.Image import Image
-
     from dfadc.verification.pixel_samples import DenseSampleSet
-    from dfadc.verification.pixel_scores import Classes
     from dfadc.verification.samples import SampleSet
     from dfadc.verification.stored_images import StoredImages
 
@@ -42,13 +39,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def samples_by_class(samples: SampleSet, source: str, classes: Sequence[int]) -> dict[int, npt.NDArray[np.intp]]:
-    """Up to ``PER_CLASS`` samples of each class by the teacher, evenly over the set.
-
-    Args:
-        samples: the sample set.
-        source: whose samples are taken, or ``"all"``.
-        classes: indices of the classes, or of the states of labels.
-    """
+    """Up to ``PER_CLASS`` samples of each class or state of a label by the teacher, evenly over a source or all."""
     teacher = samples.teacher_classes
     if source != ALL_SOURCES:
         teacher[~samples.of_source(source)] = -1
@@ -75,21 +66,18 @@ def displayable(images: StoredImages) -> Pixels:
 
 
 def png_uri(pixels: Pixels, side: int) -> str:
-    """One image (H, W) or (H, W, 3) as a ``data:`` address of a PNG no larger than ``side`` pixels."""
-    stream = io.BytesIO()
-    _shrunk(pixels, side).save(stream, "PNG", optimize=True)
+    """One image (H, W) or (H, W, 3) as a ``data:`` address of a PNG, averaged down to ``side`` pixels if larger."""
+    from PIL.Image import Resampling, fromarray  # noqa: PLC0415 - only a run's report draws
+
+    image, stream = fromarray(pixels), io.BytesIO()
+    image.thumbnail((side, side), Resampling.BOX, reducing_gap=None)
+    image.save(stream, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One sample as a row of pictures.
-
-    Args:
-        index: of the sample.
-        agreement: share of its pixels on which teacher and student agree.
-        pictures: name of each picture -> its ``data:`` address.
-    """
+    """One sample: share of its pixels on which teacher and student agree, and name -> ``data:`` address of pictures."""
 
     index: int
     agreement: float
@@ -118,12 +106,12 @@ def worst_scenes(samples: DenseSampleSet) -> dict[str, list[Scene]]:
 def paint(samples: DenseSampleSet, indices: npt.NDArray[np.intp]) -> dict[str, Pixels]:
     """Pictures of some samples: image, teacher, student and difference; (n, H, W) or (n, H, W, 3) each."""
     teacher, student = samples.teacher.classes[indices], samples.student.classes[indices]
-    num_classes = samples.contract.num_classes
+    colours = class_colours(samples.contract.num_classes)
     difference = np.where((teacher == student)[..., None], np.array(AGREES, np.uint8), np.array(DIFFERS, np.uint8))
     return {
         "image": displayable(samples.images[indices]),
-        "teacher": _coloured(teacher, num_classes),
-        "student": _coloured(student, num_classes),
+        "teacher": colours[np.minimum(teacher, samples.contract.num_classes)],
+        "student": colours[np.minimum(student, samples.contract.num_classes)],
         "difference": difference,
     }
 
@@ -142,19 +130,3 @@ def legend(num_classes: int) -> list[str]:
     """CSS colours of the classes."""
     colours = class_colours(num_classes)[:num_classes].tolist()
     return [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in colours]
-
-
-def _coloured(classes: Classes, num_classes: int) -> Pixels:
-    coloured: Pixels = class_colours(num_classes)[np.minimum(classes, num_classes)]
-    return coloured
-
-
-def _shrunk(pixels: Pixels, side: int) -> Image:
-    """An image (H, W) or (H, W, 3), averaged down to ``side`` if it is larger."""
-    from PIL.Image import Resampling, fromarray  # noqa: PLC0415 - only a run's report draws
-
-    image = fromarray(pixels)
-    scale = side / max(image.size)
-    if scale >= 1:
-        return image
-    return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), Resampling.BOX)

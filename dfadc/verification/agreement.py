@@ -92,11 +92,7 @@ class Agreement(Ties, Proportion):
 
 
 def compare(candidate_logits: Floats, reference_logits: Floats) -> Agreement:
-    """Compares two networks' logits for the same samples.
-
-    Args:
-        candidate_logits: (N, K), of the network that is judged.
-        reference_logits: (N, K), of the network that it should agree with.
+    """Compares the logits (N, K) of a network that is judged with those of a reference for the same samples.
 
     Raises:
         ValueError: the shapes differ or are not (N, K) with K >= 2.
@@ -111,12 +107,14 @@ def compare(candidate_logits: Floats, reference_logits: Floats) -> Agreement:
     scale = logit_scale(reference)
     top_two = np.partition(reference, num_classes - 2, axis=1)[:, -2:]
     ties = top_two[:, 1] - top_two[:, 0] < TIE_MARGIN * scale
+    own = np.take_along_axis(candidate, classes[finite][:, None], axis=1)
+    top5 = Proportion(n, int(((candidate > own).sum(axis=1) < 5).sum())).rate  # fewer than five are higher
     return Agreement(
         n=n,
         k=int(agrees.sum()),
         num_ties=int(ties.sum()),
         num_tied_disagreements=int((ties & ~agrees[finite]).sum()),
-        top5=_top5(candidate, classes[finite], n) if num_classes > 5 else None,
+        top5=top5 if num_classes > 5 else None,
         kl=mean_kl(candidate, reference),
         sqnr_db=scaled_sqnr_db(candidate, reference, scale),
         max_logit_error=max_scaled_error(candidate, reference, scale),
@@ -126,12 +124,7 @@ def compare(candidate_logits: Floats, reference_logits: Floats) -> Agreement:
 
 
 def split_by_source(source: Integers, sources: Sequence[str]) -> dict[str, npt.NDArray[np.bool_]]:
-    """Masks (N,) of all samples (key ``ALL_SOURCES``) and of each source's.
-
-    Args:
-        source: (N,) index into ``sources`` of each sample.
-        sources: the sources' names.
-    """
+    """Masks (N,) of all samples (key ``ALL_SOURCES``) and of each source's; source: (N,) index into ``sources``."""
     every = {ALL_SOURCES: np.ones(len(source), np.bool_)}
     return every | {name: np.asarray(source == index) for index, name in enumerate(sources)}
 
@@ -165,12 +158,6 @@ def check_pair(candidate_logits: Floats, reference_logits: Floats) -> tuple[Floa
     if candidate.shape != reference.shape:
         raise ValueError(f"candidate logits are {candidate.shape}, reference logits {reference.shape}")
     return candidate, reference
-
-
-def _top5(candidate: Floats, classes: Integers, n: int) -> float:
-    """Share of all n samples whose class has fewer than five higher logits; ``candidate`` holds the finite ones."""
-    own = np.take_along_axis(candidate, classes[:, None], axis=1)
-    return Proportion(n, int(((candidate > own).sum(axis=1) < 5).sum())).rate
 
 
 def _per_class(agrees: npt.NDArray[np.bool_], classes: Integers, num_classes: int) -> tuple[ClassAgreement, ...]:

@@ -38,11 +38,7 @@ def read_archive(
 ) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
     """Reads metadata and named arrays of an .npz of :func:`write_archive`; checks the schema and nothing else.
 
-    Args:
-        path: the file.
-        names: of the arrays.
-        schema: that its metadata must state.
-        kind: noun of the file, for messages.
+    ``kind`` is the noun of the file in messages.
 
     Raises:
         DfadcError: it cannot be read, is something else or of another schema.

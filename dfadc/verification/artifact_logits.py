@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -22,13 +22,9 @@ Images = npt.NDArray[np.float32]
 def artifact_logits(
     run: Callable[[Images], Images], images: Images, *, form: Mapping[str, str], contract: ImageContract
 ) -> Images:
-    """(N, K) or (N, K, H, W) logits of an artifact, or log-probabilities if its output is probabilities.
+    """Logits (N, K) or (N, K, H, W) of an artifact for normalised images (N, C, H, W), by its metadata ``form``.
 
-    Args:
-        run: of the artifact's session.
-        images: (N, C, H, W), normalised.
-        form: the artifact's metadata: ``dfadc.input`` and ``dfadc.output``.
-        contract: of the images.
+    Of an artifact that gives probabilities they are log-probabilities.
 
     Raises:
         DfadcError: the artifact takes pixels, and the contract has no mean and std.
@@ -49,11 +45,9 @@ def restore_offset(outputs: Outputs, reference: Outputs, *, form: Mapping[str, s
     """
     if form.get("dfadc.output") != "probabilities":
         return outputs
-    if isinstance(outputs, DenseOutputs) and isinstance(reference, DenseOutputs):
-        return replace(outputs, logits=_shifted(outputs.logits, reference.logits))
-    assert isinstance(outputs, np.ndarray)  # noqa: S101 - both are of one kind
-    assert isinstance(reference, np.ndarray)  # noqa: S101
-    return _shifted(outputs, reference)
+    if isinstance(outputs, DenseOutputs):
+        return replace(outputs, logits=_shifted(outputs.logits, cast("DenseOutputs", reference).logits))
+    return _shifted(outputs, cast("Images", reference))
 
 
 def _shifted(logits: Images, reference: Images) -> Images:

@@ -26,12 +26,7 @@ _REMAKE = "make a baseline anew: dfadc baseline RUN -o FILE"
 
 @dataclass(frozen=True, slots=True)
 class LabelledResults:
-    """Correctness of each network's predictions on labelled images.
-
-    Args:
-        sha256: of the images and labels.
-        correct: network -> (L,) True if its prediction is the label, or every label of the image.
-    """
+    """Labelled images by hash, and network -> (L,) True where its prediction is the label, or every label."""
 
     sha256: str
     correct: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
@@ -133,11 +128,7 @@ class Baseline:
             raise DfadcError(f"{path}: the baseline contradicts itself: {exc}", _REMAKE) from exc
 
     def check_fits(self, contract: ImageContract, teacher_sha256: str | None) -> None:
-        """Refuses networks whose predictions cannot be compared with these.
-
-        Args:
-            contract: of the networks to compare.
-            teacher_sha256: of their teacher's file; None if unknown.
+        """Refuses networks, by contract and teacher (None if unknown), that cannot be compared with these.
 
         Raises:
             DfadcError: another teacher, number of classes or image contract.

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Literal
 
+from dfadc.errors import some_of
 from dfadc.verification.thresholds import ExportLimits
 
 if TYPE_CHECKING:
@@ -32,8 +33,6 @@ COMPARISON_NAMES: Mapping[Comparison, str] = {
     "D": "D baseline",
     "E": "E accuracy",
 }
-#: Classes that a message names before it says "and N more".
-_MAX_NAMED = 5
 
 
 class Verdict(str, Enum):
@@ -81,7 +80,14 @@ def export_checks(measured: Measured, precision: str, thresholds: Thresholds) ->
     limits = thresholds.export.get(precision, ExportLimits())
     ties = f"tied {measured.tie_unit}" if measured.tie_unit else "ties"
     outside = f" outside {measured.num_left_out:,} {ties}" if measured.num_left_out else ""
-    checks = _tie_checks(measured)
+    checks = []
+    if measured.too_many_ties and measured.k != measured.n:
+        share, unit = measured.num_ties / measured.num_decisions, measured.tie_unit or measured.unit
+        message = (
+            f"{measured.num_ties} of {measured.num_decisions} {unit} are ties ({share:.1%}): the fp32 student hardly "
+            "decides there; none of them is left out"
+        )
+        checks.append(ungated("A", "ties", message))
     if limits.max_disagreements is not None:
         message = (
             f"the predictions of {measured.num_differing} of {measured.num_compared} "
@@ -132,13 +138,9 @@ def absolute_checks(
 def optional_checks(
     network: str, against_teacher: Measured, accuracy: MeasuredAccuracy | None, thresholds: Thresholds
 ) -> list[Check]:
-    """The gates on each class and on accuracy, if they are on.
+    """The gates on each class and on accuracy, if they are on; the accuracy is None without labelled images.
 
-    Args:
-        network: noun phrase of the network, for the messages.
-        against_teacher: its agreement with the teacher on the gate's source.
-        accuracy: on labelled images; None without any.
-        thresholds: the limits.
+    ``network`` is its noun phrase in the messages, ``against_teacher`` its agreement on the gate's source.
     """
     checks = []
     if thresholds.min_class_agreement is not None and against_teacher.n:
@@ -146,18 +148,6 @@ def optional_checks(
     if thresholds.min_accuracy is not None:
         checks.append(_accuracy_check(network, accuracy, thresholds.min_accuracy))
     return checks
-
-
-def _tie_checks(measured: Measured) -> list[Check]:
-    """NOT GATED if ties are too many to be left out and some of the predictions differ."""
-    if not measured.too_many_ties or measured.k == measured.n:
-        return []
-    share, unit = measured.num_ties / measured.num_decisions, measured.tie_unit or measured.unit
-    message = (
-        f"{measured.num_ties} of {measured.num_decisions} {unit} are ties ({share:.1%}): the fp32 student hardly "
-        "decides there; none of them is left out"
-    )
-    return [ungated("A", "ties", message)]
 
 
 def _agreement_check(measured: Measured, coverage: Coverage, thresholds: Thresholds, network: str) -> Check:
@@ -169,7 +159,8 @@ def _agreement_check(measured: Measured, coverage: Coverage, thresholds: Thresho
         return ungated("B", "agreement", "the gate on agreement is switched off")
     claim = f"{network} agrees with the teacher (source {thresholds.source})"
     if coverage.largest_share > thresholds.min_agreement:
-        why = f", which {coverage.constant} for all of them would reach"
+        constant = "one class" if coverage.sets is None else "one set of labels"
+        why = f", which {constant} for all of them would reach"
         return _bound_check("B", measured, coverage.largest_share, claim, why=why)
     return _bound_check("B", measured, thresholds.min_agreement, claim)
 
@@ -179,10 +170,12 @@ def _coverage_check(coverage: Coverage, thresholds: Thresholds) -> Check:
         return checked("C", "coverage", f"no samples of source {thresholds.source!r} to judge", held=False)
     if thresholds.min_coverage is None:
         return ungated("C", "coverage", "the gate on coverage is switched off")
+    quantity, empty = "class entropy", "classes never seen"
+    if coverage.sets is not None:
+        quantity, empty = "entropy of the sets of labels", "states of labels never seen, and each must be"
     message = (
-        f"normalised {coverage.quantity} of the teacher's predictions is {coverage.entropy:.3f} "
-        f"({coverage.num_empty} of {len(coverage.counts)} {coverage.plural} never seen{coverage.demand}), at least "
-        f"{thresholds.min_coverage:g}"
+        f"normalised {quantity} of the teacher's predictions is {coverage.entropy:.3f} "
+        f"({coverage.num_empty} of {len(coverage.counts)} {empty}), at least {thresholds.min_coverage:g}"
     )
     held = coverage.is_complete and coverage.entropy >= thresholds.min_coverage
     return checked("C", "coverage", message, held=held)
@@ -257,6 +250,4 @@ def _distinct_percent(bound: float, limit: float) -> str:
 
 
 def _some(classes: Sequence[ClassAgreement | ClassScore]) -> str:
-    more = len(classes) - _MAX_NAMED
-    names = [entry.name.removeprefix("class ") for entry in classes[:_MAX_NAMED]]
-    return ", ".join(names) + (f" and {more} more" if more > 0 else "")
+    return some_of([entry.name.removeprefix("class ") for entry in classes])

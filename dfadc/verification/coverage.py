@@ -4,42 +4,30 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """Class histogram of the teacher's predictions.
+    """Histogram of the teacher's predictions: of its classes, or of its sets of labels.
 
     Args:
-        counts: samples (or pixels) of each of the K classes.
+        counts: samples (or pixels) of each of the K classes; of several labels those off and on, two entries a label.
         num_nonfinite: samples left out because the teacher's logits are NaN or infinite.
+        sets: samples of each set of labels that occurs; None for one class a prediction.
     """
-
-    #: Words for messages: the entropy's name, the plural of what ``counts`` counts, and the constant prediction.
-    quantity: ClassVar[str] = "class entropy"
-    plural: ClassVar[str] = "classes"
-    constant: ClassVar[str] = "one class"
-    demand: ClassVar[str] = ""
 
     counts: tuple[int, ...]
     num_nonfinite: int
+    sets: tuple[int, ...] | None = None
 
     @property
-    def histogram(self) -> Sequence[int]:
+    def histogram(self) -> tuple[int, ...]:
         """Samples of each prediction."""
-        return self.counts
-
-    @property
-    def num_predictions(self) -> int:
-        """Number of predictions that a network can make."""
-        return len(self.counts)
+        return self.counts if self.sets is None else self.sets
 
     @property
     def n(self) -> int:
@@ -48,14 +36,15 @@ class Coverage:
 
     @property
     def entropy(self) -> float:
-        """Entropy of the histogram over the most that n samples of K classes can have, ln min(n, K).
+        """Entropy of the histogram over the most that n samples of K predictions can have, ln min(n, K).
 
-        1 is as even as can be, 0 is one class (or fewer than two samples).
+        1 is as even as can be, 0 is one prediction (or fewer than two samples).
         """
         if self.n < 2:
             return 0.0
+        num_predictions = len(self.counts) if self.sets is None else 2 ** (len(self.counts) // 2)
         shares = [count / self.n for count in self.histogram if count]
-        most = math.log(min(self.n, self.num_predictions))
+        most = math.log(min(self.n, num_predictions))
         return min(1.0, max(0.0, -math.fsum(share * math.log(share) for share in shares) / most))
 
     @property
@@ -70,8 +59,8 @@ class Coverage:
 
     @property
     def is_complete(self) -> bool:
-        """True: a class that is never seen leaves the others to be judged."""
-        return True
+        """False if a label is on or off in no sample: of another nothing is known. Classes may be missing."""
+        return self.sets is None or self.num_empty == 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -84,56 +73,18 @@ class Coverage:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class LabelCoverage(Coverage):
-    """Histogram of the sets of labels that the teacher predicts; the entropy is theirs.
-
-    Args:
-        counts: samples with each label off and on, two entries a label.
-        num_nonfinite: as in :class:`Coverage`.
-        sets: samples of each set that occurs.
-    """
-
-    quantity: ClassVar[str] = "entropy of the sets of labels"
-    plural: ClassVar[str] = "states of labels"
-    constant: ClassVar[str] = "one set of labels"
-    demand: ClassVar[str] = ", and each must be"
-
-    sets: tuple[int, ...]
-
-    @property
-    def histogram(self) -> Sequence[int]:
-        """Samples of each set of labels."""
-        return self.sets
-
-    @property
-    def num_predictions(self) -> int:
-        """Number of sets of labels."""
-        return int(2 ** (len(self.counts) // 2))
-
-    @property
-    def is_complete(self) -> bool:
-        """True if each label is on in some samples and off in others: of another nothing is known."""
-        return self.num_empty == 0
-
-
 def measure_coverage(classes: npt.NDArray[np.integer[Any]], num_classes: int) -> Coverage:
-    """Class histogram of the teacher's predictions.
-
-    Args:
-        classes: (N,) top-1 classes of samples, or (N, H, W) of pixels; a value outside 0..K-1 has no class.
-        num_classes: K.
-    """
+    """Histogram of top-1 classes (N,), or of pixels (N, H, W); a value outside 0..K-1 has no class."""
     valid = (classes >= 0) & (classes < num_classes)
     counts = np.bincount(classes[valid], minlength=num_classes)
     incomplete = ~valid.all(axis=tuple(range(1, valid.ndim)))
     return Coverage(counts=tuple(map(int, counts)), num_nonfinite=int(incomplete.sum()))
 
 
-def measure_label_coverage(labels: npt.NDArray[np.integer[Any]]) -> LabelCoverage:
+def measure_label_coverage(labels: npt.NDArray[np.integer[Any]]) -> Coverage:
     """Histogram of the sets of labels; labels: (N, K), 1 on, 0 off, and -1 in samples without a prediction."""
     finite = (labels >= 0).all(axis=1)
     valid = labels[finite]
     states = np.stack([(valid == 0).sum(axis=0), (valid == 1).sum(axis=0)], axis=1)
     _, sets = np.unique(valid, axis=0, return_counts=True)
-    return LabelCoverage(tuple(map(int, states.reshape(-1))), int((~finite).sum()), tuple(map(int, sets)))
+    return Coverage(tuple(map(int, states.reshape(-1))), int((~finite).sum()), tuple(map(int, sets)))

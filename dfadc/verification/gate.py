@@ -8,18 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dfadc.verification.checks import (
-    Check,
-    Verdict,
-    absolute_checks,
-    checked,
-    drop_check,
-    export_checks,
-)
+from dfadc.verification.checks import Check, Verdict, absolute_checks, drop_check, export_checks
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
+    from dfadc.errors import DfadcError
     from dfadc.verification.coverage import Coverage
     from dfadc.verification.mcnemar import Pairs
     from dfadc.verification.pixel_agreement import Measured
@@ -43,25 +37,11 @@ class Judgement:
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
-    """Export error that a verification reports: its message, its remedy and its exit code."""
-
-    message: str
-    hint: str
-    exit_code: int
-
-
-@dataclass(frozen=True, slots=True)
 class Conclusion:
-    """The outcome of a whole verification.
+    """The outcome of a whole verification, with the reasons why it is not PASS.
 
-    JSON, JUnit, summary, annotations, verdict line and exit code all state this one.
-
-    Args:
-        verdict: over student and artifacts.
-        exit_code: of the process.
-        reasons: why the verdict is not PASS.
-        headline: the verdict, and how many of the artifacts ran if not all did.
+    JSON, JUnit, summary, annotations, verdict line and exit code all state this one. The headline is the verdict, and
+    how many of the artifacts ran if not all did.
     """
 
     verdict: Verdict
@@ -84,11 +64,6 @@ def not_run(reason: str) -> Judgement:
     return Judgement(Verdict.NOT_RUN, (reason,))
 
 
-def failed_to_run(reason: str) -> Judgement:
-    """FAIL: the artifact crashed its runtime, or its file is not the exported one."""
-    return judgement_of([checked("A", "runs", reason, held=False)])
-
-
 def judge_artifact(
     *,
     precision: str,
@@ -102,15 +77,8 @@ def judge_artifact(
 ) -> Judgement:
     """Judges one artifact. It fails with its student: an exact copy of a student that fell short is no pass.
 
-    Args:
-        precision: "fp32", "fp16", "int8", ...: picks the limits of comparison A.
-        against_student: comparison A over the samples of all sources.
-        against_teacher: comparison B on the gate's source.
-        student_against_teacher: the fp32 student's own, on the same samples.
-        pairs: the two of them sample by sample, the student before and the artifact after.
-        coverage: comparison C on the gate's source.
-        thresholds: the limits.
-        extras: outcomes of further gates.
+    Comparison A is over the samples of all sources; B, of the artifact and of its fp32 student, and C are on the gate's
+    source. ``pairs`` hold the student before and the artifact after, ``extras`` the outcomes of further gates.
 
     Raises:
         ValueError: artifact and student were not compared on the same number of samples.
@@ -126,16 +94,12 @@ def judge_artifact(
 
 
 def conclude(
-    verdicts: Mapping[str, Verdict], *, required: Collection[str] = (), failure: Failure | None = None
+    verdicts: Mapping[str, Verdict], *, required: Collection[str] = (), failure: DfadcError | None = None
 ) -> Conclusion:
-    """The verdict over everything that was to be verified.
+    """The verdict over everything that was to be verified; ``STUDENT`` or artifact file -> its verdict.
 
-    A failed gate outranks a failed export, and that a missing requirement; the reasons name all of them.
-
-    Args:
-        verdicts: name of the student (``STUDENT``) or artifact file -> its verdict.
-        required: names that must have run; NOT RUN or absent is exit code 4.
-        failure: error that kept an artifact from being exported.
+    A failed gate outranks a failed export, and that a missing requirement: one that is NOT RUN or absent. The reasons
+    name all of them.
     """
     failed = sorted(name for name, verdict in verdicts.items() if verdict is Verdict.FAIL)
     absent = sorted(name for name in required if verdicts.get(name, Verdict.NOT_RUN) is Verdict.NOT_RUN)

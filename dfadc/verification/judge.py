@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from dfadc.verification.agreement import ALL_SOURCES, of_samples, predict, split_by_source
-from dfadc.verification.checks import absolute_checks, optional_checks, ungated
+from dfadc.verification.checks import absolute_checks, checked, optional_checks, ungated
 from dfadc.verification.coverage import Coverage, measure_coverage, measure_label_coverage
-from dfadc.verification.gate import (
-    Judgement,
-    failed_to_run,
-    judge_artifact,
-    judgement_of,
-    not_run,
-)
+from dfadc.verification.gate import Judgement, judge_artifact, judgement_of, not_run
 from dfadc.verification.label_agreement import compare_logits
 from dfadc.verification.mcnemar import Pairs, pair
 from dfadc.verification.pixel_agreement import Measured, MeasuredAccuracy, compare_dense, pair_dense
@@ -29,11 +23,9 @@ if TYPE_CHECKING:
 
     from dfadc.verification.checks import Check
     from dfadc.verification.logit_error import Floats
-    from dfadc.verification.pixel_samples import Samples
+    from dfadc.verification.pixel_samples import DenseSampleSet, Samples
     from dfadc.verification.pixel_scores import PairedPixels
     from dfadc.verification.thresholds import Thresholds
-
-_MIXED_TASKS = "one side has classes of pixels, the other of images"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +39,9 @@ class ArtifactFile:
 
 @dataclass(frozen=True, slots=True)
 class ArtifactResult:
-    """One artifact's comparisons and verdict; the comparisons are empty if it is NOT RUN or could not be judged.
+    """Verdict, comparisons A and B by source with ``"all"``, and accuracy on --data of one artifact.
 
-    Args:
-        artifact: its file.
-        judgement: verdict with reasons.
-        export: comparison A by source, with ``"all"``.
-        distillation: comparison B by source, with ``"all"``.
-        accuracy: on the images of --data, or None.
+    The comparisons are empty if it is NOT RUN or could not be judged.
     """
 
     artifact: ArtifactFile
@@ -78,16 +65,12 @@ def verify_student(
 ) -> StudentResult:
     """Judges the fp32 student from its outputs that are frozen with the samples.
 
-    Args:
-        samples: the frozen set.
-        thresholds: the gates' limits.
-        accuracy: on --data, or None.
-        extras: outcomes of further gates, such as those of a baseline.
+    ``extras`` are outcomes of further gates, such as those of a baseline.
     """
     distillation = _by_source(samples.student_outputs, samples.teacher_outputs, samples, thresholds.boundary_width)
     against_teacher = _gated_agreement(distillation, samples, thresholds.source)
     checks = [
-        *absolute_checks(against_teacher, _gated_coverage(samples, thresholds.source), thresholds),
+        *absolute_checks(against_teacher, _coverage(samples, samples.of_source(thresholds.source)), thresholds),
         *optional_checks("the fp32 student", against_teacher, accuracy, thresholds),
         *extras,
     ]
@@ -104,30 +87,24 @@ def verify_artifact(
     extras: Sequence[Check] = (),
     same_student: bool = True,
 ) -> ArtifactResult:
-    """Judges an artifact that ran.
+    """Judges an artifact by its logits (N, K) for ``samples.normalised()``, or its dense outputs.
 
-    Args:
-        artifact: its file.
-        outputs: its logits (N, K) for ``samples.normalised()``, or dense outputs.
-        samples: the frozen set.
-        thresholds: the gates' limits.
-        accuracy: on --data, or None.
-        extras: outcomes of further gates, such as those of a baseline.
-        same_student: the samples hold the outputs of the artifact's own fp32 student; False leaves comparison A out.
+    ``extras`` are outcomes of further gates. Without ``same_student`` the samples hold the outputs of another fp32
+    student than the artifact's, and comparison A is left out.
 
     Raises:
         ValueError: the outputs' shape is not that of the samples' (another number of classes).
     """
     distillation = _by_source(outputs, samples.teacher_outputs, samples, thresholds.boundary_width)
     against_teacher = _gated_agreement(distillation, samples, thresholds.source)
-    coverage = _gated_coverage(samples, thresholds.source)
+    gated = samples.of_source(thresholds.source)
+    coverage = _coverage(samples, gated)
     extras = [*optional_checks("the artifact", against_teacher, accuracy, thresholds), *extras]
     if not same_student:
         left_out = ungated("A", "export", "left out: the samples hold the logits of another student")
         absolute = absolute_checks(against_teacher, coverage, thresholds, network="the artifact")
         return ArtifactResult(artifact, judgement_of([left_out, *absolute, *extras]), {}, distillation, accuracy)
     export = _by_source(outputs, samples.student_outputs, samples)
-    gated = samples.of_source(thresholds.source)
     judgement = judge_artifact(
         precision=artifact.precision,
         against_student=export[ALL_SOURCES],
@@ -155,7 +132,7 @@ def artifact_not_run(artifact: ArtifactFile, reason: str) -> ArtifactResult:
 
 def artifact_failed(artifact: ArtifactFile, reason: str) -> ArtifactResult:
     """The result of an artifact that crashed its runtime or is not the exported one: FAIL."""
-    return ArtifactResult(artifact, failed_to_run(reason))
+    return ArtifactResult(artifact, judgement_of([checked("A", "runs", reason, held=False)]))
 
 
 def coverage_by_source(samples: Samples) -> dict[str, Coverage]:
@@ -175,11 +152,9 @@ def _by_source(
 def _compare(
     candidate: Floats | DenseOutputs, reference: Floats | DenseOutputs, samples: Samples, boundary_width: int = 0
 ) -> Measured:
-    if isinstance(candidate, DenseOutputs) and isinstance(reference, DenseOutputs):
-        return compare_dense(candidate, reference, boundary_width=boundary_width)
-    if isinstance(candidate, DenseOutputs) or isinstance(reference, DenseOutputs):
-        raise TypeError(_MIXED_TASKS)
-    return compare_logits(candidate, reference, samples.contract.task)
+    if isinstance(candidate, DenseOutputs):
+        return compare_dense(candidate, cast("DenseOutputs", reference), boundary_width=boundary_width)
+    return compare_logits(candidate, cast("Floats", reference), samples.contract.task)
 
 
 def _pair_with_student(
@@ -187,12 +162,13 @@ def _pair_with_student(
 ) -> Pairs | PairedPixels:
     """The fp32 student and an artifact against the teacher, sample by sample, on the gate's source."""
     part = samples.of_source(thresholds.source)
-    teacher, student = samples.teacher_outputs[part], samples.student_outputs[part]
-    if isinstance(teacher, DenseOutputs) and isinstance(student, DenseOutputs) and isinstance(outputs, DenseOutputs):
-        return pair_dense(student, outputs[part], teacher, boundary_width=thresholds.boundary_width)
-    if isinstance(teacher, DenseOutputs) or isinstance(student, DenseOutputs) or isinstance(outputs, DenseOutputs):
-        raise TypeError(_MIXED_TASKS)
-    classes, now, before = (predict(logits, samples.contract.task) for logits in (teacher, outputs[part], student))
+    if isinstance(outputs, DenseOutputs):
+        dense = cast("DenseSampleSet", samples)
+        return pair_dense(
+            dense.student[part], outputs[part], dense.teacher[part], boundary_width=thresholds.boundary_width
+        )
+    chosen = (samples.teacher_outputs[part], outputs[part], samples.student_outputs[part])
+    classes, now, before = (predict(cast("Floats", logits), samples.contract.task) for logits in chosen)
     return pair(of_samples(before == classes), of_samples(now == classes))
 
 
@@ -200,10 +176,6 @@ def _gated_agreement(results: Mapping[str, Measured], samples: Samples, source: 
     """The result on the gate's source; over no samples, which fails, if the set does not have it."""
     none = np.empty((0, samples.contract.num_classes))
     return results[source] if source in results else compare_logits(none, none, samples.contract.task)
-
-
-def _gated_coverage(samples: Samples, source: str) -> Coverage:
-    return _coverage(samples, samples.of_source(source))
 
 
 def _coverage(samples: Samples, part: npt.NDArray[np.bool_]) -> Coverage:

@@ -63,11 +63,7 @@ class LabelAgreement(Agreement):
 
 
 def compare_labels(candidate_logits: Floats, reference_logits: Floats) -> LabelAgreement:
-    """Compares two networks' labels of the same samples.
-
-    Args:
-        candidate_logits: (N, K), of the network that is judged.
-        reference_logits: (N, K), of the network that it should agree with.
+    """Compares the labels of a network that is judged with a reference's for the same samples; both logits (N, K).
 
     Raises:
         ValueError: the shapes differ or are not (N, K) with K >= 2.
@@ -105,11 +101,7 @@ def compare_logits(candidate_logits: Floats, reference_logits: Floats, task: Tas
 
 @dataclass(frozen=True, slots=True)
 class LabelAccuracy(Accuracy):
-    """Labelled images of which k have every label right.
-
-    Args:
-        per_label: for each label the images that have it right.
-    """
+    """Labelled images of which k have every label right; ``per_label`` counts those that have each label right."""
 
     per_label: tuple[Proportion, ...] = ()
 

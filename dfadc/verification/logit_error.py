@@ -15,7 +15,7 @@ def mean_kl(candidate_logits: Floats, reference_logits: Floats) -> float:
     """Mean KL(softmax(reference) || softmax(candidate)) in nats over finite (N, K) logits; NaN for N = 0."""
     if not len(reference_logits):
         return math.nan
-    log_p, log_q = _log_softmax(reference_logits), _log_softmax(candidate_logits)
+    log_p, log_q = log_softmax(reference_logits), log_softmax(candidate_logits)
     return max(0.0, float((np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean()))
 
 
@@ -55,6 +55,7 @@ def max_scaled_error(candidate: Floats, reference: Floats, scale: npt.NDArray[np
     return float(ratios.max())
 
 
-def _log_softmax(logits: Floats) -> npt.NDArray[np.float64]:
+def log_softmax(logits: Floats) -> npt.NDArray[np.float64]:
+    """Over the last axis of (N, K)."""
     shifted = np.asarray(logits, np.float64) - logits.max(axis=1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))

@@ -23,14 +23,7 @@ _MAX_EXACT = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """n samples, each predicted by both sides.
-
-    Args:
-        n: samples.
-        both: correct before and after.
-        lost: correct before only.
-        gained: correct after only.
-    """
+    """n samples predicted by both sides: correct in ``both``, before only (``lost``), after only (``gained``)."""
 
     n: int
     both: int
@@ -63,10 +56,9 @@ class Pairs:
         return self.both + self.lost >= FEWEST_LOST
 
     def holds(self, limit: float) -> bool:
-        """True if the drop is within the limit or not significant; False if no loss could be significant.
+        """True if the drop is within ``limit``, in [0, 1], or not significant.
 
-        Args:
-            limit: largest drop that is no failure, in [0, 1]; NaN holds nothing.
+        False if no loss could be significant, and for a limit of NaN.
         """
         return self.can_tell and (self.drop <= limit or (limit >= 0 and self.p_value >= SIGNIFICANCE))
 

@@ -65,12 +65,9 @@ MeasuredAccuracy = Accuracy | PixelScores
 
 
 def compare_dense(candidate: DenseOutputs, reference: DenseOutputs, *, boundary_width: int = 0) -> DenseAgreement:
-    """Compares two networks' outputs for the same images.
+    """Compares the outputs of a network that is judged with a reference's for the same images.
 
-    Args:
-        candidate: of the network that is judged.
-        reference: of the network that it should agree with.
-        boundary_width: pixels within this distance of a border between the reference's classes do not count.
+    Pixels within ``boundary_width`` of a border between the reference's classes do not count.
 
     Raises:
         ValueError: the outputs are for other images or of other classes.
@@ -101,13 +98,9 @@ def compare_dense(candidate: DenseOutputs, reference: DenseOutputs, *, boundary_
 def pair_dense(
     before: DenseOutputs, after: DenseOutputs, reference: DenseOutputs, *, boundary_width: int
 ) -> PairedPixels:
-    """Pairs two networks' outputs for the same images, each compared with the reference.
+    """Pairs two networks' outputs for the same images, each compared with the reference's classes.
 
-    Args:
-        before: of the network to hold against.
-        after: of the network that is judged.
-        reference: its classes are the correct ones.
-        boundary_width: as in :func:`compare_dense`.
+    ``boundary_width`` is as in :func:`compare_dense`.
     """
     classes = _judged_classes(reference, boundary_width)
     judged = classes < reference.logits.shape[2]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dfadc.verification.pixel_scores import Classes
     from dfadc.verification.stored_images import StoredImages
 
+_IMAGES = ("images", "source", "positions")
 _NETWORKS = ("teacher", "student")
 _PARTS = ("classes", "margins", "logits")
 
@@ -29,15 +30,12 @@ _PARTS = ("classes", "margins", "logits")
 class DenseSampleSet(FrozenImages):
     """Generated images that no network was trained on, with the dense outputs of teacher and fp32 student.
 
+    The other fields are those of :class:`SampleSet`.
+
     Args:
-        images: as in :class:`SampleSet`.
-        source: as in :class:`SampleSet`.
-        sources: as in :class:`SampleSet`.
         teacher: the teacher's outputs for :meth:`normalised`, at the images' size.
         student: the fp32 student's.
         positions: (P,) int32 pixels whose logits are kept, counted row by row.
-        contract: of the images and logits.
-        provenance: plain values on how the set was made.
 
     Raises:
         DfadcError: shapes, dtypes or indices contradict each other or the contract.
@@ -52,10 +50,7 @@ class DenseSampleSet(FrozenImages):
     contract: ImageContract
     provenance: Mapping[str, str | int | float] = field(default_factory=dict)
 
-    array_names: ClassVar = (
-        *("images", "source", "positions"),
-        *(f"{network}_{part}" for network in ("teacher", "student") for part in ("classes", "margins", "logits")),
-    )
+    array_names: ClassVar = (*_IMAGES, *(f"{network}_{part}" for network in _NETWORKS for part in _PARTS))
 
     def __post_init__(self) -> None:
         n, (_, height, width) = len(self.images), self.contract.input_size
@@ -76,7 +71,7 @@ class DenseSampleSet(FrozenImages):
         outputs = {
             f"{network}_{part}": getattr(getattr(self, network), part) for network in _NETWORKS for part in _PARTS
         }
-        return {"images": self.images, "source": self.source, "positions": self.positions, **outputs}
+        return {name: getattr(self, name) for name in _IMAGES} | outputs
 
     @classmethod
     def array_fields(cls, arrays: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,7 +79,7 @@ class DenseSampleSet(FrozenImages):
         outputs = {
             network: DenseOutputs(**{part: arrays[f"{network}_{part}"] for part in _PARTS}) for network in _NETWORKS
         }
-        return {name: arrays[name] for name in ("images", "source", "positions")} | outputs
+        return {name: arrays[name] for name in _IMAGES} | outputs
 
     @property
     def teacher_outputs(self) -> DenseOutputs:
@@ -121,10 +116,6 @@ def load_samples(path: Path) -> Samples:
     Raises:
         DfadcError: the file is missing, damaged, of another schema, or its images are not the hashed ones.
     """
-    if path.exists():
-        metadata, _ = read_archive(path, (), schema=SCHEMA, kind="sample file")
-        contract = metadata.get("contract")
-        if isinstance(contract, dict) and contract.get("task") == "segmentation":
-            metadata, arrays = read_archive(path, DenseSampleSet.array_names, schema=SCHEMA, kind="sample file")
-            return DenseSampleSet.from_parts(metadata, arrays, path)
-    return SampleSet.load(path)
+    contract = read_archive(path, (), schema=SCHEMA, kind="sample file")[0].get("contract") if path.exists() else None
+    is_dense = isinstance(contract, dict) and contract.get("task") == "segmentation"
+    return (DenseSampleSet if is_dense else SampleSet).load(path)

@@ -40,17 +40,11 @@ class PixelCounts:
     reference: Counts
     candidate: Counts
 
-    def __getitem__(self, part: Any) -> PixelCounts:
-        return PixelCounts(self.both[part], self.reference[part], self.candidate[part])
-
 
 def count_pixels(candidate: Classes, reference: Classes, num_classes: int) -> PixelCounts:
-    """Counts pixels by class.
+    """Counts pixels of K classes, from classes (N, H, W) each.
 
-    Args:
-        candidate: (N, H, W) classes; values from ``num_classes`` on are wrong.
-        reference: (N, H, W) classes; pixels with values from ``num_classes`` on are left out.
-        num_classes: K.
+    A candidate's class from K on is wrong; pixels with such a class of the reference are left out.
     """
     side = num_classes + 1
     confusion = np.empty((len(reference), num_classes, side), np.int64)
@@ -88,9 +82,6 @@ class ClassScore(_ImageRate):
     """Pixels that the reference puts into class ``index``; the candidate puts k of these n there too.
 
     Args:
-        n: pixels.
-        k: those that the candidate puts there too.
-        index: the class.
         interval: of k / n.
         iou: k over the pixels that either puts there; NaN without any.
         iou_interval: of the IoU.
@@ -129,9 +120,7 @@ class PixelScores(_ImageRate):
     """Agreement of the pixels of some images, and the overlap (IoU) of their classes.
 
     Args:
-        n: pixels.
-        k: pixels that candidate and reference put into the same class.
-        num_images: images that they belong to.
+        k: pixels of all n that candidate and reference put into the same class.
         interval: of k / n.
         mean_iou: over the classes that either predicts.
         mean_iou_interval: of that.
@@ -219,12 +208,7 @@ class PairedPixels:
 
     @classmethod
     def of(cls, lost: Counts, counted: Counts) -> Self:
-        """Drop with its bound.
-
-        Args:
-            lost: (N,) correct pixels of the first network less those of the second, by image.
-            counted: (N,) pixels compared, by image.
-        """
+        """Drop with its bound; (N,) correct pixels of the first network less the second's, and pixels compared."""
         sums = _resampled(np.stack([lost, counted], axis=1))
         with np.errstate(invalid="ignore", divide="ignore"):
             drops = sums[:, 0] / sums[:, 1]

@@ -76,17 +76,15 @@ class Rate(ABC):
 class Proportion(Rate):
     """k of n independent samples, with a Wilson interval."""
 
+    #: Plural noun of the samples, for messages.
+    unit: ClassVar[str] = "samples"
+
     n: int
     k: int
 
     def bounds(self) -> tuple[float, float]:
         """Wilson interval."""
         return wilson_interval(self.k, self.n)
-
-    @property
-    def unit(self) -> str:
-        """Plural noun of the samples, for messages."""
-        return "samples"
 
     @property
     def low_if_perfect(self) -> float:
@@ -98,10 +96,7 @@ class Proportion(Rate):
 class Accuracy(Proportion):
     """Labelled images, of which k are classified correctly."""
 
-    @property
-    def unit(self) -> str:
-        """Plural noun of the samples, for messages."""
-        return "labelled images"
+    unit: ClassVar[str] = "labelled images"
 
     @property
     def accuracy(self) -> float:

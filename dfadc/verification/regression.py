@@ -82,9 +82,7 @@ def compare_with_baseline(
 def baseline_checks(comparison: BaselineComparison | None, max_drop: float | None) -> tuple[Check, ...]:
     """The gates of comparison D, on agreement and, with labels, on accuracy.
 
-    Args:
-        comparison: of :func:`compare_with_baseline`.
-        max_drop: largest drop, in [0, 1], that is no failure even if it is significant; None switches the gates off.
+    Up to ``max_drop``, in [0, 1], even a significant drop is no failure; None switches the gates off.
     """
     if comparison is None:
         return (ungated("D", "drop", "the baseline does not hold this network"),)
@@ -106,21 +104,12 @@ def baseline_checks(comparison: BaselineComparison | None, max_drop: float | Non
 def describe_baseline(
     baseline: Baseline, comparisons: Mapping[str, BaselineComparison | None], *, max_drop: float | None
 ) -> dict[str, Any]:
-    """Comparison D for a report: plain values, rates may be NaN.
-
-    Args:
-        baseline: to compare with.
-        comparisons: of every network that ran now.
-        max_drop: the gate's limit.
-    """
-    samples, labelled = baseline.samples, baseline.labelled
+    """Comparison D of every network that ran now, for a report: plain values, rates may be NaN."""
+    labelled = baseline.labelled
     compared = {name: entry for name, entry in comparisons.items() if entry is not None}
     with_labels = labelled is not None and any(entry.accuracy is not None for entry in compared.values())
     return {
-        "run": baseline.run,
-        "teacher_sha256": baseline.teacher_sha256,
-        "samples": {"n": len(samples), "sha256": samples.sha256, "sources": samples.counts()},
-        "gated_sources": [GATED_SOURCE] if samples.of_source(GATED_SOURCE).any() else [],
+        **describe_origin(baseline),
         "data": {"n": labelled.n, "sha256": labelled.sha256} if labelled is not None and with_labels else None,
         "max_drop": max_drop,
         "significance": SIGNIFICANCE,
@@ -129,14 +118,19 @@ def describe_baseline(
     }
 
 
-def unseen_drops(baseline: Baseline, max_drop: float | None, *, with_labels: bool) -> list[str]:
-    """Notes on drops beyond the limit that so few pairs cannot show.
+def describe_origin(baseline: Baseline) -> dict[str, Any]:
+    """A baseline's run, teacher and samples as plain JSON values."""
+    samples = baseline.samples
+    return {
+        "run": baseline.run,
+        "teacher_sha256": baseline.teacher_sha256,
+        "samples": {"n": len(samples), "sha256": samples.sha256, "sources": samples.counts()},
+        "gated_sources": [GATED_SOURCE] if samples.of_source(GATED_SOURCE).any() else [],
+    }
 
-    Args:
-        baseline: to compare with.
-        max_drop: the gate's limit; None if it is off.
-        with_labels: both sides have predictions for labelled images.
-    """
+
+def unseen_drops(baseline: Baseline, max_drop: float | None, *, with_labels: bool) -> list[str]:
+    """Notes on drops beyond the limit, None if it is off, that so few pairs, also of labels, cannot show."""
     if max_drop is None:
         return []
     pairs = {"agreement": int(baseline.samples.of_source(GATED_SOURCE).sum())}

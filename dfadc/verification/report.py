@@ -6,13 +6,14 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dfadc.storage import without_nan
-from dfadc.verification.gate import STUDENT, Failure, Judgement, conclude
+from dfadc.verification.gate import STUDENT, Judgement, conclude
 from dfadc.verification.label_agreement import LabelAccuracy
 from dfadc.verification.pixel_scores import PixelScores
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
+    from dfadc.errors import DfadcError
     from dfadc.verification.coverage import Coverage
     from dfadc.verification.judge import ArtifactResult, StudentResult
     from dfadc.verification.pixel_agreement import Measured, MeasuredAccuracy
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "dfadc.verification/1"
 Report = dict[str, Any]
+_FAILURE = ("message", "hint", "exit_code")
 
 
 class LabelledAccuracy(NamedTuple):
@@ -39,25 +41,15 @@ def build_report(  # noqa: PLR0913 -- keywords, each of them a part of the docum
     artifacts: Sequence[ArtifactResult],
     accuracy: LabelledAccuracy | None = None,
     required: Collection[str] = (),
-    failure: Failure | None = None,
+    failure: DfadcError | None = None,
     run: Mapping[str, Any] | None = None,
     additions: Mapping[str, Any] | None = None,
 ) -> Report:
     """The whole verification as JSON values: no NaN and no infinity, those are null.
 
-    ``sqnr_db`` is null if nothing differs (``max_logit_error`` is then 0) or nothing could be compared.
-
-    Args:
-        samples: that the networks ran on.
-        thresholds: the gates' limits.
-        student: the fp32 student's result.
-        artifacts: every artifact, also those NOT RUN.
-        accuracy: teacher and student on labelled images, or None.
-        required: artifact names that must have run.
-        failure: error that kept an artifact from being exported.
-        run: plain JSON values on the run (name, teacher sha256, versions, ...).
-        additions: ``baseline`` (of :func:`dfadc.verification.regression.describe_baseline`) and ``notes`` (remarks
-            for the reader).
+    ``sqnr_db`` is null if nothing differs (``max_logit_error`` is then 0) or nothing could be compared. ``failure``
+    kept an artifact from being exported; ``run`` holds plain values on the run, and ``additions`` ``baseline`` (of
+    :func:`dfadc.verification.regression.describe_baseline`) and ``notes`` for the reader.
     """
     verdicts = {STUDENT: student.judgement.verdict} | {r.artifact.name: r.judgement.verdict for r in artifacts}
     conclusion = conclude(verdicts, required=required, failure=failure)
@@ -68,7 +60,7 @@ def build_report(  # noqa: PLR0913 -- keywords, each of them a part of the docum
         "headline": conclusion.headline,
         "exit_code": conclusion.exit_code,
         "reasons": list(conclusion.reasons),
-        "failure": None if failure is None else asdict(failure),
+        "failure": None if failure is None else {name: getattr(failure, name) for name in _FAILURE},
         "run": dict(run or {}),
         "gate": asdict(thresholds) | {"required": sorted(required)},
         "samples": {"n": len(samples), "sha256": samples.sha256, "sources": samples.counts()},
@@ -89,19 +81,17 @@ def build_report(  # noqa: PLR0913 -- keywords, each of them a part of the docum
 
 
 def _artifact(result: ArtifactResult, coverage: Mapping[str, Any], source: str) -> dict[str, Any]:
-    accuracy = result.accuracy
-    ran = bool(result.distillation)
     return {
         **_judged(result.judgement),
         "precision": result.artifact.precision,
         "size_bytes": result.artifact.size_bytes,
         **_gated(result.distillation, source),
-        **_rate("accuracy", accuracy),
-        **_parts(accuracy),
+        **_rate("accuracy", result.accuracy),
+        **_parts(result.accuracy),
         "comparisons": {
             "A": _by_source(result.export),
             "B": _by_source(result.distillation),
-            "C": dict(coverage) if ran else {},
+            "C": dict(coverage) if result.distillation else {},
         },
     }
 
@@ -139,9 +129,5 @@ def _labelled_accuracy(accuracy: LabelledAccuracy | None) -> dict[str, Any] | No
 def _parts(accuracy: MeasuredAccuracy | None) -> dict[str, Any]:
     """Accuracy of the classes of pixels, or of each label; nothing for one class an image."""
     if isinstance(accuracy, PixelScores):
-        return {"iou": _overlap(accuracy)}
+        return {"iou": {**accuracy.iou_dict(), "per_class": [entry.to_dict() for entry in accuracy.per_class]}}
     return {"labels": accuracy.labels_dict()} if isinstance(accuracy, LabelAccuracy) else {}
-
-
-def _overlap(scores: PixelScores) -> dict[str, Any]:
-    return {**scores.iou_dict(), "per_class": [entry.to_dict() for entry in scores.per_class]}

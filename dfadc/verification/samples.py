@@ -56,10 +56,7 @@ class FrozenImages:
         return len(self.images)
 
     def check(self, layouts: Mapping[str, Layout]) -> None:
-        """Checks arrays and sources.
-
-        Args:
-            layouts: name of an array of logits or classes -> shape and dtype that it must have.
+        """Checks sources and arrays; name of an array of logits or classes -> shape and dtype that it must have.
 
         Raises:
             DfadcError: shapes, dtypes or indices contradict each other or the contract.
@@ -157,6 +154,18 @@ class FrozenImages:
             )
         return samples
 
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Reads a set and checks its images against its hash.
+
+        Raises:
+            DfadcError: the file is missing, damaged, of another schema, or its images are not the hashed ones.
+        """
+        if not path.exists():
+            raise DfadcError(f"no sample file at {path}", "a finished run holds it as samples.npz")
+        metadata, arrays = read_archive(path, cls.array_names, schema=SCHEMA, kind="sample file")
+        return cls.from_parts(metadata, arrays, path)
+
     def recorded(self, key: str) -> str | None:
         """Hash of a network's file from the provenance; None if an earlier version did not record it."""
         value = self.provenance.get(key)
@@ -238,18 +247,6 @@ class SampleSet(FrozenImages):
         whole = np.concatenate(parts)
         self.check_complete(len(whole), network)
         return whole
-
-    @classmethod
-    def load(cls, path: Path) -> SampleSet:
-        """Reads a set and checks its images against its hash.
-
-        Raises:
-            DfadcError: the file is missing, damaged, of another schema, or its images are not the hashed ones.
-        """
-        if not path.exists():
-            raise DfadcError(f"no sample file at {path}", "a finished run holds it as samples.npz")
-        metadata, arrays = read_archive(path, ARRAYS, schema=SCHEMA, kind="sample file")
-        return cls.from_parts(metadata, arrays, path)
 
 
 def sample_bytes(contract: ImageContract) -> int:

@@ -16,11 +16,7 @@ StoredImages = npt.NDArray[np.uint8] | npt.NDArray[np.float16]
 
 
 def quantise(images: npt.NDArray[np.floating[Any]], contract: ImageContract) -> StoredImages:
-    """Quantises normalised images: uint8 pixels, rounded and clipped, or float16 without mean and std.
-
-    Args:
-        images: (N, C, H, W), normalised.
-        contract: gives mean and std.
+    """Quantises normalised images (N, C, H, W): uint8 pixels, rounded and clipped, or float16 without mean and std.
 
     Raises:
         DfadcError: the shape does not fit the contract, or a value is NaN, infinite or beyond float16.

@@ -22,6 +22,7 @@ LABEL_COLUMNS = (
     "label accuracy",
 )
 BASELINE_COLUMNS = ("network", "samples", "n", "before", "now", "lost", "gained", "McNemar p")
+STUDENT_NAME = "fp32 student"
 #: Key of paired predictions that a gate judges -> name of their samples in a table.
 _JUDGED = {"gated": "judged", "accuracy": "labelled images"}
 JUDGED = frozenset(_JUDGED.values())
@@ -41,7 +42,7 @@ SOURCE_COLUMNS = (
 
 def network_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Rows for teacher and student under ``NETWORK_COLUMNS``; none if the report is not of a run."""
-    run, labelled = report["run"], report["accuracy"] or {}
+    run = report["run"]
     networks = {role: run[role] for role in LabelledAccuracy._fields if "num_parameters" in run.get(role, {})}
     return [
         (
@@ -49,7 +50,7 @@ def network_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
             network["architecture"],
             _with_share(networks, role, "num_parameters", 1, ""),
             _with_share(networks, role, "flops", 1e6, " M"),
-            _percent(labelled.get(role), labelled.get(f"{role}_low"), labelled.get(f"{role}_high")),
+            _interval(report["accuracy"], role),
         )
         for role, network in networks.items()
     ]
@@ -58,25 +59,32 @@ def network_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
 def summary_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """One row of plain text for the fp32 student and each artifact, under ``COLUMNS``."""
     student = report["student"]
-    labelled = report["accuracy"] or {}
-    student_accuracy = _percent(labelled.get("student"), labelled.get("student_low"), labelled.get("student_high"))
-    rows: list[tuple[str, ...]] = [
-        ("fp32 student", student["verdict"], "fp32", "–", _gated_percent(student), "–", student_accuracy)
-    ]
-    for name, entry in report["artifacts"].items():
-        export = entry["comparisons"]["A"].get(ALL_SOURCES, {})
-        rows.append(
+    agreement, accuracy = _interval(student, "agreement"), _interval(report["accuracy"], "student")
+    return [
+        (STUDENT_NAME, student["verdict"], "fp32", "–", agreement, "–", accuracy),
+        *(
             (
                 name,
                 entry["verdict"],
                 entry["precision"],
                 _size(entry["size_bytes"]),
-                _gated_percent(entry),
-                _percent(export.get("agreement"), export.get("low"), export.get("high")),
-                _percent(entry["accuracy"], entry["accuracy_low"], entry["accuracy_high"]),
+                _interval(entry, "agreement"),
+                _agreement(entry["comparisons"]["A"].get(ALL_SOURCES)),
+                _interval(entry, "accuracy"),
             )
-        )
-    return rows
+            for name, entry in report["artifacts"].items()
+        ),
+    ]
+
+
+def headline(report: Mapping[str, Any]) -> str:
+    """The verdict, and how many artifacts ran if not all did; earlier versions wrote the verdict alone."""
+    return str(report.get("headline") or report["verdict"])
+
+
+def judged_networks(report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Name -> entry of the fp32 student and every artifact."""
+    return {STUDENT_NAME: report["student"], **report["artifacts"]}
 
 
 def is_dense(report: Mapping[str, Any]) -> bool:
@@ -114,12 +122,11 @@ def label_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     if labelled:
         rows.append(("teacher", "–", "–", "–", _label_accuracy(labelled.get("teacher_labels"))))
-    entries = {"fp32 student": report["student"], **report["artifacts"]}
-    for name, entry in entries.items():
+    for name, entry in judged_networks(report).items():
         export, distillation = entry["comparisons"].get("A", {}), entry["comparisons"].get("B", {})
         states = distillation.get(source, {}).get("per_class", ())
         worst = min((state for state in states if state["n"]), key=lambda state: state["low"], default=None)
-        least = "–" if worst is None else f"{class_name(report, worst['class'])} {_rate(worst)}"
+        least = "–" if worst is None else f"{class_name(report, worst['class'])} {_agreement(worst)}"
         right = labelled.get("student_labels") if entry is report["student"] else entry.get("labels")
         as_student = _label_share(export.get(ALL_SOURCES, {}).get("per_class", ()))
         rows.append((name, _label_share(states), least, as_student, _label_accuracy(right)))
@@ -133,12 +140,12 @@ def iou_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     source, labelled = report["gate"]["source"], report["accuracy"] or {}
     rows: list[tuple[str, ...]] = []
     if labelled:
-        rows.append(("teacher", "–", "–", _iou(labelled.get("teacher_iou"))))
-    student = report["student"]["comparisons"]["B"].get(source)
-    rows.append(("fp32 student", _iou(student), "–", _iou(labelled.get("student_iou"))))
-    for name, entry in report["artifacts"].items():
-        export, distillation = entry["comparisons"]["A"], entry["comparisons"]["B"]
-        rows.append((name, _iou(distillation.get(source)), _iou(export.get(ALL_SOURCES)), _iou(entry.get("iou"))))
+        rows.append(("teacher", "–", "–", _interval(labelled.get("teacher_iou"), "mean_iou")))
+    for name, entry in judged_networks(report).items():
+        export, distillation = entry["comparisons"].get("A", {}), entry["comparisons"]["B"]
+        on_masks = labelled.get("student_iou") if entry is report["student"] else entry.get("iou")
+        scores = (distillation.get(source), export.get(ALL_SOURCES), on_masks)
+        rows.append((name, *(_interval(score, "mean_iou") for score in scores)))
     return rows
 
 
@@ -149,21 +156,20 @@ def labelled_size(labelled: Mapping[str, Any]) -> str:
 
 def source_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """One row for each artifact, comparison (A, B) and source."""
-    entries = {"fp32 student": report["student"], **report["artifacts"]}
     return [
         (
             name,
             comparison,
             source,
             str(result["n"]),
-            _percent(result["agreement"], result["low"], result["high"]),
+            _agreement(result),
             str(result["num_ties"]),
             "–" if result["top5"] is None else f"{result['top5']:.2%}",
             _number(result["kl"], ".4f"),
             "exact" if result["max_logit_error"] == 0 else _number(result["sqnr_db"], ".1f", " dB"),
             _number(result["max_logit_error"], ".2g"),
         )
-        for name, entry in entries.items()
+        for name, entry in judged_networks(report).items()
         for comparison in ("A", "B")
         for source, result in entry["comparisons"].get(comparison, {}).items()
     ]
@@ -174,7 +180,7 @@ def baseline_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     networks = (report.get("baseline") or {}).get("networks", {})
     return [
         (
-            "fp32 student" if name == STUDENT else name,
+            STUDENT_NAME if name == STUDENT else name,
             _JUDGED.get(source, source),
             str(pairs["n"]),
             *("–" if pairs[when] is None else f"{pairs[when]:.2%}" for when in ("before", "after")),
@@ -194,7 +200,7 @@ def network_reasons(report: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]
     Every artifact fails with its student: the reasons that they share are given once, at the student.
     """
     student = report["student"]
-    for name, entry in {"fp32 student": student, **report["artifacts"]}.items():
+    for name, entry in judged_networks(report).items():
         verdicts = {check["message"]: check["verdict"] for check in entry["checks"]}
         for reason in entry["reasons"]:
             if entry is student or reason not in student["reasons"]:
@@ -206,24 +212,18 @@ def reason_lines(report: Mapping[str, Any]) -> list[str]:
     return [*report["reasons"], *(f"{name} {verdict}: {reason}" for name, verdict, reason in network_reasons(report))]
 
 
-def headline(report: Mapping[str, Any]) -> str:
-    """The verdict, and how many artifacts ran if not all did; earlier versions wrote the verdict alone."""
-    text: str = report.get("headline") or report["verdict"]
-    return text
+def _agreement(result: Mapping[str, Any] | None) -> str:
+    """The agreement of one comparison on one source."""
+    return _interval(result, "agreement", bounds="")
 
 
-def _gated_percent(entry: Mapping[str, Any]) -> str:
-    return _percent(entry["agreement"], entry["agreement_low"], entry["agreement_high"])
-
-
-def _percent(rate: float | None, low: float | None, high: float | None) -> str:
+def _interval(values: Mapping[str, Any] | None, name: str, *, bounds: str | None = None) -> str:
+    """A rate with its bounds, which have its name before theirs; a dash if one of the three was not measured."""
+    prefix = f"{name}_" if bounds is None else bounds
+    rate, low, high = ((values or {}).get(key) for key in (name, f"{prefix}low", f"{prefix}high"))
     if rate is None or low is None or high is None:
         return "–"
     return f"{rate:.2%} [{100 * low:.2f}, {100 * high:.2f}]"
-
-
-def _rate(entry: Mapping[str, Any]) -> str:
-    return _percent(entry["agreement"], entry["low"], entry["high"])
 
 
 def _label_share(states: Sequence[Mapping[str, Any]]) -> str:
@@ -234,10 +234,6 @@ def _label_share(states: Sequence[Mapping[str, Any]]) -> str:
 
 def _label_accuracy(labels: Mapping[str, Any] | None) -> str:
     return "–" if labels is None or labels["mean"] is None else f"{labels['mean']:.2%}"
-
-
-def _iou(scores: Mapping[str, Any] | None) -> str:
-    return "–" if scores is None else _percent(scores["mean_iou"], scores["mean_iou_low"], scores["mean_iou_high"])
 
 
 def _with_share(networks: Mapping[str, Any], role: str, quantity: str, scale: float, unit: str) -> str:

@@ -116,7 +116,6 @@ def make_cells(
         calibration=digits.training[:NUM_CALIBRATION],
         calibrator=calibrator,
         keep_fp32=(KEEP_FP32_AUTO,) if keep_fp32 == KEEP_FP32_AUTO else (),
-        threads=1,
     )
     with tempfile.TemporaryDirectory(prefix="dfadc-targets-") as folder:
         for export in exports:
@@ -141,7 +140,7 @@ def _make(
         if not source.exists():
             _make(request.source, folder, student, family, settings)
         if request.precision is Precision.FP16:
-            ranges = measure_activations(load_onnx(source), student.samples.batches(100), threads=settings.threads)
+            ranges = measure_activations(load_onnx(source), student.samples.batches(100))
             settings = replace(settings, fp16_ranges=ranges)
         get_exporter(request.name).export(source, path, request, settings)
     file = ArtifactFile(path.name, str(request.precision), path.stat().st_size)

@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from dfadc.errors import DfadcError, RequirementMissing, RuntimeCrashed, RuntimeRefused
-from dfadc.storage import sha256_file
+from dfadc.storage import read_json, sha256_file
 from dfadc.verification.artifact_logits import artifact_logits, restore_offset
 from dfadc.verification.checks import remark_checks
 from dfadc.verification.judge import (
@@ -23,7 +23,7 @@ from dfadc.verification.judge import (
 from dfadc.verification.pixel_outputs import batch_size
 from dfadc.verification.pixel_samples import Samples, load_samples
 from dfadc.verification.report import Report, build_report
-from dfadc.verification.summary import COLUMNS, headline, reason_lines, summary_rows
+from dfadc.verification.summary import COLUMNS, reason_lines, summary_rows
 from dfadc.verification.thresholds import ExportLimits, Thresholds
 from exporters.kit.device_sessions import fitting_runtimes, open_on_device
 from exporters.sessions.isolated import IsolatedSession
@@ -58,18 +58,14 @@ def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
 
 
 def check_kit(folder: Path, names: Sequence[str] = (), *, runtime: str = "", threads: int = 0) -> Report:
-    """Runs and judges the models of a kit.
+    """Runs and judges the models of a kit; empty ``names`` take all that exist, of which one must run.
 
-    Args:
-        folder: the kit.
-        names: files that must run; empty takes all that exist, of which one must run.
-        runtime: the runtime; empty takes the first that is installed.
-        threads: CPU threads; 0 lets the runtime choose.
+    An empty runtime takes the first that is installed; with 0 threads it chooses.
 
     Raises:
         DfadcError: a file of the kit is missing or damaged, or a name is unknown.
     """
-    facts = read_facts(folder)
+    facts = read_json(folder / FACTS, schema=SCHEMA, hint="write the kit again: dfadc export RUN -e kit")
     samples = load_samples(folder / "samples.npz")
     limits = {precision: ExportLimits(**values) for precision, values in facts["thresholds"]["export"].items()}
     thresholds = Thresholds(**{**facts["thresholds"], "export": limits})
@@ -97,23 +93,6 @@ def check_kit(folder: Path, names: Sequence[str] = (), *, runtime: str = "", thr
         artifacts=results,
         required=names or ([] if ran else chosen or list(known)),
     )
-
-
-def read_facts(folder: Path) -> dict[str, Any]:
-    """Content of ``kit.json``.
-
-    Raises:
-        DfadcError: it is missing, damaged or of another schema.
-    """
-    path = folder / FACTS
-    try:
-        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        schema = facts["schema"]
-    except (OSError, ValueError, KeyError, TypeError) as exc:
-        raise DfadcError(f"cannot read {path}: {exc}", "write the kit again: dfadc export RUN -e kit") from exc
-    if schema != SCHEMA:
-        raise DfadcError(f"{path} has schema {schema!r}, this check reads {SCHEMA!r}")
-    return facts
 
 
 def _check(
@@ -148,4 +127,4 @@ def _text(report: Report) -> str:
     rows = [COLUMNS, *summary_rows(report)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([*lines, *reason_lines(report), f"verdict: {headline(report)}", ""])
+    return "\n".join([*lines, *reason_lines(report), f"verdict: {report['headline']}", ""])

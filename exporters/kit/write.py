@@ -8,20 +8,21 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dfadc.errors import DfadcError, StorageFailed
-from dfadc.storage import replace_together, sha256_file
+from dfadc.errors import DfadcError
+from dfadc.storage import replace_together, sha256_file, storage_errors
 from exporters.exporter import BatchProfile
+from exporters.kit.check import SCHEMA
 from exporters.to_onnx.file import INPUT_NAME, METADATA_PREFIX, load_onnx, read_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 FOLDER = "kit"
-SCHEMA = "dfadc.kit/1"
 #: Modules and folders behind check.py, copied byte for byte. They run on Python 3.10, which JetPack 6 has.
 CARRIED = (
     *(f"dfadc/{name}.py" for name in ("__init__", "_version", "array_file", "contract", "errors", "preprocessing")),
@@ -92,12 +93,8 @@ def write_kit(
 ) -> Path:
     """Writes the kit, whole or not at all; an existing kit is replaced.
 
-    Args:
-        target: the folder.
-        models: typed ONNX files of one student.
-        samples: the run's samples.npz, with the teacher's and the student's logits.
-        thresholds: the gates of ``dfadc verify`` as plain values.
-        batch: batch sizes of the engines that build.sh builds.
+    ``models`` are typed ONNX files of one student, ``samples`` the run's samples.npz, ``thresholds`` the gates of
+    ``dfadc verify`` as plain values; ``batch`` is that of the engines that build.sh builds.
 
     Raises:
         DfadcError: there is no model, or one is not ONNX.
@@ -106,8 +103,11 @@ def write_kit(
     if not models:
         raise DfadcError("a device kit needs a typed ONNX, and there is none", "add -e onnx:fp16")
     facts = {"schema": SCHEMA, "thresholds": dict(thresholds), "models": _facts(models)}
-    build = _build_script(models, batch or BatchProfile())
-    try:
+    size = "x".join(map(str, json.loads(_own_metadata(models[0])[f"{METADATA_PREFIX}contract"])["input_size"]))
+    sides = asdict(batch or BatchProfile())
+    shapes = {name: f"{INPUT_NAME}:{images}x{size}" for name, images in sides.items()}
+    build = _BUILD.format(models=" ".join(model.name for model in models), **shapes)
+    with storage_errors(f"write the kit {target}", "free some space"):
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
             draft = Path(scratch) / target.name
@@ -125,8 +125,6 @@ def write_kit(
             aside = Path(scratch) / "replaced"
             aside.mkdir()
             replace_together({target: draft}, aside)
-    except OSError as exc:
-        raise StorageFailed(f"cannot write the kit {target}: {exc.strerror or exc}", "free some space") from exc
     return target
 
 
@@ -143,23 +141,12 @@ def _facts(models: Sequence[Path]) -> dict[str, dict[str, Any]]:
 
 
 def _own_metadata(model: Path) -> dict[str, str]:
-    """The metadata of dfadc in an ONNX file, which describes its inputs and outputs.
-
-    Raises:
-        DfadcError: it is missing.
-    """
+    """The metadata of dfadc in an ONNX file, which describes its inputs and outputs; refuses one without it."""
     metadata = read_metadata(load_onnx(model))
     for key in ("contract", "input", "output", "precision"):
         if f"{METADATA_PREFIX}{key}" not in metadata:
             raise DfadcError(f"{model} has no metadata dfadc.{key}: dfadc did not write it", "export it with dfadc")
     return metadata
-
-
-def _build_script(models: Sequence[Path], batch: BatchProfile) -> str:
-    contract = json.loads(_own_metadata(models[0])[f"{METADATA_PREFIX}contract"])
-    size = "x".join(map(str, contract["input_size"]))
-    shapes = {name: f"{INPUT_NAME}:{getattr(batch, name)}x{size}" for name in ("lowest", "optimum", "highest")}
-    return _BUILD.format(models=" ".join(model.name for model in models), **shapes)
 
 
 def carried_files() -> list[str]:

@@ -13,9 +13,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
 
@@ -42,7 +43,6 @@ class IsolatedSession(Session):
 
     Args:
         opener: opens the session there, called with ``path`` and ``settings``: a function or class of a module.
-        path: the artifact.
         settings: JSON values, such as ``threads``.
 
     Raises:
@@ -56,6 +56,8 @@ class IsolatedSession(Session):
         self._process = subprocess.Popen(  # noqa: S603 - our own interpreter
             [sys.executable, "-c", _CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log
         )
+        self._stdin = cast("BinaryIO", self._process.stdin)
+        self._stdout = cast("BinaryIO", self._process.stdout)
         session = {"opener": [opener.__module__, opener.__qualname__], "path": str(path), "settings": settings}
         try:
             _send(self._stdin, list(map(str, sys.path)))
@@ -63,22 +65,12 @@ class IsolatedSession(Session):
         except BaseException:  # Ctrl-C too
             self.close()
             raise
-        self._device: str = opened["device"]
+        self.device: str = opened["device"]
         self.batch_size: int = opened["batch_size"]
         self.remark: str = opened["remark"]
 
-    @property
-    def device(self) -> str:
-        """The device of the session in the child."""
-        return self._device
-
     def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """See :meth:`Session.run`.
-
-        Raises:
-            RuntimeCrashed: the process died.
-            DfadcError: as the session's own.
-        """
+        """See :meth:`Session.run`; raises RuntimeCrashed if the process died."""
         _, logits = self._request({"do": "run"}, images, doing="running")
         return logits
 
@@ -96,14 +88,6 @@ class IsolatedSession(Session):
         for stream in (self._stdin, self._stdout, self._log):
             with contextlib.suppress(OSError):  # a request that the dead child never read
                 stream.close()
-
-    @property
-    def _stdin(self) -> Any:
-        return self._process.stdin
-
-    @property
-    def _stdout(self) -> Any:
-        return self._process.stdout
 
     def _request(
         self, header: Mapping[str, Any], array: NDArray[Any] | None = None, *, doing: str
@@ -157,7 +141,7 @@ def _serve_one(session: Session, request: Mapping[str, Any], images: NDArray[Any
         return
     from exporters.benchmark import benchmark  # noqa: PLC0415 - a device kit does not carry it
 
-    _send(replies, {"timing": benchmark(session, images, seconds=request["seconds"]).to_dict()})
+    _send(replies, {"timing": asdict(benchmark(session, images, seconds=request["seconds"]))})
 
 
 def _send(stream: BinaryIO, header: Any, array: NDArray[Any] | None = None) -> None:

@@ -77,13 +77,8 @@ class OnnxRuntimeSession(BatchedSession):
             fixed_batch=fixed,
             input_size=tuple(input_size) if all(isinstance(side, int) for side in input_size) else None,
         )
-        self._provider = provider
+        self.device = provider
         self._input_name: str = inputs[0].name
-
-    @property
-    def device(self) -> str:
-        """The active execution provider."""
-        return self._provider
 
     def close(self) -> None:
         """Drops the ONNX Runtime session."""

@@ -52,12 +52,7 @@ def shared_core() -> Any:
 
 
 def exact_settings(model: Any, device_name: str = "CPU") -> dict[str, str]:
-    """Properties that avoid saturation; none where nothing would saturate.
-
-    Args:
-        model: an ``openvino.Model``.
-        device_name: the OpenVINO device that will run it.
-    """
+    """Properties with which an ``openvino.Model`` does not saturate on a device; none where it would not."""
     quantised = any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
     return dict(EXACT_SETTINGS) if quantised and device_name == "CPU" and saturates() else {}
 

@@ -62,13 +62,8 @@ class OpenVinoSession(BatchedSession):
             fixed_batch=shape[0].is_static,
             input_size=sides if len(sides) == 3 else None,
         )
-        self._device_name = device_name
+        self.device = device_name
         self.remark = REMARK if exact else ""
-
-    @property
-    def device(self) -> str:
-        """The OpenVINO device."""
-        return self._device_name
 
     def close(self) -> None:
         """Drops the compiled model."""

@@ -21,15 +21,12 @@ DEFAULT_BATCH_SIZE = 64
 class Session(ABC):
     """A loaded network. Use it as a context manager; ``run`` is the only verb."""
 
+    #: The device that computes, as the runtime itself reports it.
+    device: str
     #: Images per call of the runtime.
     batch_size: int
     #: Reason why other machines may compute other logits for the same images; empty where there is none.
     remark: str = ""
-
-    @property
-    @abstractmethod
-    def device(self) -> str:
-        """The device that computes, as the runtime itself reports it."""
 
     @abstractmethod
     def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -73,7 +70,13 @@ class BatchedSession(Session):
 
     def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """See :meth:`Session.run`."""
-        self._check_images(images)
+        if images.dtype != np.float32:
+            raise DfadcError(f"images are {images.dtype}, not float32", "convert and normalise them first")
+        if images.ndim != 4 or len(images) == 0:
+            raise DfadcError(f"images have shape {images.shape}, not (N, C, H, W) with N of at least 1")
+        if self._input_size is not None and images.shape[1:] != self._input_size:
+            given, taken = ("x".join(map(str, size)) for size in (images.shape[1:], self._input_size))
+            raise DfadcError(f"images are {given}, the network takes {taken}")
         if self.batch_size < 1:
             raise DfadcError(f"batch size {self.batch_size} is below 1")
         batches = []
@@ -85,15 +88,3 @@ class BatchedSession(Session):
             logits = self._run_batch(batch)
             batches.append(logits[: len(logits) - missing].astype(np.float32, copy=False))
         return np.concatenate(batches)
-
-    def _check_images(self, images: NDArray[np.float32]) -> None:
-        if images.dtype != np.float32:
-            raise DfadcError(f"images are {images.dtype}, not float32", "convert and normalise them first")
-        if images.ndim != 4 or len(images) == 0:
-            raise DfadcError(f"images have shape {images.shape}, not (N, C, H, W) with N of at least 1")
-        if self._input_size is not None and images.shape[1:] != self._input_size:
-            raise DfadcError(f"images are {_by(images.shape[1:])}, the network takes {_by(self._input_size)}")
-
-
-def _by(size: tuple[int, ...]) -> str:
-    return "x".join(map(str, size))

@@ -23,13 +23,7 @@ SIDECAR_SCHEMA = 1
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """A package that builds and runs engines.
-
-    Args:
-        name: in export names.
-        module_name: of the Python package.
-        install: the command that installs it.
-    """
+    """A package that builds and runs engines: its name in exports, its Python module, and the command to install it."""
 
     name: str
     module_name: str
@@ -58,8 +52,6 @@ class TensorRtSession(BatchedSession):
     sidecar first; without one, load only an engine that this machine built.
 
     Args:
-        path: the .engine.
-        backend: the package that built it.
         batch_size: images per call; at most what the engine was built for.
 
     Raises:
@@ -86,12 +78,7 @@ class TensorRtSession(BatchedSession):
         self._output = next(name for name in names if not is_input[name])
         lowest, _, highest = (shape[0] for shape in self._engine.get_tensor_profile_shape(self._input, 0))
         super().__init__(batch_size=max(min(batch_size, highest), lowest), fixed_batch=lowest > 1)
-        self._device = f"{backend.name}{gpu}"
-
-    @property
-    def device(self) -> str:
-        """Backend and GPU."""
-        return self._device
+        self.device = f"{backend.name}{gpu}"
 
     def close(self) -> None:
         """Frees the engine's memory."""
@@ -115,10 +102,7 @@ class TensorRtSession(BatchedSession):
 def open_engine(path: Path, *, threads: int = 0, batch_size: int = DEFAULT_BATCH_SIZE) -> TensorRtSession:  # noqa: ARG001
     """A session for an engine whose bytes are those its sidecar names, with the release that built it.
 
-    Args:
-        path: the .engine, with its .engine.json beside it.
-        threads: not used: an engine runs on the GPU.
-        batch_size: images per call; at most what the engine was built for.
+    ``threads`` are not used: an engine runs on the GPU.
 
     Raises:
         DfadcError: the sidecar is missing or does not fit.

@@ -15,12 +15,9 @@ if TYPE_CHECKING:
 
 
 class TorchSession(BatchedSession):
-    """A torch module in eval mode. The module is not changed: one in training mode or on another device is copied.
+    """A torch module, (N, C, H, W) to one tensor of logits, in eval mode.
 
-    Args:
-        module: maps (N, C, H, W) to one tensor of logits.
-        device: "cpu", "cuda", "mps", ...
-        batch_size: images per forward pass.
+    The module is not changed: one in training mode or on another device is copied.
     """
 
     def __init__(self, module: nn.Module, device: str = "cpu", *, batch_size: int = DEFAULT_BATCH_SIZE) -> None:
@@ -28,19 +25,14 @@ class TorchSession(BatchedSession):
 
         super().__init__(batch_size=batch_size)
         self._torch = torch
-        self._device = torch.device(device)
-        elsewhere = any(tensor.device.type != self._device.type for tensor in module.state_dict().values())
+        self.device = device
+        elsewhere = any(tensor.device.type != torch.device(device).type for tensor in module.state_dict().values())
         training = any(part.training for part in module.modules())
-        self._module = copy.deepcopy(module).to(self._device).eval() if elsewhere or training else module
-
-    @property
-    def device(self) -> str:
-        """The torch device."""
-        return str(self._device)
+        self._module = copy.deepcopy(module).to(device).eval() if elsewhere or training else module
 
     def _run_batch(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         with self._torch.inference_mode():
-            logits = self._module(self._torch.from_numpy(images).to(self._device))
+            logits = self._module(self._torch.from_numpy(images).to(self.device))
         if not isinstance(logits, self._torch.Tensor):
             raise DfadcError(f"the network returns {type(logits).__name__}, not a tensor of logits")
         array: NDArray[np.float32] = logits.float().cpu().numpy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -41,10 +42,7 @@ def _weight_dtypes(model: onnx.ModelProto) -> dict[str, int]:
     """Elements of the initializers by dtype."""
     counts: Counter[str] = Counter()
     for tensor in model.graph.initializer:
-        size = 1
-        for side in tensor.dims:
-            size *= side
-        counts[_dtype_name(tensor.data_type)] += size
+        counts[_dtype_name(tensor.data_type)] += math.prod(tensor.dims)
     return dict(sorted(counts.items()))
 
 

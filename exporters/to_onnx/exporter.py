@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import onnxruntime
 
 from dfadc.errors import DfadcError
+from dfadc.provenance import installed
 from dfadc.storage import atomic_write_bytes, sha256_file
 from exporters.exporter import (
     KEEP_FP32_AUTO,
@@ -18,7 +19,7 @@ from exporters.exporter import (
     PoolUnusable,
     Precision,
 )
-from exporters.to_onnx.file import load_onnx, package_versions, to_checked_bytes, with_metadata
+from exporters.to_onnx.file import load_onnx, to_checked_bytes, with_metadata
 from exporters.to_onnx.fp16 import check_no_overflow, convert_to_fp16
 from exporters.to_onnx.int8.quantise import Quantised, quantise
 from exporters.to_onnx.int8.sensitivity import has_recovered
@@ -42,16 +43,10 @@ class DerivedOnnxExporter:
         """No setting depends on the machine."""
 
     def export(self, source_onnx: Path, target: Path, request: ExportRequest, settings: BuildSettings) -> ExportResult:
-        """Derives ``target`` from the fp32 ONNX ``source_onnx``.
+        """Derives ``target`` from the fp32 ONNX; see :meth:`Exporter.export`.
 
-        ``settings.calibration`` calibrates INT8 and selects the nodes that fp16 leaves in fp32; within
-        ``settings.fp16_ranges`` fp16 must not overflow.
-
-        Raises:
-            DfadcError: the source is not an fp32 ONNX.
-            PoolUnusable: INT8 has no usable calibration images.
-            ExportFailed: the conversion failed, or fp16 overflows.
-            StorageFailed: the file cannot be written.
+        ``settings.calibration`` calibrates INT8, which raises PoolUnusable without it, and selects the nodes that fp16
+        leaves in fp32; within ``settings.fp16_ranges`` fp16 must not overflow.
         """
         source = load_onnx(source_onnx)
         parent = sha256_file(source_onnx)
@@ -68,7 +63,7 @@ class DerivedOnnxExporter:
             sha256=hashlib.sha256(data).hexdigest(),
             size_bytes=len(data),
             parent_sha256=parent,
-            tool_versions=package_versions("onnx", "onnxruntime", "onnx-ir"),
+            tool_versions=installed(("onnx", "onnxruntime", "onnx-ir")),
             notes=notes,
         )
 

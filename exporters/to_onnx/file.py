@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import logging
+import warnings
 from collections import Counter
-from importlib.metadata import PackageNotFoundError, version
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import TYPE_CHECKING
 
 import onnx
+import onnx_ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from dfadc.errors import DfadcError, ExportFailed
 
@@ -57,19 +62,18 @@ def parse_onnx(path: Path) -> onnx.ModelProto:
 
 
 def to_checked_bytes(model: onnx.ModelProto, name: str) -> bytes:
-    """The bytes of ``model``, after a full check of types, shapes and the opset.
+    """The bytes of ``model``, after a full check of types, shapes and the opset; ``name`` is for messages.
 
     They depend on the model alone: protobuf maps are written in a fixed order. The IR version of ``model`` becomes the
     lowest that its opset and dtypes need: a runtime refuses every IR version that is newer than its own.
 
-    Args:
-        model: the graph.
-        name: of the artifact, for messages.
-
     Raises:
         ExportFailed: the model is not valid ONNX of opset 20.
     """
-    model.ir_version = _lowest_ir_version(model)
+    lowest: int = onnx.helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True)
+    # Tensors of later dtypes need the model's own.
+    if all(tensor.data_type <= onnx.TensorProto.FLOAT8E5M2FNUZ for tensor in model.graph.initializer):
+        model.ir_version = min(lowest, model.ir_version)
     data: bytes = model.SerializeToString(deterministic=True)
     reread = onnx.load_model_from_string(data)
     try:
@@ -79,13 +83,6 @@ def to_checked_bytes(model: onnx.ModelProto, name: str) -> bytes:
     if (opset := opset_of(reread)) != OPSET:
         raise ExportFailed(f"the graph for {name} has opset {opset}, not {OPSET}")
     return data
-
-
-def _lowest_ir_version(model: onnx.ModelProto) -> int:
-    """The lowest IR version that has the model's opsets; the model's own if it has tensors of a later dtype."""
-    lowest: int = onnx.helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True)
-    later = any(tensor.data_type > onnx.TensorProto.FLOAT8E5M2FNUZ for tensor in model.graph.initializer)
-    return model.ir_version if later else min(lowest, model.ir_version)
 
 
 def opset_of(model: onnx.ModelProto) -> int:
@@ -122,20 +119,30 @@ def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
                 yield from all_nodes(subgraph)
 
 
+def without_unread(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy without the nodes and constants that nothing reads, each node after those that it reads from."""
+    tidied = onnx_ir.from_proto(model)
+    RemoveUnusedNodesPass()(tidied)
+    tidied.graph.sort()
+    return onnx_ir.to_proto(tidied)
+
+
 def operator_counts(model: onnx.ModelProto) -> dict[str, int]:
     """Number of nodes by operator, the most frequent first."""
     return dict(sorted(Counter(node.op_type for node in all_nodes(model.graph)).items(), key=lambda i: (-i[1], i[0])))
 
 
-def package_versions(*names: str) -> dict[str, str]:
-    """Versions of the installed ones among the packages ``names``."""
-    versions = {}
-    for name in names:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return versions
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silences a library that prints and logs about its internals; its errors are exceptions."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)
 
 
 def first_line(error: BaseException) -> str:

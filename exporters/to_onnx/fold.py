@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
+from exporters.to_onnx.file import without_unread
+
 if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
@@ -28,8 +30,8 @@ class _Affine(NamedTuple):
     shift: NDArray[np.float64]
 
 
-def fold_batch_norms(model: onnx.ModelProto) -> None:
-    """Multiplies weights by the scales of their batch norms, which become additions, in place.
+def fold_batch_norms(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Multiplies weights by the scales of their batch norms, which become additions; ``model`` is used up.
 
     Between the matrix product and the batch norm there may be reshapes and transpositions that keep the channels.
     """
@@ -45,10 +47,7 @@ def fold_batch_norms(model: onnx.ModelProto) -> None:
         shift = graph.add_constant(node.input[2], affine.shift.reshape(-1, *[1] * (rank - 2)))
         sides = [node.input[0], shift]
         node.CopyFrom(helper.make_node("Add", sides, list(node.output), name=f"{node.name.rpartition('/')[0]}/Add"))
-    read = {name for node in model.graph.node for name in node.input}
-    kept = [tensor for tensor in model.graph.initializer if tensor.name in read]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
+    return without_unread(model)
 
 
 class _Graph:

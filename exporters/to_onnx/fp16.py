@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
-import onnx_ir
 from onnx import TensorProto, numpy_helper
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
 from dfadc.errors import DfadcError, ExportFailed
-from exporters.to_onnx.file import OPSET, all_nodes, first_line, graph_inputs, opset_of
+from exporters.to_onnx.file import OPSET, all_nodes, first_line, graph_inputs, opset_of, without_unread
 from exporters.to_onnx.ranges import FP16_MAX, measure_activations
 
 if TYPE_CHECKING:
@@ -41,15 +40,10 @@ def convert_to_fp16(
     images: NDArray[np.float32] | None = None,
     keep_fp32: Iterable[str] = (),
 ) -> Fp16Model:
-    """Converts an fp32 graph to fp16; inputs and outputs stay fp32.
+    """Converts a copy of an fp32 graph to fp16; inputs and outputs stay fp32.
 
-    A node stays in fp32 if one of its weights exceeds 65504; if, on ``images``, one of its inputs or outputs exceeds a
-    quarter of that; if ONNX Runtime would crash; if the caller names it; if its operator has no fp16.
-
-    Args:
-        source: the fp32 graph; it is not changed.
-        images: (N, C, H, W) float32 images on which activations are measured; None, or none, checks weights only.
-        keep_fp32: names of further nodes that stay in fp32.
+    A node stays in fp32 if one of its weights exceeds 65504; if, on ``images`` (N, C, H, W), one of its inputs or
+    outputs exceeds a quarter of that; if ONNX Runtime would crash; if the caller names it; if its operator has no fp16.
 
     Raises:
         DfadcError: the source is not an fp32 graph of opset 20, or ``keep_fp32`` names a node it does not have.
@@ -67,18 +61,14 @@ def convert_to_fp16(
     except (ValueError, RuntimeError, AssertionError, onnx.shape_inference.InferenceError) as exc:
         raise ExportFailed(f"the graph cannot be converted to fp16: {first_line(exc)}") from exc
     _bypass_round_trips(model)
-    graph_model = onnx_ir.from_proto(model)
-    graph_model.graph.sort()
     by_operator = {node.name for node in source.graph.node if node.op_type in DEFAULT_OP_BLOCK_LIST}
-    return Fp16Model(onnx_ir.to_proto(graph_model), tuple(sorted(blocked | by_operator)))
+    return Fp16Model(without_unread(model), tuple(sorted(blocked | by_operator)))
 
 
 def check_no_overflow(ranges: ActivationRanges, fp32_nodes: Iterable[str]) -> None:
     """Checks that no node of a graph overflows in fp16, apart from those that stay in fp32.
 
-    Args:
-        ranges: of the fp32 graph, on images that were not used to choose the fp32 nodes.
-        fp32_nodes: names of the nodes that stay in fp32.
+    The ranges are of the fp32 graph, on images that were not used to choose those nodes.
 
     Raises:
         ExportFailed: a node overflows; it is named.
@@ -140,7 +130,7 @@ def _bypass_round_trips(model: onnx.ModelProto) -> None:
     """Connects fp32 nodes directly; between two of them the converter casts to fp16 and back, which would overflow.
 
     fp32 -> Cast fp16 -> Cast fp32 becomes the first tensor. A tensor of another dtype (bool, int64) is cast to fp32
-    directly. Casts that are not read any more are removed.
+    directly. Casts that nothing reads any more stay.
     """
     graph = model.graph
     producer = {name: node for node in graph.node for name in node.output}
@@ -164,22 +154,9 @@ def _bypass_round_trips(model: onnx.ModelProto) -> None:
             source = read_instead.get(name, name)
             node.input[position] = renamed.get(source, source)
         node.output[:] = [renamed.get(name, name) for name in node.output]
-    _drop_dead_casts(graph, outputs)
-
-
-def _drop_dead_casts(graph: onnx.GraphProto, outputs: set[str]) -> None:
-    """Removes casts without input and casts whose output is not read, until none is left."""
-    while True:
-        read = {name for node in all_nodes(graph) for name in node.input} | outputs
-        dead = [
-            node for node in graph.node if node.op_type == "Cast" and (not node.input[0] or node.output[0] not in read)
-        ]
-        if not dead:
-            break
-        for node in dead:
-            graph.node.remove(node)
-    written = {name for node in graph.node for name in node.output}
-    kept = [value for value in graph.value_info if value.name in written and value.name not in outputs]
+    # Outputs and weights have types of their own; what the converter noted of those that stay fp32 is wrong.
+    written = {name for node in graph.node for name in node.output} - outputs
+    kept = [value for value in graph.value_info if value.name in written]
     del graph.value_info[:]
     graph.value_info.extend(kept)
 

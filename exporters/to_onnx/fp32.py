@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 from dfadc._version import __version__
 from dfadc.errors import DfadcError
+from dfadc.provenance import installed
 from dfadc.storage import atomic_write_bytes
 from exporters.exporter import ExportRequest, ExportResult
 from exporters.sessions.onnx_runtime import LEAST_ONNXRUNTIME
 from exporters.to_onnx.deployable import deployable
-from exporters.to_onnx.file import package_versions, to_checked_bytes, with_metadata
+from exporters.to_onnx.file import to_checked_bytes, with_metadata
 from exporters.to_onnx.fold import fold_batch_norms
 from exporters.to_onnx.parity import check_parity, reference_logits
 from exporters.to_onnx.trace import trace
@@ -62,8 +63,7 @@ def export_onnx(
     output_name = "probabilities" if embed_softmax else "logits"
     network = deployable(module, contract, embed_normalisation=embed_normalisation, embed_softmax=embed_softmax)
     reference = reference_logits(network, contract, pixels=embed_normalisation, dynamic_size=dynamic_size)
-    model = trace(network, reference.batches[1], output_name, dynamic_size=dynamic_size)
-    fold_batch_norms(model)
+    model = fold_batch_norms(trace(network, reference.batches[1], output_name, dynamic_size=dynamic_size))
     with_metadata(
         model,
         {
@@ -95,6 +95,6 @@ def _result(path: Path, data: bytes, error: float) -> ExportResult:
         sha256=hashlib.sha256(data).hexdigest(),
         size_bytes=len(data),
         parent_sha256=None,
-        tool_versions=package_versions("torch", "onnx", "onnxscript", "onnx-ir"),
+        tool_versions=installed(("torch", "onnx", "onnxscript", "onnx-ir")),
         notes=(f"parity with the module: {error:.1e} of the logit range",),
     )

@@ -34,33 +34,23 @@ class Reference(NamedTuple):
 
 
 def reference_logits(network: nn.Module, contract: ImageContract, *, pixels: bool, dynamic_size: bool) -> Reference:
-    """Runs the module on random images, the last of another size with ``dynamic_size``.
+    """Runs a module in eval mode on random images, of pixels in [0, 1] or normalised.
 
-    Args:
-        network: in eval mode, on the CPU.
-        contract: of the images.
-        pixels: the network takes pixels in [0, 1].
-        dynamic_size: the network takes images of any size.
+    With ``dynamic_size`` the last are of another size.
 
     Raises:
         ExportFailed: the module does not take the images, or does not return finite logits of the contract's shape.
     """
     batches = [_random_images(contract, size, pixels=pixels) for size in _BATCH_SIZES]
     if dynamic_size:
-        batches.append(_other_size(batches[-1]))
+        # In another size: a traced size that is a constant fails on them.
+        images = batches[-1]
+        batches.append(functional.interpolate(images, size=(images.shape[2] + 5, 2 * images.shape[3] + 3)))
     return Reference(batches, [_forward(network, images, contract) for images in batches])
 
 
 def check_parity(draft: Path, reference: Reference, *, probabilities: bool) -> float:
-    """Compares ONNX Runtime with the module.
-
-    Args:
-        draft: the ONNX file.
-        reference: the module's logits.
-        probabilities: the outputs are probabilities.
-
-    Returns:
-        The largest difference, over the range of the module's outputs.
+    """Compares ONNX Runtime with the module: the largest difference, over the range of the module's outputs.
 
     Raises:
         ExportFailed: the file does not run, or the difference exceeds :data:`PARITY_TOLERANCE`.
@@ -92,11 +82,7 @@ def _random_images(contract: ImageContract, batch: int, *, pixels: bool) -> Tens
 
 
 def _forward(network: nn.Module, images: Tensor, contract: ImageContract) -> NDArray[np.float32]:
-    """Logits of the module, the reference of the parity check.
-
-    Raises:
-        ExportFailed: the module does not take the images, or does not return finite logits of the contract's shape.
-    """
+    """Logits of the module, the reference of the parity check: finite, and of the contract's shape."""
     size = "x".join(map(str, contract.input_size))
     try:
         with torch.no_grad():
@@ -117,8 +103,3 @@ def _forward(network: nn.Module, images: Tensor, contract: ImageContract) -> NDA
     if not torch.isfinite(logits).all():
         raise ExportFailed(f"the module's outputs for random images of {size} are not finite")
     return logits.numpy()
-
-
-def _other_size(images: Tensor) -> Tensor:
-    """The same images in another size: a traced size that is a constant fails on them."""
-    return functional.interpolate(images, size=(images.shape[2] + 5, 2 * images.shape[3] + 3))

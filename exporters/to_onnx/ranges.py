@@ -33,11 +33,9 @@ _MAX_BATCH = 32
 
 @dataclass(frozen=True, slots=True)
 class ActivationRanges:
-    """The largest magnitude that each node of a graph reads or writes.
+    """The largest magnitude that each node of a graph reads or writes on a number of images.
 
-    Args:
-        peaks: node name -> largest magnitude; infinite if a NaN or infinity was among the values.
-        num_images: number of images.
+    It is infinite if a NaN or infinity was among the values.
     """
 
     peaks: Mapping[str, float]
@@ -81,12 +79,8 @@ def measure_activations(
 ) -> ActivationRanges:
     """Runs an fp32 graph on the CPU and records the largest magnitude of every fp32 tensor that a node writes.
 
-    A node that reads a tensor counts like the one that writes it: in fp16 it would be given infinity.
-
-    Args:
-        model: the graph.
-        batches: images (n, C, H, W) float32 as the graph takes them.
-        threads: CPU threads; 0 lets ONNX Runtime choose.
+    A node that reads a tensor counts like the one that writes it: in fp16 it would be given infinity. Batches are
+    images (n, C, H, W) float32 as the graph takes them; with 0 threads ONNX Runtime chooses.
 
     Raises:
         DfadcError: there are no images.

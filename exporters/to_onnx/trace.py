@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import logging
-import warnings
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import TYPE_CHECKING
 
 import onnx_ir
@@ -15,11 +11,9 @@ from onnxscript.optimizer import fold_constants, remove_unused_nodes
 from torch.onnx import OnnxExporterError
 
 from dfadc.errors import ExportFailed
-from exporters.to_onnx.file import INPUT_NAME, OPSET
+from exporters.to_onnx.file import INPUT_NAME, OPSET, quiet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import onnx
     from torch import Tensor, nn
 
@@ -30,18 +24,15 @@ _LARGEST_CONSTANT = 2**20
 def trace(network: nn.Module, images: Tensor, output_name: str, *, dynamic_size: bool) -> onnx.ModelProto:
     """Traces ``network`` to ONNX and removes everything that names this machine or its source files.
 
-    Args:
-        network: in eval mode, on the CPU.
-        images: (N, C, H, W) example images, N above 1.
-        output_name: of the graph's output.
-        dynamic_size: height and width are dynamic too, not only the batch.
+    The network is in eval mode and on the CPU; images: (N, C, H, W), N above 1. With ``dynamic_size`` height and width
+    are dynamic too, not only the batch.
 
     Raises:
         ExportFailed: torch cannot export the network, or its batch size is fixed.
     """
     dynamic = {0: "batch", 2: "height", 3: "width"} if dynamic_size else {0: "batch"}
     try:
-        with _quiet():
+        with quiet():
             program = torch.onnx.export(
                 network,
                 (images,),
@@ -61,21 +52,17 @@ def trace(network: nn.Module, images: Tensor, output_name: str, *, dynamic_size:
     if program is None:
         raise ExportFailed(f"torch exported nothing for {type(network).__name__}")
     model = program.model
-    _check_batch_is_dynamic(model.graph)
-    _name_nodes(model.graph)
-    _fold(model)
-    ClearMetadataAndDocStringPass()(model)
-    model.producer_version = (model.producer_version or "").partition("+")[0]
-    return onnx_ir.to_proto(model)
-
-
-def _check_batch_is_dynamic(graph: onnx_ir.Graph) -> None:
-    for value in (*graph.inputs, *graph.outputs):
+    for value in (*model.graph.inputs, *model.graph.outputs):
         if value.shape is None or isinstance(value.shape[0], int):
             raise ExportFailed(
                 f"the batch of {value.name!r} is fixed: {value.shape}",
                 "the forward pass contains the batch size as a constant; use images.shape[0] or flatten(1)",
             )
+    _name_nodes(model.graph)
+    _fold(model)
+    ClearMetadataAndDocStringPass()(model)
+    model.producer_version = (model.producer_version or "").partition("+")[0]
+    return onnx_ir.to_proto(model)
 
 
 def _fold(model: onnx_ir.Model) -> None:
@@ -108,19 +95,6 @@ def _name_nodes(graph: onnx_ir.Graph) -> None:
         name = f"{owner}/{node.op_type}".lstrip("/")
         seen[name] = seen.get(name, 0) + 1
         node.name = name if seen[name] == 1 else f"{name}_{seen[name]}"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences torch.onnx, which prints graphs and logs about its internals; its errors are exceptions."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(previous)
 
 
 def _root_cause(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
@@ -13,7 +14,7 @@ from exporters.to_onnx.file import METADATA_PREFIX
 if TYPE_CHECKING:
     from pathlib import Path
 
-#: OpenVINO's names of dtypes -> ONNX's, so that a census reads the same for both.
+#: OpenVINO's names of dtypes -> ONNX's.
 _IR_DTYPES = {"f32": "float", "f16": "float16", "i8": "int8", "u8": "uint8", "i32": "int32", "i64": "int64"}
 
 
@@ -45,10 +46,10 @@ def _describe_port(layer: ET.Element, side: str) -> dict[str, Any]:
     """The one port of a Parameter's output or a Result's input."""
     port = layer.find(f"./{side}/port")
     sides = [int(dim.text or 0) for dim in ([] if port is None else port.findall("dim"))]
-    precision = "" if port is None else port.get("precision", "").lower().replace("fp", "f")
+    dtype = _onnx_dtype("" if port is None else port.get("precision", ""))
     name = (layer.get("name") or "").partition("/sink_port")[0]
     shape = ["batch" if length == -1 else length for length in sides]
-    return {"name": name, "dtype": _IR_DTYPES.get(precision, precision), "shape": shape}
+    return {"name": name, "dtype": dtype, "shape": shape}
 
 
 def _constant_dtypes(layers: list[ET.Element]) -> dict[str, int]:
@@ -57,19 +58,19 @@ def _constant_dtypes(layers: list[ET.Element]) -> dict[str, int]:
     for layer in layers:
         data = layer.find("data")
         if layer.get("type") == "Const" and data is not None:
-            size = 1
-            for side in filter(str.strip, data.get("shape", "").split(",")):
-                size *= int(side)
-            counts[_IR_DTYPES.get(data.get("element_type", ""), data.get("element_type", ""))] += size
+            size = math.prod(int(side) for side in data.get("shape", "").split(",") if side.strip())
+            counts[_onnx_dtype(data.get("element_type", ""))] += size
     return dict(sorted(counts.items()))
 
 
 def _layer_dtypes(layers: list[ET.Element]) -> dict[str, int]:
     """Number of computing layers by output dtype."""
-    counts: Counter[str] = Counter()
-    for layer in layers:
-        for port in layer.findall("./output/port"):
-            if layer.get("type") not in ("Const", "Parameter"):
-                precision = port.get("precision", "").lower().replace("fp", "f")
-                counts[_IR_DTYPES.get(precision, precision)] += 1
-    return dict(sorted(counts.items()))
+    computing = (layer for layer in layers if layer.get("type") not in ("Const", "Parameter"))
+    ports = (port for layer in computing for port in layer.findall("./output/port"))
+    return dict(sorted(Counter(_onnx_dtype(port.get("precision", "")) for port in ports).items()))
+
+
+def _onnx_dtype(name: str) -> str:
+    """ONNX's name of a dtype, so that a census reads the same for both."""
+    short = name.lower().replace("fp", "f")
+    return _IR_DTYPES.get(short, short)

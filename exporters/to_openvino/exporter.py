@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dfadc.errors import DfadcError, ExportFailed, StorageFailed
-from dfadc.storage import replace_together, sha256_file
+from dfadc.storage import replace_together, sha256_file, storage_errors
 from exporters.exporter import BuildSettings, Capability, ExportRequest, ExportResult, Precision
 from exporters.sessions.openvino_core import INSTALL, import_openvino, shared_core
 from exporters.to_onnx.file import METADATA_PREFIX, first_line, load_onnx, read_metadata
@@ -35,14 +35,7 @@ class OpenVinoExporter:
         """No setting depends on the machine."""
 
     def export(self, source_onnx: Path, target: Path, request: ExportRequest, settings: BuildSettings) -> ExportResult:  # noqa: ARG002
-        """Converts the ONNX that ``request.source`` names; fp16 stores the weights in half precision.
-
-        Raises:
-            RequirementMissing: openvino is not installed.
-            DfadcError: the source is not ONNX.
-            ExportFailed: OpenVINO does not support the graph, or the graph has another precision than requested.
-            StorageFailed: a file cannot be written.
-        """
+        """Converts the ONNX; fp16 stores the weights in half precision. See :meth:`Exporter.export`."""
         openvino = import_openvino()
         source = load_onnx(source_onnx)
         metadata = read_metadata(source)
@@ -72,11 +65,7 @@ class OpenVinoExporter:
 
 
 def _check_precision(model: Any, requested: Precision) -> None:
-    """Checks that the graph is quantised if INT8 was requested, and otherwise is not.
-
-    Raises:
-        ExportFailed, DfadcError: it has another precision.
-    """
+    """Refuses a graph that is not quantised if INT8 was requested, one that is otherwise, and fp16 as fp32."""
     operators = Counter(node.get_type_name() for node in model.get_ops())
     halves = sum(
         node.get_element_type().get_type_name() == "f16"
@@ -96,7 +85,7 @@ def _save(openvino: ModuleType, model: Any, target: Path, *, compress: bool) -> 
 
     The xml is moved last: where it exists, its weights exist.
     """
-    try:
+    with storage_errors(f"write {target}"):
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
             draft = Path(folder) / target.name
@@ -108,8 +97,6 @@ def _save(openvino: ModuleType, model: Any, target: Path, *, compress: bool) -> 
             aside.mkdir()
             places = (target, target.with_suffix(".bin"))
             replace_together({place: draft.with_suffix(place.suffix) for place in places}, aside)
-    except OSError as exc:
-        raise StorageFailed(f"cannot write {target}: {exc.strerror or exc}") from exc
 
 
 def _last_line(error: BaseException) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from exporters.to_onnx.int8.rounding import bypass_rounding
+from exporters.to_onnx.int8.rounding import without_rounding
 
 #: Operators that OpenVINO fuses into the layer before them: nothing is gained by rounding in between.
 _ACTIVATIONS = frozenset({"Clip", "Relu"})
@@ -41,10 +41,8 @@ def with_unsigned_activations(source: onnx.ModelProto) -> onnx.ModelProto:
     a Xeon with VNNI. Any others that go through a Concat get zero point 128, which gives the same numbers; it would
     cost time elsewhere.
     """
-    model = onnx.ModelProto()
-    model.CopyFrom(source)
     # OpenVINO 2026.4 crashes on a Concat that is rounded before a ReLU and after it with different zero points.
-    bypass_rounding(model.graph, {node.name for node in model.graph.node if node.op_type in _ACTIVATIONS})
+    model = without_rounding(source, {node.name for node in source.graph.node if node.op_type in _ACTIVATIONS})
     graph = _Graph(model.graph)
     joined = graph.quantisers_at_concats()
     changed = set()

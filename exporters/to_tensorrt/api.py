@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from dfadc.errors import DfadcError, ExportFailed
+from exporters.exporter import ignore
 from exporters.registry import unknown_value
 from exporters.sessions.tensorrt_session import TENSORRT, TENSORRT_RTX, Backend, collecting_logger
 from exporters.to_onnx.file import INPUT_NAME
@@ -29,9 +30,6 @@ _WEIGHTED_LAYERS = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY")
 
 class TensorRtApi:
     """An imported backend.
-
-    Args:
-        backend: which package.
 
     Raises:
         RequirementMissing: the package, or a library it needs, is not installed.
@@ -133,16 +131,8 @@ def deferred_interrupt() -> Iterator[Sequence[object]]:
         previous(*received[0])
 
 
-def _ignore(_phase: str, _done: int, _total: int) -> None:
-    """The default progress callback."""
-
-
 class ParsedNetwork:
-    """An ONNX graph parsed by the backend. Builder, parser and logger live as long as the network.
-
-    Args:
-        api: the backend.
-        onnx_bytes: the typed graph.
+    """A typed ONNX graph parsed by the backend. Builder, parser and logger live as long as the network.
 
     Raises:
         ExportFailed: the backend does not support the graph; operators and nodes are named.
@@ -180,7 +170,7 @@ class ParsedNetwork:
         *,
         gpus: Sequence[str] = (),
         workspace_bytes: int | None = None,
-        on_progress: ProgressCallback | None = None,
+        on_progress: ProgressCallback = ignore,
     ) -> bytes:
         """Builds the engine.
 
@@ -199,7 +189,7 @@ class ParsedNetwork:
             for index, gpu in enumerate(gpus):
                 config.set_compute_capability(getattr(trt.ComputeCapability, gpu.upper()), index)
         with deferred_interrupt() as interrupted:
-            monitor = self._api.progress_monitor(on_progress or _ignore, interrupted)
+            monitor = self._api.progress_monitor(on_progress, interrupted)
             config.progress_monitor = monitor
             engine = self._builder.build_serialized_network(self._network, config)
         if monitor.raised is not None:

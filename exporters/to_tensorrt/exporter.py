@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dfadc.errors import ExportFailed, RequirementMissing
@@ -23,11 +24,7 @@ if TYPE_CHECKING:
 
 
 class TensorRtExporter:
-    """Builds engines with one of the two packages.
-
-    Args:
-        backend: the package; never replaced by the other one.
-    """
+    """Builds engines with one of the two packages, which is never replaced by the other one."""
 
     def __init__(self, backend: Backend) -> None:
         self.name = backend.name
@@ -49,23 +46,11 @@ class TensorRtExporter:
         return Capability(can_build=can_build, can_run=not reason, version=api.version, reason=reason)
 
     def check(self, settings: BuildSettings) -> None:
-        """Checks that engines can be built for the GPUs.
-
-        Raises:
-            RequirementMissing: the package is not installed.
-            DfadcError: a GPU is unknown, or engines can be built for the GPU of this machine only.
-        """
+        """Refuses GPUs that are unknown, or any where engines are built for the GPU of this machine only."""
         TensorRtApi(self._backend).check_gpus([gpu.lower() for gpu in settings.gpus])
 
     def export(self, source_onnx: Path, target: Path, request: ExportRequest, settings: BuildSettings) -> ExportResult:
-        """Builds an engine from the ONNX of the requested precision and writes it beside its sidecar.
-
-        Raises:
-            RequirementMissing: the package is not installed.
-            DfadcError: the source is not ONNX, or a GPU is unknown.
-            ExportFailed: an operator is unsupported, the graph has another precision, or the build failed.
-            StorageFailed: a file cannot be written.
-        """
+        """Builds an engine and writes it beside its sidecar. See :meth:`Exporter.export`."""
         api = TensorRtApi(self._backend)
         gpus = tuple(gpu.lower() for gpu in settings.gpus)
         api.check_gpus(gpus)
@@ -106,14 +91,9 @@ def _with_fixed_size(source: onnx.ModelProto, metadata: Mapping[str, str]) -> by
     return data
 
 
-def full_tensorrt() -> TensorRtExporter:
-    """The exporter called ``tensorrt``."""
-    return TensorRtExporter(TENSORRT)
-
-
-def tensorrt_rtx() -> TensorRtExporter:
-    """The exporter called ``tensorrt-rtx``."""
-    return TensorRtExporter(TENSORRT_RTX)
+#: The exporters called ``tensorrt`` and ``tensorrt-rtx``.
+full_tensorrt = partial(TensorRtExporter, TENSORRT)
+tensorrt_rtx = partial(TensorRtExporter, TENSORRT_RTX)
 
 
 class Gpu(NamedTuple):

@@ -156,8 +156,9 @@ def test_a_forward_loads_at_once_or_with_the_flag_that_the_error_names(case: Cas
     assert case.says in outcome.out.replace("\n", " ")
     given = dict(zip(re.findall(r"--([a-z-]+)", case.flag), case.flag.split()[1::2], strict=True))
     classes = given.get("num-classes")
-    task = options.TaskName(given["task"]) if "task" in given else None
-    fields = options.contract_fields(case.size, None, None, None if classes is None else int(classes), task)
+    fields = options.contract_fields(
+        case.size, None, None, None if classes is None else int(classes), given.get("task")
+    )
     teacher = load_teacher("t.pt", architecture=f"forwards.py:{case.name}", fields=fields, output=given.get("output"))
     assert_same_logits(teacher.module, network, teacher.contract.input_size)
     assert teacher.requested_output == given.get("output")

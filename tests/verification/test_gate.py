@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from dfadc.errors import ExportFailed, RequirementMissing, StorageFailed
 from dfadc.verification.agreement import Agreement
 from dfadc.verification.checks import Verdict, absolute_checks
 from dfadc.verification.coverage import Coverage
-from dfadc.verification.gate import Failure, Judgement, conclude, judge_artifact, judgement_of, not_run
+from dfadc.verification.gate import Judgement, conclude, judge_artifact, judgement_of, not_run
 from dfadc.verification.mcnemar import Pairs
 from dfadc.verification.thresholds import ExportLimits, Thresholds
 
@@ -270,7 +271,8 @@ def test_a_failed_export_is_no_pass_and_every_reason_is_named(
     exit_code: int,
     num_reasons: int,
 ) -> None:
-    failure = Failure("torch cannot export it", "use another layer", failure_code)
+    kind = {4: RequirementMissing, 5: ExportFailed, 7: StorageFailed}[failure_code]
+    failure = kind("torch cannot export it", "use another layer")
     conclusion = conclude(verdicts, required=required, failure=failure)
     assert (conclusion.verdict, conclusion.exit_code, conclusion.headline) == (verdict, exit_code, verdict)
     assert "not exported: torch cannot export it" in conclusion.reasons

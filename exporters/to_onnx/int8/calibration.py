@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
-import logging
 import tempfile
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +11,9 @@ import onnx
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, TensorsData, create_calibrator
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
-from dfadc.errors import ExportFailed, StorageFailed
-from exporters.to_onnx.file import INPUT_NAME, first_line
+from dfadc.errors import ExportFailed
+from dfadc.storage import storage_errors
+from exporters.to_onnx.file import INPUT_NAME, first_line, quiet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,16 +65,8 @@ def quantiser_errors() -> Iterator[None]:
 
     It prints its progress and logs advice on pre-processing that an exported graph has no need of.
     """
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
     try:
-        with redirect_stdout(io.StringIO()):
+        with storage_errors("write temporary files while quantising", "free some space or set TMPDIR"), quiet():
             yield
     except (ValueError, RuntimeError, TypeError, onnx.shape_inference.InferenceError) as exc:
         raise ExportFailed(f"the graph cannot be quantised: {first_line(exc)}") from exc
-    except OSError as exc:
-        raise StorageFailed(
-            f"cannot write temporary files while quantising: {exc.strerror or exc}", "free some space or set TMPDIR"
-        ) from exc
-    finally:
-        logging.disable(previous)

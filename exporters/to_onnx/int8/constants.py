@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -22,8 +23,7 @@ def with_separate_constants(source: onnx.ModelProto) -> onnx.ModelProto:
     which ONNX Runtime cannot load with ``session.x64quantprecision``; a shared bias has the scale of one reader only,
     and cannot go back to fp32 for one of them.
     """
-    model = onnx.ModelProto()
-    model.CopyFrom(source)
+    model = deepcopy(source)
     constants = {tensor.name: tensor for tensor in source.graph.initializer if tensor.data_type == TensorProto.FLOAT}
     taken = {name for node in all_nodes(source.graph) for name in (*node.input, *node.output)}
     read: set[str] = set()
@@ -41,8 +41,7 @@ def with_separate_constants(source: onnx.ModelProto) -> onnx.ModelProto:
 
 def with_int8_weights(int8: onnx.ModelProto, source: onnx.ModelProto, excluded: Collection[str]) -> onnx.ModelProto:
     """A copy of an fp32 graph with the INT8 weights of another, except in excluded nodes."""
-    model = onnx.ModelProto()
-    model.CopyFrom(source)
+    model = deepcopy(source)
     constants = {tensor.name: tensor for tensor in int8.graph.initializer}
     dequantised = {
         node.output[0]: node

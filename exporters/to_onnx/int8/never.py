@@ -15,16 +15,11 @@ _CARRIERS = frozenset(
 
 def never_quantised(source: onnx.ModelProto) -> set[str]:
     """Names of the nodes of an fp32 graph that INT8 would harm and that gain nothing from it."""
-    return _batch_norms(source) | _layer_norms_and_their_sums(source) | _softmaxes_of_one(source)
-
-
-def _batch_norms(source: onnx.ModelProto) -> set[str]:
-    """Batch norms that could not be folded, as DenseNet's before its convolutions; no runtime computes them in INT8.
-
-    Their weights would be INT8 per tensor, and what they read rounded once more: a DenseNet-121 has 2 dB less, and
-    takes a fifth longer in OpenVINO.
-    """
-    return {node.name for node in source.graph.node if node.op_type == "BatchNormalization"}
+    # Batch norms that could not be folded, as DenseNet's before its convolutions; no runtime computes them in INT8.
+    # Their weights would be INT8 per tensor, and what they read rounded once more: a DenseNet-121 has 2 dB less, and
+    # takes a fifth longer in OpenVINO.
+    batch_norms = {node.name for node in source.graph.node if node.op_type == "BatchNormalization"}
+    return batch_norms | _layer_norms_and_their_sums(source) | _softmaxes_of_one(source)
 
 
 def _layer_norms_and_their_sums(source: onnx.ModelProto) -> set[str]:

@@ -18,13 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """Settings of ONNX Runtime's quantiser.
-
-    Args:
-        activations: dtype of the activations; weights are int8 per channel in every preset.
-        options: ONNX Runtime's extra options.
-        symmetric: whether every zero point must be 0 and every bias fp32.
-    """
+    """Dtype of the activations, ONNX Runtime's extra options, and symmetry: zero points are 0 and biases fp32."""
 
     activations: QuantType
     options: dict[str, Any]

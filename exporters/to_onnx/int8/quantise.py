@@ -12,7 +12,7 @@ import numpy as np
 from dfadc.errors import DfadcError, ExportFailed
 from dfadc.storage import atomic_write_bytes
 from dfadc.verification.agreement import predict
-from exporters.exporter import KEEP_FP32_AUTO, PoolUnusable
+from exporters.exporter import KEEP_FP32_AUTO, PoolUnusable, ignore
 from exporters.registry import unknown_value
 from exporters.sessions.isolated import IsolatedSession
 from exporters.sessions.onnx_runtime import OnnxRuntimeSession
@@ -55,10 +55,8 @@ class Quantised:
 
     Args:
         model: the graph, fp32 at its ends, quantised between QuantizeLinear and DequantizeLinear.
-        calibrator: name of the calibrator.
         held_out: agreement with the fp32 graph on images that were not used for calibration.
         num_held_out: number of those images; ``held_out`` counts a few pixels of each for dense networks.
-        kept: layers in fp32.
         all_int8: agreement with every layer in INT8, where layers were returned to fp32 automatically; else None.
         worst: where layers were returned to fp32 automatically, those that INT8 hurts most, the worst first.
     """
@@ -79,7 +77,7 @@ def quantise(
     preset: str = "portable",
     calibrator: str = AUTO,
     keep_fp32: Iterable[str] = (),
-    on_progress: ProgressCallback | None = None,
+    on_progress: ProgressCallback = ignore,
 ) -> Quantised:
     """Quantises an fp32 graph to INT8, weights per channel.
 
@@ -111,8 +109,7 @@ def quantise(
             _check_loads(model)
         agreement = agreement_of(logits_of(model, judging[0]), judging[1], quantiser.task)
         candidates.append((Quantised(model, name, agreement, len(judging[0]), tuple(named)), quantiser))
-        if on_progress is not None:
-            on_progress("calibrating INT8", len(candidates), len(calibrators))
+        on_progress("calibrating INT8", len(candidates), len(calibrators))
     # Not by agreement: on a few hundred images calibrators differ in it by chance. Entropy, which had cut the ranges so
     # short that a tenth of the logits went, won 252 to 250 of 256 images and lost half a point of real accuracy.
     best, quantiser = min(candidates, key=lambda candidate: distance(candidate[0].held_out))
@@ -157,11 +154,7 @@ def _reference_logits(source: onnx.ModelProto, images: NDArray[np.float32]) -> N
 
 
 def _check_loads(model: onnx.ModelProto) -> None:
-    """Opens a graph in a separate process, before it is opened in this one.
-
-    Raises:
-        ExportFailed: ONNX Runtime refuses it or crashes.
-    """
+    """Opens a graph in a separate process, before it is opened in this one, and refuses one that cannot be."""
     with tempfile.TemporaryDirectory(prefix="dfadc-int8-") as folder:
         path = Path(folder) / "int8.onnx"
         atomic_write_bytes(path, model.SerializeToString())
@@ -176,7 +169,7 @@ def _recover(
     quantiser: Quantiser,
     images: NDArray[np.float32],
     reference: NDArray[np.float32],
-    on_progress: ProgressCallback | None,
+    on_progress: ProgressCallback,
 ) -> Quantised:
     """Returns the fewest layers to fp32 that restore a lost agreement, and names the worst."""
     ranking = rank_layers(quantiser, images, reference, on_progress=on_progress)
@@ -185,7 +178,7 @@ def _recover(
     best = recover(quantiser, images, reference, ranking=ranking, on_progress=on_progress)
     return replace(
         base,
-        model=best.model,
+        model=quantiser.quantise(best.kept),
         held_out=best.agreement,
         kept=(*base.kept, *best.kept),
         all_int8=base.held_out,

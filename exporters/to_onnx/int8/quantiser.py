@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-import onnx
 from onnxruntime.quantization import QDQQuantizer, QuantType
 
+from exporters.to_onnx.file import read_metadata
 from exporters.to_onnx.int8.calibration import OPERATORS, quantiser_errors
 from exporters.to_onnx.int8.constants import with_int8_weights
 from exporters.to_onnx.int8.never import never_quantised
-from exporters.to_onnx.int8.rounding import bypass_rounding, dequantised_inputs
+from exporters.to_onnx.int8.rounding import dequantised_inputs, without_rounding
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
+    import onnx
     from onnxruntime.quantization import TensorsData
 
     from dfadc.contract import Task
@@ -29,7 +31,6 @@ class Quantiser:
     Args:
         source: the fp32 graph, after ``constants.with_separate_constants``.
         ranges: of its activations, from :func:`calibrate`.
-        preset: how activations and biases are quantised.
         fp32_layers: names of layers that are in fp32 in every graph, besides those of :func:`never_quantised`.
     """
 
@@ -60,11 +61,9 @@ class Quantiser:
             StorageFailed: the folder of temporary files cannot be written.
         """
         excluded = self._excluded(fp32_layers)
-        model = self._run(self._source, excluded)
-        bypass_rounding(model.graph, excluded)
-        metadata = {entry.key: entry.value for entry in self._source.metadata_props}
+        model = without_rounding(self._run(self._source, excluded), excluded)
         del model.metadata_props[:]
-        onnx.helper.set_model_props(model, metadata)
+        model.metadata_props.extend(self._source.metadata_props)
         model.producer_name, model.producer_version = self._source.producer_name, self._source.producer_version
         return model
 
@@ -76,8 +75,7 @@ class Quantiser:
         """
         excluded = self._excluded(fp32_layers)
         model = self._run(with_int8_weights(self._all_int8, self._source, excluded), excluded)
-        bypass_rounding(model.graph, excluded)
-        return model
+        return without_rounding(model, excluded)
 
     @cached_property
     def _all_int8(self) -> onnx.ModelProto:
@@ -86,11 +84,9 @@ class Quantiser:
 
     def _run(self, source: onnx.ModelProto, excluded: Collection[str]) -> onnx.ModelProto:
         """ONNX Runtime's own result, outputs rounded."""
-        copy = onnx.ModelProto()
-        copy.CopyFrom(source)
         with quantiser_errors():
             quantizer = QDQQuantizer(
-                copy,
+                deepcopy(source),
                 per_channel=True,
                 reduce_range=False,
                 weight_qType=QuantType.QInt8,
@@ -125,8 +121,7 @@ class Quantiser:
 
 def task_of(source: onnx.ModelProto) -> Task:
     """Task in the contract that an exported graph carries; classification for a graph without one."""
-    contracts = (entry.value for entry in source.metadata_props if entry.key == "dfadc.contract")
-    task: Task = json.loads(next(contracts, "{}")).get("task", "classification")
+    task: Task = json.loads(read_metadata(source).get("dfadc.contract", "{}")).get("task", "classification")
     return task
 
 

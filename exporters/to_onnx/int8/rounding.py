@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import TYPE_CHECKING
+
+from exporters.to_onnx.file import without_unread
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -10,11 +13,13 @@ if TYPE_CHECKING:
     import onnx
 
 
-def bypass_rounding(graph: onnx.GraphProto, names: Collection[str]) -> None:
-    """Lets named nodes and the graph's outputs read activations as they are before QuantizeLinear, in place.
+def without_rounding(model: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
+    """A copy whose named nodes and outputs read activations as they are before QuantizeLinear.
 
     ONNX Runtime replaces a quantised activation for all its readers, those that are excluded from quantisation too.
     """
+    copy = deepcopy(model)
+    graph = copy.graph
     producers = {name: node for node in graph.node for name in node.output}
     for output in graph.output:
         dequantise = producers[output.name]
@@ -30,7 +35,7 @@ def bypass_rounding(graph: onnx.GraphProto, names: Collection[str]) -> None:
                 quantise_node = producers.get(dequantise.input[0])
                 if quantise_node is not None:
                     node.input[position] = quantise_node.input[0]
-    _drop_unread(graph)
+    return without_unread(copy)
 
 
 def dequantised_inputs(
@@ -40,21 +45,3 @@ def dequantised_inputs(
     for position, name in enumerate(node.input):
         if (producer := producers.get(name)) is not None and producer.op_type == "DequantizeLinear":
             yield position, producer
-
-
-def _drop_unread(graph: onnx.GraphProto) -> None:
-    """Removes QuantizeLinear and DequantizeLinear nodes that nothing reads, with their constants."""
-    outputs = {value.name for value in graph.output}
-    while True:
-        read = {name for node in graph.node for name in node.input} | outputs
-        linear = (node for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear"))
-        unread = [node for node in linear if not read.intersection(node.output)]
-        if not unread:
-            break
-        for node in unread:
-            graph.node.remove(node)
-    written = {name for node in graph.node for name in node.output}
-    for tensors, alive in ((graph.initializer, read), (graph.value_info, written)):
-        kept = [tensor for tensor in tensors if tensor.name in alive]
-        del tensors[:]
-        tensors.extend(kept)

@@ -9,6 +9,7 @@ import numpy as np
 
 from dfadc.verification.label_agreement import compare_logits
 from dfadc.verification.thresholds import default_export_limits
+from exporters.exporter import ignore
 from exporters.sessions.onnx_runtime import OnnxRuntimeSession
 
 if TYPE_CHECKING:
@@ -46,16 +47,7 @@ class Layer:
     alone_in_fp32: Agreement
 
 
-@dataclass(frozen=True, slots=True)
-class Recovered:
-    """An INT8 graph with ``kept`` in fp32, and its agreement with the fp32 graph."""
-
-    model: onnx.ModelProto
-    kept: tuple[str, ...]
-    agreement: Agreement
-
-
-class _Attempt(NamedTuple):
+class Attempt(NamedTuple):
     """Layers in fp32, and the agreement that they give."""
 
     kept: tuple[str, ...]
@@ -80,15 +72,11 @@ def rank_layers(
     images: NDArray[np.float32],
     reference: NDArray[np.float32],
     *,
-    on_progress: ProgressCallback | None = None,
+    on_progress: ProgressCallback = ignore,
 ) -> list[Layer]:
     """All quantised layers, first the one whose return to fp32 brings the logits closest to the fp32 graph's.
 
-    Args:
-        quantiser: makes the INT8 graphs.
-        images: (N, C, H, W); the first few are used.
-        reference: (N, K) or (N, P, K), the fp32 graph's logits.
-        on_progress: called after every layer.
+    reference: (N, K) or (N, P, K) logits of that graph for the images (N, C, H, W), of which the first few are used.
     """
     images, reference = images[:_RANKING_IMAGES], reference[:_RANKING_IMAGES]
     names = [name for name in quantiser.layers if name not in quantiser.fp32_layers]
@@ -96,8 +84,7 @@ def rank_layers(
     for name in names:
         logits = logits_of(quantiser.preview([name]), images)
         layers.append(Layer(name, agreement_of(logits, reference, quantiser.task)))
-        if on_progress is not None:
-            on_progress(RANKING_PHASE, len(layers), len(names))
+        on_progress(RANKING_PHASE, len(layers), len(names))
     return sorted(layers, key=lambda layer: distance(layer.alone_in_fp32))
 
 
@@ -107,42 +94,35 @@ def recover(
     reference: NDArray[np.float32],
     *,
     ranking: Iterable[Layer],
-    on_progress: ProgressCallback | None = None,
-) -> Recovered:
+    on_progress: ProgressCallback = ignore,
+) -> Attempt:
     """Returns layers to fp32 in the order of the ranking until agreement recovers, then drops those not needed.
 
-    If agreement does not recover, the best graph that was tried is returned.
+    If agreement does not recover, it is the best that was tried.
     """
 
-    def attempt(names: Iterable[str]) -> _Attempt:
+    def attempt(names: Iterable[str]) -> Attempt:
         logits = logits_of(quantiser.preview(names), images)
-        return _Attempt(tuple(names), agreement_of(logits, reference, quantiser.task))
-
-    def recovered(best: _Attempt) -> Recovered:
-        return Recovered(quantiser.quantise(best.kept), best.kept, best.agreement)
-
-    def report(phase: str, done: int, steps: int) -> None:
-        if on_progress is not None:
-            on_progress(phase, done, steps)
+        return Attempt(tuple(names), agreement_of(logits, reference, quantiser.task))
 
     order = [layer.name for layer in ranking]
     limit = max(_LEAST_NUMBER, int(_LARGEST_SHARE * len(order)))
-    tried: list[_Attempt] = []
+    tried: list[Attempt] = []
     for count in range(1, limit + 1):
         tried.append(attempt(order[:count]))
-        report("INT8: returning layers to fp32", count, limit)
+        on_progress("INT8: returning layers to fp32", count, limit)
         if has_recovered(tried[-1].agreement):
             break
     else:
-        return recovered(min(tried, key=lambda candidate: distance(candidate.agreement)))
+        return min(tried, key=lambda candidate: distance(candidate.agreement))
     best = tried[-1]
     candidates = order[: len(best.kept) - 1]
     for number, name in enumerate(candidates, 1):
         without = attempt([kept for kept in best.kept if kept != name])
-        report("INT8: dropping layers that are not needed", number, len(candidates))
+        on_progress("INT8: dropping layers that are not needed", number, len(candidates))
         if without.kept and has_recovered(without.agreement):
             best = without
-    return recovered(best)
+    return best
 
 
 def logits_of(model: onnx.ModelProto, images: NDArray[np.float32]) -> NDArray[np.float32]:
