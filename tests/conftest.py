@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from command_line import Outcome, run_command, settings
+from command_line import FEW_IMAGES, Outcome, run_command, settings
 from filelock import FileLock
 from processes import ForkedProcess
 from sklearn.datasets import load_digits
@@ -31,6 +31,7 @@ from dfadc.networks.names import build_architecture, resolve_architecture
 from dfadc.networks.network_file import save_network
 from dfadc.reporting import charts, html
 from dfadc.teacher import match
+from dfadc.training import closed_form
 from exporters.sessions import isolated
 
 if TYPE_CHECKING:
@@ -178,6 +179,15 @@ def _references_built_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(match, "reference_network", reference_network)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _students_fitted_on_few_images() -> Iterator[None]:
+    """Nearly every student here begins as its teacher made smaller, fitted to it: ten seconds of a core each."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in FEW_IMAGES.items():
+            patch.setattr(closed_form, name, value)
         yield
 
 
