@@ -15,7 +15,8 @@ from command_line import run_command
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "docs" / "quickstart.md"]
-FEW_IMAGES = ("verify.num_samples=1024", "calibration.num_images=32")
+GATES = tuple(f"verify.min_{precision}_agreement=0.9" for precision in ("fp16", "int8"))  # few samples can show
+FEW_IMAGES = ("verify.num_samples=192", *GATES, "calibration.num_images=32")
 SETTINGS = " ".join(f"--set {each}" for each in FEW_IMAGES)
 #: Budgets that would take minutes become a few steps and images; everything else is run as it stands.
 SHORTENED = {
