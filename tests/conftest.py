@@ -45,6 +45,13 @@ if TYPE_CHECKING:
 #: Fixtures that only the tests of the exporters, of dense answers, of several labels, and of gates use.
 pytest_plugins = ["small_student", "small_scenes", "small_labels", "judged_runs"]
 
+#: More than twenty seconds of a core each.
+LONG_FILES = (
+    *("tests/test_docs.py", "tests/test_resume.py", "tests/test_ends.py"),
+    *("teacher/test_onnx_teacher.py", "training/test_training.py", "examples/test_targets.py"),
+    *("pipeline/test_pipeline.py", "pipeline/test_exports.py", "pipeline/test_multilabel_pipeline.py"),
+    *("cli/test_streams.py", "cli/test_endings.py"),
+)
 DIGITS_CONTRACT = ImageContract(
     input_size=(1, 8, 8),
     num_classes=10,
@@ -89,6 +96,11 @@ class TrainedTeacher(NamedTuple):
 
     path: Path
     accuracy: float
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take longest come first: a process that takes one of them last keeps the others waiting."""
+    items.sort(key=lambda item: not item.path.as_posix().endswith(LONG_FILES))
 
 
 def pytest_collection_finish() -> None:
