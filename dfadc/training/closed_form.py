@@ -44,7 +44,7 @@ def fit_student_(student: Student, teacher: Teacher, flops: NetworkFlops, seed: 
 
 
 def fit_note(student: Student, teacher: Teacher, flops: NetworkFlops) -> str:
-    """What :func:`fit_student_` does, for the plan."""
+    """Note for the plan about :func:`fit_student_`."""
     num_layers = len(_fitted_layers(student, teacher))
     images = f"{num_images(flops, num_layers):,} procedural images"
     return f"the student's {num_layers} layers are fitted to the teacher's on {images}, in closed form"
