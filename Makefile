@@ -40,8 +40,9 @@ lint: $(INSTALLED) ## ruff: rules and format
 types: $(INSTALLED) ## mypy, strict
 	$(BIN)/mypy
 
+# With bytecode on the disk, the processes that tests start do not compile dfadc anew.
 tests: $(INSTALLED) ## pytest, a process for each core, up to four
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 docs: $(INSTALLED) ## Documentation as a site in build/site; broken links are errors
 	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/python -m mkdocs build --strict

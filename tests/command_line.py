@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 ROOT = Path(__file__).resolve().parents[1]
+#: Of ``dfadc.training.closed_form``, in this process and in those of commands that begin a run.
+FEW_IMAGES = {"MOST_IMAGES": 256, "MOST_FLOPS": 4e9}
+_ON_FEW_IMAGES = f"from dfadc.training import closed_form; vars(closed_form).update({FEW_IMAGES})"
 
 
 class Outcome(NamedTuple):
@@ -80,7 +83,8 @@ def command_process(
         preamble: Python that the process runs first.
         imports_done: torch and its like are there from the beginning, which saves seconds.
     """
-    program = f"import sys\n{preamble}\nfrom dfadc.cli.main import main\nmain()"
+    first = _ON_FEW_IMAGES if arguments[:1] == ("distill",) else ""
+    program = f"import sys\n{preamble}\n{first}\nfrom dfadc.cli.main import main\nmain()"
     command, environment = [program, *map(str, arguments)], {**os.environ, "PYTHONPATH": str(ROOT)}
     start = ForkedProcess if imports_done else NewProcess
     with start(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from command_line import Outcome, run_command, settings
+from command_line import FEW_IMAGES, Outcome, run_command, settings
 from filelock import FileLock
 from processes import ForkedProcess
 from sklearn.datasets import load_digits
@@ -31,6 +31,7 @@ from dfadc.networks.names import build_architecture, resolve_architecture
 from dfadc.networks.network_file import save_network
 from dfadc.reporting import charts, html
 from dfadc.teacher import match
+from dfadc.training import closed_form
 from exporters.sessions import isolated
 
 if TYPE_CHECKING:
@@ -44,6 +45,13 @@ if TYPE_CHECKING:
 #: Fixtures that only the tests of the exporters, of dense answers, of several labels, and of gates use.
 pytest_plugins = ["small_student", "small_scenes", "small_labels", "judged_runs"]
 
+#: More than twenty seconds of a core each.
+LONG_FILES = (
+    *("tests/test_docs.py", "tests/test_resume.py", "tests/test_ends.py"),
+    *("teacher/test_onnx_teacher.py", "training/test_training.py", "examples/test_targets.py"),
+    *("pipeline/test_pipeline.py", "pipeline/test_exports.py", "pipeline/test_multilabel_pipeline.py"),
+    *("cli/test_streams.py", "cli/test_endings.py"),
+)
 DIGITS_CONTRACT = ImageContract(
     input_size=(1, 8, 8),
     num_classes=10,
@@ -88,6 +96,11 @@ class TrainedTeacher(NamedTuple):
 
     path: Path
     accuracy: float
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take longest come first: a process that takes one of them last keeps the others waiting."""
+    items.sort(key=lambda item: not item.path.as_posix().endswith(LONG_FILES))
 
 
 def pytest_collection_finish() -> None:
@@ -178,6 +191,15 @@ def _references_built_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(match, "reference_network", reference_network)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _students_fitted_on_few_images() -> Iterator[None]:
+    """Nearly every student here begins as its teacher made smaller, fitted to it: ten seconds of a core each."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in FEW_IMAGES.items():
+            patch.setattr(closed_form, name, value)
         yield
 
 

@@ -38,7 +38,7 @@ LABELS_CONTRACT = ImageContract(
 LABEL_ACCURACY = 0.93
 NUM_STEPS = 300
 QUICK_LABELS = {
-    "steps": 60,
+    "steps": 24,
     "batch_size": 32,
     "student.steps": 3,
     "student.ema_decay": 0.9,

@@ -115,7 +115,7 @@ def plan_distillation(
 ) -> Plan:
     """Plan of :func:`run_distillation`: builds the networks and measures a step, writes nothing."""
     resolved = load_recipe(recipe) if isinstance(recipe, str) else recipe
-    with prepare(teacher, student, recipe=resolved, device=device) as training:
+    with prepare(teacher, student, recipe=resolved, device=device, is_for_plan=True) as training:
         return training.plan(minutes)
 
 

@@ -19,7 +19,7 @@ from dfadc.recipe.resolve import StudentFacts, resolve_recipe
 from dfadc.student.build import build_student, with_logits_like
 from dfadc.student.inherit import corresponding_layers, inherit
 from dfadc.teacher.load import Placement
-from dfadc.training.closed_form import fit_student_
+from dfadc.training.closed_form import fit_note, fit_student_
 from dfadc.training.plan import NetworkFlops, size_notes
 from dfadc.training.run import Training
 from dfadc.training.sample_size import check_gates_can_pass, size_note
@@ -32,7 +32,15 @@ if TYPE_CHECKING:
     from dfadc.teacher.load import Teacher
 
 
-def prepare(teacher: Teacher, student: str, *, recipe: Recipe, device: str, has_checkpoint: bool = False) -> Training:
+def prepare(
+    teacher: Teacher,
+    student: str,
+    *,
+    recipe: Recipe,
+    device: str,
+    has_checkpoint: bool = False,
+    is_for_plan: bool = False,
+) -> Training:
     """Builds the student that a recipe and a teacher's contract call for, and the training.
 
     Args:
@@ -41,6 +49,7 @@ def prepare(teacher: Teacher, student: str, *, recipe: Recipe, device: str, has_
         recipe: as asked for; of a run that goes on, as it was resolved.
         device: of the training.
         has_checkpoint: the run goes on from one; the file that the student started from is not needed any more.
+        is_for_plan: it is planned and never trained, so the student's layers need not be fitted first.
 
     Raises:
         DfadcError: unknown student, a recipe that does not fit, a teacher that cannot teach, a missing device.
@@ -73,7 +82,9 @@ def prepare(teacher: Teacher, student: str, *, recipe: Recipe, device: str, has_
     policy, changed = fit_policy(choose_policy(recipe.compute, choose_device(device), largest), built.module)
     teacher = teacher.placed(policy.placement(images_at_once(recipe, teacher.contract)))
     if built.is_inherited and not has_checkpoint:
-        notes = (*notes, fit_student_(built, teacher, flops, recipe.seed))
+        notes = (*notes, fit_note(built, teacher, flops))
+        if not is_for_plan:
+            fit_student_(built, teacher, flops, recipe.seed)
     state = TrainingState(
         built.module,
         generator,

@@ -13,6 +13,7 @@ from dfadc.student.regression import can_fit, fit_layers_, normalise_
 
 if TYPE_CHECKING:
     from dfadc.student.build import Student
+    from dfadc.student.inherit import Correspondence
     from dfadc.teacher.load import Teacher
     from dfadc.training.plan import NetworkFlops
 
@@ -22,7 +23,7 @@ MOST_IMAGES, LEAST_IMAGES, MOST_FLOPS = 4000, 64, 4e11
 _DRAWN_FOR_EACH = 4
 
 
-def fit_student_(student: Student, teacher: Teacher, flops: NetworkFlops, seed: int) -> str:
+def fit_student_(student: Student, teacher: Teacher, flops: NetworkFlops, seed: int) -> None:
     """Fits the student's layers on procedural images of balanced classes, on the teacher's device.
 
     Args:
@@ -30,23 +31,23 @@ def fit_student_(student: Student, teacher: Teacher, flops: NetworkFlops, seed: 
         teacher: placed; left as it is.
         flops: of both, for the number of images.
         seed: of the images.
-
-    Returns:
-        A note for the plan.
     """
     assert student.copy is not None, "a student that inherits is its teacher made smaller"  # noqa: S101
-    layers = [pair for pair in paired_layers(student.module, teacher.module, student.copy) if can_fit(pair.student)]
-    count = num_images(flops, len(layers))
+    layers = _fitted_layers(student, teacher)
     rng = torch.Generator().manual_seed(seed)
-    images = draw_balanced(count, teacher, rng, drawn_for_each=_DRAWN_FOR_EACH)
+    images = draw_balanced(num_images(flops, len(layers)), teacher, rng, drawn_for_each=_DRAWN_FOR_EACH)
     device = teacher.placement.device
     student.module.to(device)
     with full_fp32(device):
         fit_layers_(student.module, teacher.module, layers, images.to(device))
         normalise_(student.module, student.copy.pairing.folded, images.to(device))
-    return (
-        f"the student's {len(layers)} layers are fitted to the teacher's on {count:,} procedural images, in closed form"
-    )
+
+
+def fit_note(student: Student, teacher: Teacher, flops: NetworkFlops) -> str:
+    """Note for the plan about :func:`fit_student_`."""
+    num_layers = len(_fitted_layers(student, teacher))
+    images = f"{num_images(flops, num_layers):,} procedural images"
+    return f"the student's {num_layers} layers are fitted to the teacher's on {images}, in closed form"
 
 
 def num_images(flops: NetworkFlops, num_layers: int) -> int:
@@ -54,3 +55,8 @@ def num_images(flops: NetworkFlops, num_layers: int) -> int:
     teacher, student = flops.teacher or 0, flops.student or 0
     each = (_DRAWN_FOR_EACH + 1) * teacher + num_layers / 2 * student
     return int(min(MOST_IMAGES, max(LEAST_IMAGES, MOST_FLOPS / max(1, each))))
+
+
+def _fitted_layers(student: Student, teacher: Teacher) -> list[Correspondence]:
+    assert student.copy is not None, "a student that inherits is its teacher made smaller"  # noqa: S101
+    return [pair for pair in paired_layers(student.module, teacher.module, student.copy) if can_fit(pair.student)]

@@ -9,13 +9,14 @@ import pytest
 import torch
 from miniature import MINIATURE
 
-from dfadc import load_teacher, run_distillation
+from dfadc import load_teacher, plan_distillation, run_distillation
 from dfadc.distillation.images.procedural import draw_procedural
 from dfadc.errors import DfadcError
 from dfadc.networks.network_file import load_network
 from dfadc.recipe.load import load_recipe
+from dfadc.training import closed_form
 from dfadc.training.build import prepare
-from dfadc.training.closed_form import LEAST_IMAGES, MOST_IMAGES, num_images
+from dfadc.training.closed_form import LEAST_IMAGES, MOST_FLOPS, MOST_IMAGES, num_images
 from dfadc.training.plan import NetworkFlops
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from dfadc.recipe.schema import Recipe
     from dfadc.teacher.load import Teacher
 
+FEW_SAMPLES = ("verify.num_samples=40", "calibration.num_images=80")
 FASHION_MNIST = Path(__file__).resolve().parents[2] / "examples" / "fashion_mnist"
 
 
@@ -33,7 +35,7 @@ def lenet() -> Teacher:
 
 
 def short(steps: int) -> Recipe:
-    return load_recipe("auto", [*MINIATURE, f"steps={steps}"])
+    return load_recipe("auto", [*MINIATURE, *FEW_SAMPLES, f"steps={steps}"])
 
 
 def unseen_images(teacher: Teacher) -> Tensor:
@@ -48,15 +50,24 @@ def agreement(student: nn.Module, teacher: Teacher) -> float:
 
 
 def test_fitted_layers_agree_with_the_teacher_far_more_often(lenet: Teacher, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(closed_form, "MOST_IMAGES", 1000)
+    monkeypatch.setattr(closed_form, "MOST_FLOPS", MOST_FLOPS)
     recipe = short(2)
     fitted = prepare(lenet, "lenet5_half", recipe=recipe, device="cpu")
     assert any("the student's 5 layers are fitted to the teacher's on" in note for note in fitted.notes)
-    monkeypatch.setattr("dfadc.training.build.fit_student_", lambda *_: "not fitted")
+    monkeypatch.setattr("dfadc.training.build.fit_student_", lambda *_: None)
     inherited = prepare(lenet, "lenet5_half", recipe=recipe, device="cpu")
     with_fit, without = (agreement(each.run.state.student.module, lenet) for each in (fitted, inherited))
     assert with_fit > without + 0.15, (with_fit, without)
     average = fitted.run.state.student.average.state_dict()
     assert all(torch.equal(tensor, average[name]) for name, tensor in fitted.student.module.state_dict().items())
+
+
+def test_a_plan_tells_of_the_fit_and_fits_nothing(lenet: Teacher, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = short(2)
+    (note,) = (each for each in prepare(lenet, "lenet5_half", recipe=recipe, device="cpu").notes if "fitted" in each)
+    monkeypatch.setattr("dfadc.training.build.fit_student_", lambda *_: pytest.fail("a plan was to be made"))
+    assert note in plan_distillation(lenet, "lenet5_half", recipe=recipe, device="cpu").notes
 
 
 def test_no_steps_leave_the_fitted_student(lenet: Teacher, tmp_path: Path) -> None:
@@ -85,5 +96,9 @@ def test_no_steps_are_refused_for_a_student_with_nothing_to_start_from(lenet: Te
         (NetworkFlops(None, None, 1), MOST_IMAGES),
     ],
 )
-def test_larger_networks_are_fitted_on_fewer_images(flops: NetworkFlops, expected: int) -> None:
+def test_larger_networks_are_fitted_on_fewer_images(
+    flops: NetworkFlops, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(closed_form, "MOST_IMAGES", MOST_IMAGES)
+    monkeypatch.setattr(closed_form, "MOST_FLOPS", MOST_FLOPS)
     assert num_images(flops, num_layers=10) == expected
