@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 ROOT = Path(__file__).resolve().parents[1]
-#: Of ``dfadc.training.closed_form``, in this process and in those of commands that begin a run.
+#: Of ``dfadc.training.stock``, in this process and in those of commands that begin a run.
 FEW_IMAGES = {"MOST_IMAGES": 256, "MOST_FLOPS": 4e9}
-_ON_FEW_IMAGES = f"from dfadc.training import closed_form; vars(closed_form).update({FEW_IMAGES})"
+_ON_FEW_IMAGES = f"from dfadc.training import stock; vars(stock).update({FEW_IMAGES})"
 
 
 class Outcome(NamedTuple):

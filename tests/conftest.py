@@ -31,7 +31,7 @@ from dfadc.networks.names import build_architecture, resolve_architecture
 from dfadc.networks.network_file import save_network
 from dfadc.reporting import charts, html
 from dfadc.teacher import match
-from dfadc.training import closed_form
+from dfadc.training import stock
 from exporters.sessions import isolated
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ def _students_fitted_on_few_images() -> Iterator[None]:
     """Nearly every student here begins as its teacher made smaller, fitted to it: ten seconds of a core each."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in FEW_IMAGES.items():
-            patch.setattr(closed_form, name, value)
+            patch.setattr(stock, name, value)
         yield
 
 

@@ -82,11 +82,12 @@ def build_run(
     loaded = as_teacher(make_teacher(contract) if teacher is None else teacher, contract)
     student = SmallNetwork(contract) if student is None else student
     few = ["replay.repeats=2"] if load_recipe(recipe).replay.repeats else []
-    asked = load_recipe(recipe, [*MINIATURE, *few, *overrides])
+    # As one that begins with a file's weights, whose composition auto leaves as it is.
+    asked = load_recipe(recipe, [*MINIATURE, *few, "student.weights=student.pt", *overrides])
     copy = find_copy(student, loaded.module, random_images(contract))
     part = None if isinstance(copy, str) else copy
     num_hints = len(corresponding_layers(student, loaded.module, part))
-    facts = StudentFacts("student", is_inherited=False, num_hints=num_hints)
+    facts = StudentFacts("student", is_inherited=False, has_batch_norm=True, num_hints=num_hints)
     settings = resolve(asked, contract, len(loaded.batch_norms), facts)
     policy = replace(choose_policy(settings.compute, torch.device(device)), channels_last=channels_last)
     generator = build_generator(settings.generator, contract) if generator is None else generator
@@ -114,7 +115,7 @@ def resolve(
     student: StudentFacts | None = None,
 ) -> Recipe:
     """The recipe for a teacher of so many batch norms, without its notes."""
-    student = student or StudentFacts("student", is_inherited=False, num_hints=2)
+    student = student or StudentFacts("student", is_inherited=False, has_batch_norm=True, num_hints=2)
     return resolve_recipe(recipe, contract, num_batch_norms=num_batch_norms, student=student)[0]
 
 

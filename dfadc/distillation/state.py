@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 MONITOR = "monitor"
 #: Images of each student update that are offered to the reservoir; it still sees the whole run.
 RESERVOIR_OFFER = 4
+#: Of fewer procedural images than these a student learns each by heart.
+LEAST_STOCK = 1000
 
 
 class Stateful(Protocol):
@@ -51,6 +53,7 @@ class TrainingState:
         contract: what an image is.
         policy: how tensors are computed.
         logit_size: (h, w) of the teacher's logits where it answers every pixel.
+        stock: procedural images (N, C, H, W), normalised, to train on; None, or too few: new ones are drawn each time.
         reservoir_size: images kept over the whole run, for calibration.
     """
 
@@ -63,6 +66,7 @@ class TrainingState:
         contract: ImageContract,
         policy: ComputePolicy,
         logit_size: tuple[int, ...] = (),
+        stock: Tensor | None = None,
         reservoir_size: int = RESERVOIR_SIZE,
     ) -> None:
         self.device = policy.device
@@ -78,7 +82,7 @@ class TrainingState:
             batch_size=recipe.batch_size,
             num_classes=contract.num_classes,
         )
-        self._student_start = recipe.student.start
+        self._first_update = recipe.first_update
         self.student = TrainableNetwork(
             student,
             recipe.student.optimizer,
@@ -90,6 +94,7 @@ class TrainingState:
         self.replay = build_replay(recipe, contract, policy.device)
         self.repeats = build_repeats(recipe, contract, policy.device, logit_size)
         self.reservoir = Reservoir(reservoir_size, contract.input_size, policy.device)
+        self.stock = stock.to(policy.device, STORED_DTYPE) if stock is not None and len(stock) >= LEAST_STOCK else None
         self.snapshots = torch.empty((0, *contract.input_size), dtype=STORED_DTYPE)
         self.step = 0
         #: Steps of the whole run; a time budget sets them before the first one.
@@ -100,7 +105,7 @@ class TrainingState:
 
     def set_learning_rates(self) -> None:
         """Sets both rates for the share of the run that is done; the student's schedule begins with its updates."""
-        progress, start = self.step / self.num_steps, self._student_start
+        progress, start = self.step / self.num_steps, self._first_update
         self.student.set_learning_rate(max(0.0, (progress - start) / (1 - start)))
         self.generator.set_learning_rate(progress)
 

@@ -53,8 +53,8 @@ class StepPlan:
         """The plan of a recipe."""
         student, replay = recipe.student, recipe.replay
         updates = (
-            Updates(Kind.STUDENT, student.steps, student.start),
-            Updates(Kind.REPEATED, replay.repeats, student.start),
+            Updates(Kind.STUDENT, student.steps, recipe.first_update),
+            Updates(Kind.REPEATED, replay.repeats, recipe.first_update),
             Updates(Kind.GENERATOR, recipe.generator.steps),
             Updates(Kind.REPLAY, int(replay.share == 1)),
         )

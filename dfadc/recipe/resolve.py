@@ -28,11 +28,13 @@ class StudentFacts(NamedTuple):
     Args:
         architecture: its name.
         is_inherited: it starts from the teacher's weights.
+        has_batch_norm: some of its layers are batch norms.
         num_hints: layers that correspond to the teacher's.
     """
 
     architecture: str
     is_inherited: bool
+    has_batch_norm: bool
     num_hints: int
 
 
@@ -52,7 +54,7 @@ def resolve_recipe(
     """
     notes: list[str] = []
     if recipe.name == _AUTO:
-        for overlay, reason in _overlays(contract, num_batch_norms, student):
+        for overlay, reason in _overlays(recipe, contract, num_batch_norms, student):
             recipe = _apply_overlay(recipe, overlay, reason, contract, notes)
         recipe = _make_room(recipe, notes)
     if recipe.student.hints > 0 and not student.num_hints:
@@ -77,7 +79,9 @@ def resolve_recipe(
     return recipe, (describe_losses(recipe), *notes)
 
 
-def _overlays(contract: ImageContract, num_batch_norms: int, student: StudentFacts) -> Iterator[tuple[str, str]]:
+def _overlays(
+    recipe: Recipe, contract: ImageContract, num_batch_norms: int, student: StudentFacts
+) -> Iterator[tuple[str, str]]:
     """Overlays that recipe auto takes, in this order, and the reason of each."""
     if contract.task == "multilabel":
         yield "multilabel", "the teacher gives an image several labels"
@@ -85,8 +89,13 @@ def _overlays(contract: ImageContract, num_batch_norms: int, student: StudentFac
         yield "segmentation", "the teacher answers every pixel"
         if num_batch_norms == 0:
             yield "dense_without_batch_norm", "the teacher has no batch-norm statistics"
-    elif num_batch_norms == 0:
+        return
+    if not student.is_inherited and not recipe.student.weights:
+        yield "random_start", "a student from random weights learns one class of an untrained generator"
+    if num_batch_norms == 0:
         yield "without_batch_norm", "the teacher has no batch-norm statistics"
+    if not student.has_batch_norm:
+        yield "student_without_batch_norm", "a student without batch norm bears no large steps"
     elif student.is_inherited:
         yield "inherited", "a student that starts from the teacher's weights needs smaller steps"
 
@@ -140,10 +149,12 @@ def describe_losses(recipe: Recipe) -> str:
     shares = {"replayed": replay.share, "procedural": replay.procedural_share}
     images = {"fresh": 1 - sum(shares.values()), **shares}
     seen = ", ".join(f"{share:.0%} {source}" for source, share in images.items() if share > 0)
+    alone = student.start if replay.procedural_share else 0.0
+    start = f"; the first {alone:.0%} of the steps show it procedural images alone" if alone else ""
     repeats = f"; {replay.repeats} of {recipe.student_updates} updates repeat a batch" if replay.repeats else ""
     return (
         f"recipe {recipe.name}: the generator seeks {_sum(seeks)}, the student learns {_sum(learns)} on images that "
-        f"are {seen}; {recipe.augmentation.mixup:.0%} of its batches are mixed up{repeats}"
+        f"are {seen}; {recipe.augmentation.mixup:.0%} of its batches are mixed up{repeats}{start}"
     )
 
 
@@ -163,7 +174,7 @@ def warm_up_notes(recipe: Recipe) -> tuple[str, ...]:
     """
     if not recipe.steps:
         return ("0 steps: the student stays as it starts",)
-    student_start, adversarial_start = recipe.student.start, recipe.generator.adversarial_start
+    student_start, adversarial_start = recipe.first_update, recipe.generator.adversarial_start
     start = math.ceil(student_start * recipe.steps)
     if start >= recipe.steps:
         raise DfadcError(

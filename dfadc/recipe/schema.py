@@ -57,7 +57,12 @@ class StudentSettings(Settings):
         "off", description="without a file: start from the teacher's weights where the student is it made smaller"
     )
     steps: int = Field(5, ge=1, le=1000, description="student updates on new images in each step")
-    start: float = Field(0.0, ge=0, lt=1, description="share of the run before its first update")
+    start: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the run before generated images: it sees procedural ones until then, or none",
+    )
     l1: Weight = Field(1.0, description="weight of mean |student logits - teacher logits|")
     scaled_l1: Weight = Field(0.0, description="weight of the same in units of the teacher's logit scale")
     kl: Weight = Field(0.0, description="weight of KL(teacher ‖ student)")
@@ -245,6 +250,11 @@ class Recipe(Settings):
     def student_updates(self) -> int:
         """Student updates in each step."""
         return self.student.steps + self.replay.repeats
+
+    @property
+    def first_update(self) -> float:
+        """Share of the run before the student's first update: without procedural images it waits for generated ones."""
+        return 0.0 if self.replay.procedural_share else self.student.start
 
 
 def num_micro_batches(batch_size: int, micro_batch: int) -> int:

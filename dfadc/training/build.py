@@ -14,19 +14,23 @@ from dfadc.distillation.distillation import Distillation
 from dfadc.distillation.generator.networks import build_generator
 from dfadc.distillation.state import TrainingState
 from dfadc.networks.flops import count_flops
+from dfadc.networks.norm_layers import find_norm_layers
 from dfadc.recipe.load import change_recipe
 from dfadc.recipe.resolve import StudentFacts, resolve_recipe
 from dfadc.student.build import build_student, with_logits_like
 from dfadc.student.inherit import corresponding_layers, inherit
 from dfadc.teacher.load import Placement
-from dfadc.training.closed_form import fit_note, fit_student_
+from dfadc.training.closed_form import fit_note, fit_student_, layers_to_fit
 from dfadc.training.plan import NetworkFlops, size_notes
 from dfadc.training.run import Training
 from dfadc.training.sample_size import check_gates_can_pass, size_note
+from dfadc.training.stock import draw_stock, num_images
 from dfadc.training.teacher_check import probe_teacher
 from dfadc.training.tensorboard import require_tensorboard
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from dfadc.recipe.schema import Recipe, StudentSettings
     from dfadc.student.build import Student
     from dfadc.teacher.load import Teacher
@@ -68,7 +72,7 @@ def prepare(
     probe = probe_teacher(teacher)
     resolved: tuple[str, ...] = ()
     if not has_checkpoint:
-        facts = StudentFacts(built.architecture, built.is_inherited, len(hints))
+        facts = StudentFacts(built.architecture, built.is_inherited, _has_batch_norm(built.module), len(hints))
         num_batch_norms = len(probe.batch_norms)
         recipe, resolved = resolve_recipe(recipe, teacher.contract, num_batch_norms=num_batch_norms, student=facts)
     check_gates_can_pass(recipe.verify, teacher.contract)
@@ -81,10 +85,15 @@ def prepare(
     largest = max(math.inf if each is None else each for each in (flops.teacher, flops.student, flops.generator))
     policy, changed = fit_policy(choose_policy(recipe.compute, choose_device(device), largest), built.module)
     teacher = teacher.placed(policy.placement(images_at_once(recipe, teacher.contract)))
-    if built.is_inherited and not has_checkpoint:
-        notes = (*notes, fit_note(built, teacher, flops))
-        if not is_for_plan:
-            fit_student_(built, teacher, flops, recipe.seed)
+    layers = layers_to_fit(built, teacher) if built.is_inherited else []
+    number = num_images(flops, len(layers))
+    stock: Tensor | None = None
+    if not is_for_plan and (layers or recipe.replay.procedural_share > 0):
+        stock = draw_stock(number, teacher, recipe.seed)
+    if layers and not has_checkpoint:
+        notes = (*notes, fit_note(len(layers), number))
+        if stock is not None:
+            fit_student_(built, teacher, layers, stock)
     state = TrainingState(
         built.module,
         generator,
@@ -92,6 +101,7 @@ def prepare(
         contract=teacher.contract,
         policy=policy,
         logit_size=probe.logit_size,
+        stock=stock,
     )
     hints = corresponding_layers(built.module, teacher.module, built.copy)  # where both are now
     run = Distillation(teacher, probe.batch_norms, state, recipe=recipe, policy=policy, hints=hints)
@@ -105,6 +115,10 @@ def _count_flops(teacher: Teacher, student: Student, generator: torch.nn.Module,
     return NetworkFlops(
         count_flops(teacher.module, size), count_flops(student.module, size), count_flops(generator, (latent_dim,))
     )
+
+
+def _has_batch_norm(network: torch.nn.Module) -> bool:
+    return any(layer.has_statistics for layer in find_norm_layers(network))
 
 
 def _build_student(name: str, teacher: Teacher, rules: StudentSettings) -> Student:

@@ -21,9 +21,16 @@ if TYPE_CHECKING:
 
 CONTRACT = ImageContract((3, 32, 24), 10, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
 DENSE = ImageContract((3, 32, 24), 10, mean=(0.5,) * 3, std=(0.2,) * 3, task="segmentation")
-NARROWER = StudentFacts("compact_resnet_20", is_inherited=False, num_hints=3)
+NARROWER = StudentFacts("compact_resnet_20", is_inherited=False, has_batch_norm=True, num_hints=3)
 COPY = NARROWER._replace(is_inherited=True)
 STRANGER = NARROWER._replace(num_hints=0)
+#: Settings that auto takes for a student that starts from random weights.
+RANDOM_START = {
+    "replay.share": 0.3,
+    "replay.procedural_share": 0.45,
+    "student.start": 0.3,
+    "augmentation.mixup": 0.25,
+}
 
 
 def resolve(
@@ -36,11 +43,22 @@ def resolve(
     return resolve_recipe(recipe, contract, num_batch_norms=num_batch_norms, student=student)
 
 
-def test_auto_keeps_its_composition_where_batch_norms_guide_the_generator() -> None:
-    resolved, notes = resolve(load_recipe("auto"), num_batch_norms=20)
-    assert resolved == load_recipe("auto")
+def test_auto_keeps_its_composition_where_a_student_begins_with_weights_of_a_file(tmp_path: Path) -> None:
+    recipe = load_recipe("auto", [f"student.weights={tmp_path / 'student.pt'}"])
+    resolved, notes = resolve(recipe, num_batch_norms=20)
+    assert resolved == recipe
     assert any("20 batch-norm layers" in note for note in notes)
     assert not any("overlay" in note for note in notes)
+
+
+def test_a_student_from_random_weights_begins_on_procedural_images() -> None:
+    resolved, notes = resolve(load_recipe("auto"))
+    assert resolved == change_recipe(load_recipe("auto"), RANDOM_START)
+    assert any("overlay random_start sets student.start = 0.3" in note for note in notes)
+    for other in (COPY, COPY._replace(has_batch_norm=False)):
+        assert resolve(load_recipe("auto"), student=other)[0].student.start == 0
+    assert resolve(load_recipe("auto"), num_batch_norms=0)[0].student.start == 0.3
+    assert resolve(load_recipe("auto"), DENSE)[0].student.start == 0
 
 
 def test_images_are_standardised_where_mean_and_std_are_unknown_and_the_plan_says_so() -> None:
@@ -84,14 +102,15 @@ POOL = ["replay.share=1", "student.start=0.1", "replay.procedural_share=0"]
 )
 def test_settings_that_cannot_be_combined_are_refused_with_a_way_out(overrides: list[str], problem: str) -> None:
     with pytest.raises(DfadcError, match=problem) as caught:
-        resolve(load_recipe("auto", overrides))
+        resolve(load_recipe("auto", overrides), student=COPY)
     assert caught.value.exit_code == 2
     assert caught.value.hint
 
 
 def test_all_conflicts_are_named_at_once() -> None:
+    recipe = load_recipe("auto", ["replay.share=1", "prior.batch_norm_momentum=0.9", "prior.batch_norm=0"])
     with pytest.raises(DfadcError) as caught:
-        resolve(load_recipe("auto", ["replay.share=1", "prior.batch_norm_momentum=0.9", "prior.batch_norm=0"]))
+        resolve(recipe, student=COPY)
     for part in ("empty replay buffer", "prior.batch_norm_momentum", "every image is a repetition"):
         assert part in caught.value.message
 
@@ -107,8 +126,8 @@ def test_all_conflicts_are_named_at_once() -> None:
     ],
 )
 def test_settings_that_can_be_combined_are_taken(overrides: list[str]) -> None:
-    recipe = load_recipe("auto", overrides)
-    assert resolve(recipe)[0] == recipe
+    recipe = load_recipe("auto", [*overrides, "student.optimizer.learning_rate=0.1"])
+    assert resolve(recipe, student=COPY)[0] == recipe
 
 
 @pytest.mark.parametrize(
@@ -119,10 +138,10 @@ def test_settings_that_can_be_combined_are_taken(overrides: list[str]) -> None:
     ],
 )
 def test_classes_of_images_are_nothing_for_dense_outputs(overrides: list[str], field: str) -> None:
-    recipe = load_recipe("auto", [*overrides, "replay.repeats=0"])
+    recipe = load_recipe("auto", [*overrides, "replay.repeats=0", "student.optimizer.learning_rate=0.1"])
     with pytest.raises(DfadcError, match=f"{field} needs one class an image, and this teacher has one for every pixel"):
         resolve(recipe, DENSE)
-    assert resolve(recipe)[0] == recipe
+    assert resolve(recipe, student=COPY)[0] == recipe
 
 
 # -------------------------------------------------------------------------------------------------- the budget
@@ -144,7 +163,7 @@ def test_a_warm_up_is_said() -> None:
             [*POOL, "replay.repeats=0", "steps=1"],
             "budget of 1 steps is too small for the warm-up: with student.start = 0.1 the student would",
         ),
-        (["student.start=0.9", "steps=5"], "with student.start = 0.9"),
+        (["student.start=0.9", "steps=5", "replay.procedural_share=0"], "with student.start = 0.9"),
         (["generator.adversarial_start=0.5", "steps=1"], "the discrepancy would never count"),
     ],
 )
@@ -157,7 +176,7 @@ def test_a_budget_too_small_for_the_warm_up_is_refused(overrides: list[str], pro
 @settings(deadline=None, max_examples=100)
 @given(start=st.floats(0, 0.99), more=st.integers(0, 3))
 def test_the_steps_that_the_hint_names_are_enough(start: float, more: int) -> None:
-    recipe = change_recipe(load_recipe("auto"), {"student.start": start, "steps": 1})
+    recipe = change_recipe(load_recipe("auto"), {"student.start": start, "steps": 1, "replay.procedural_share": 0})
     try:
         warm_up_notes(recipe)
     except DfadcError as exc:
@@ -172,8 +191,6 @@ WITHOUT_BATCH_NORM = {
     "student.l1": 0.0,
     "student.scaled_l1": 1.0,
     "student.hints": 5.0,
-    "student.optimizer.kind": "adam",
-    "student.optimizer.learning_rate": 2e-3,
     "generator.width": 0.25,
     "generator.discrepancy": "scaled_l1",
     "prior.batch_norm": 0.0,
@@ -196,12 +213,23 @@ SEGMENTATION = {
 
 
 def test_auto_takes_the_overlay_of_a_teacher_without_batch_norm_and_names_it() -> None:
-    for student in (NARROWER, COPY):
-        resolved, notes = resolve(load_recipe("auto"), num_batch_norms=0, student=student)
-        assert resolved == change_recipe(load_recipe("auto"), WITHOUT_BATCH_NORM)
-        (note,) = [note for note in notes if "overlay" in note]
-        assert "no batch-norm statistics: overlay without_batch_norm sets" in note
-        assert all(path in note for path in WITHOUT_BATCH_NORM)
+    own = {"student.optimizer.learning_rate": 0.2}
+    resolved, notes = resolve(change_recipe(load_recipe("auto"), own), num_batch_norms=0, student=COPY)
+    assert resolved == change_recipe(load_recipe("auto"), WITHOUT_BATCH_NORM)
+    (note,) = [note for note in notes if "overlay" in note]
+    assert "no batch-norm statistics: overlay without_batch_norm sets" in note
+    assert all(path in note for path in WITHOUT_BATCH_NORM)
+
+
+@pytest.mark.parametrize("num_batch_norms", [0, 4])
+@pytest.mark.parametrize("student", [NARROWER, COPY])
+def test_a_student_without_batch_norm_is_trained_by_adam(num_batch_norms: int, student: StudentFacts) -> None:
+    plain = student._replace(has_batch_norm=False)
+    resolved, notes = resolve(load_recipe("auto"), num_batch_norms=num_batch_norms, student=plain)
+    optimizer = resolved.student.optimizer
+    assert (optimizer.kind, optimizer.learning_rate) == ("adam", 2e-3)
+    assert any("without batch norm bears no large steps: overlay student_without_batch_norm sets" in n for n in notes)
+    assert resolve(load_recipe("auto"), DENSE, student=plain)[0].student.optimizer.kind == "nesterov"
 
 
 def test_auto_takes_the_overlay_of_a_teacher_that_answers_every_pixel() -> None:
@@ -249,10 +277,10 @@ def test_python_and_files_choose_as_set_does(tmp_path: Path) -> None:
 
 def test_procedural_images_give_way_to_what_the_user_asks_for() -> None:
     for num_batch_norms, own in ((4, 0.25), (0, 0.5)):
-        wide, notes = resolve(load_recipe("auto", ["replay.share=0.95"]), num_batch_norms=num_batch_norms)
+        wide, notes = resolve(load_recipe("auto", ["replay.share=0.95"]), num_batch_norms=num_batch_norms, student=COPY)
         assert (wide.replay.share, wide.replay.procedural_share) == (0.95, 0.05)
         assert any("replay.procedural_share = 0.05" in note for note in notes)
-        narrow, _ = resolve(load_recipe("auto", ["replay.share=0.3"]), num_batch_norms=num_batch_norms)
+        narrow, _ = resolve(load_recipe("auto", ["replay.share=0.3"]), num_batch_norms=num_batch_norms, student=COPY)
         assert narrow.replay.procedural_share == own
     # Room enough for auto's own share, not for that of the overlay.
     between, notes = resolve(load_recipe("auto", ["replay.share=0.6"]), num_batch_norms=0)
@@ -265,7 +293,7 @@ def test_auto_stays_the_users_where_an_overlay_does_not_go_with_it() -> None:
     with pytest.raises(DfadcError, match="matches batch-norm statistics"):
         resolve(load_recipe("auto", ["generator.architecture=paper"]), num_batch_norms=0)
     chosen = load_recipe("auto", ["generator.architecture=paper", "prior.batch_norm=0"])
-    resolved, notes = resolve(chosen, num_batch_norms=0)
+    resolved, notes = resolve(chosen, num_batch_norms=0, student=COPY)
     assert (resolved.generator.width, resolved.replay.procedural_share) == (1.0, 0.25)
     assert any("overlay without_batch_norm and yours cannot be combined" in note for note in notes)
 
@@ -289,12 +317,14 @@ def test_hints_that_the_user_asks_for_are_refused_where_no_layer_corresponds(rec
 
 
 def test_the_plan_describes_the_losses() -> None:
-    _, (line, *_) = resolve(load_recipe("auto"), num_batch_norms=20)
+    _, (line, *_) = resolve(load_recipe("auto"), num_batch_norms=20, student=COPY)
     assert line == (
         "recipe auto: the generator seeks 1 l1 + 1 batch_norm + 1 one_hot + 5 balance, the student learns 1 l1 + 1 kl "
         "+ 20 hints on images that are 25% fresh, 50% replayed, 25% procedural; 50% of its batches are mixed up; 10 of "
         "15 updates repeat a batch"
     )
+    _, (line, *_) = resolve(load_recipe("auto"), num_batch_norms=20)
+    assert line.endswith("repeat a batch; the first 30% of the steps show it procedural images alone")
     _, (line, *reasons) = resolve(load_recipe("auto"), num_batch_norms=0)
     assert "seeks 1 scaled_l1 + 1 one_hot + 5 balance, the student learns 1 scaled_l1 + 1 kl" in line
     assert "10% fresh, 40% replayed, 50% procedural" in line

@@ -14,10 +14,10 @@ from dfadc.distillation.images.procedural import draw_procedural
 from dfadc.errors import DfadcError
 from dfadc.networks.network_file import load_network
 from dfadc.recipe.load import load_recipe
-from dfadc.training import closed_form
+from dfadc.training import stock
 from dfadc.training.build import prepare
-from dfadc.training.closed_form import LEAST_IMAGES, MOST_FLOPS, MOST_IMAGES, num_images
 from dfadc.training.plan import NetworkFlops
+from dfadc.training.stock import LEAST_IMAGES, MOST_FLOPS, MOST_IMAGES, num_images
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -50,8 +50,8 @@ def agreement(student: nn.Module, teacher: Teacher) -> float:
 
 
 def test_fitted_layers_agree_with_the_teacher_far_more_often(lenet: Teacher, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(closed_form, "MOST_IMAGES", 1000)
-    monkeypatch.setattr(closed_form, "MOST_FLOPS", MOST_FLOPS)
+    monkeypatch.setattr(stock, "MOST_IMAGES", 1000)
+    monkeypatch.setattr(stock, "MOST_FLOPS", MOST_FLOPS)
     recipe = short(2)
     fitted = prepare(lenet, "lenet5_half", recipe=recipe, device="cpu")
     assert any("the student's 5 layers are fitted to the teacher's on" in note for note in fitted.notes)
@@ -99,6 +99,6 @@ def test_no_steps_are_refused_for_a_student_with_nothing_to_start_from(lenet: Te
 def test_larger_networks_are_fitted_on_fewer_images(
     flops: NetworkFlops, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(closed_form, "MOST_IMAGES", MOST_IMAGES)
-    monkeypatch.setattr(closed_form, "MOST_FLOPS", MOST_FLOPS)
+    monkeypatch.setattr(stock, "MOST_IMAGES", MOST_IMAGES)
+    monkeypatch.setattr(stock, "MOST_FLOPS", MOST_FLOPS)
     assert num_images(flops, num_layers=10) == expected

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from dfadc.distillation.compute.transfer import send
 from dfadc.distillation.images import augmentation
 from dfadc.distillation.images.procedural import draw_procedural
 
@@ -43,13 +44,16 @@ def draw_student_batch(state: TrainingState, recipe: Recipe, contract: ImageCont
         contract: what an image is.
     """
     size, replay = recipe.batch_size, recipe.replay
-    num_replayed = 0
-    if replay.share == 1:
+    num_replayed = num_procedural = 0
+    if replay.procedural_share and state.step < recipe.student.start * state.num_steps:
+        num_procedural = size
+    elif replay.share == 1:
         num_replayed = size
     elif len(state.replay):
         num_replayed = min(round(size * replay.share), size - 1)
-    most = size - num_replayed - 1  # one is the generator's
-    num_procedural = max(0, min(round(size * replay.procedural_share), most))
+    if not num_procedural:
+        most = size - num_replayed - 1  # one is the generator's
+        num_procedural = max(0, min(round(size * replay.procedural_share), most))
     replayed, stored_logits = _draw_replayed(num_replayed, state, contract)
     weight = augmentation.draw_mixup(recipe.augmentation.mixup, state.rng)
     return StudentBatch(
@@ -75,6 +79,9 @@ def _draw_latents(count: int, state: TrainingState) -> Tensor:
 def _draw_procedural(count: int, state: TrainingState, contract: ImageContract) -> Tensor:
     if not count:
         return torch.empty((0, *contract.input_size), device=state.device)
+    if state.stock is not None:
+        chosen = send(torch.randint(len(state.stock), (count,), generator=state.rng), state.device)
+        return augmentation.shift(state.stock[chosen].float(), augmentation.most_pixels(contract), state.rng)
     # A core would take longer to draw them than a GPU for the step.
     pixel_rng = state.latent_rng if state.device.type == "cuda" else state.rng
     return draw_procedural(count, contract, state.rng, pixel_rng).to(state.device)

@@ -1,4 +1,4 @@
-"""Images drawn by rule, which nobody trains: leaves that lie on each other, and noise as photographs have it."""
+"""Images drawn by rule, which nobody trains: leaves that lie on each other, strokes of a pen, photographs' noise."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from dfadc.distillation.compute.transfer import send
 if TYPE_CHECKING:
     from dfadc.contract import ImageContract
 
-#: Share of the images that are noise alone; the others have leaves.
-_NOISE_SHARE = 0.15
+#: Shares of the images that are strokes, and of the others those that are noise alone; the rest has leaves.
+_STROKES_SHARE, _NOISE_SHARE = 0.25, 0.15
 #: Leaves of an image at most; most images have few.
 _MOST_LEAVES = 12
 #: A leaf's size and the most that it is longer than wide, as shares of half the image's side and as a factor.
@@ -26,6 +26,12 @@ _EXPONENTS = (1.0, 2.0, 4.0, 10.0)
 _PLAIN, _MIRRORED, _TEXTURED, _UNEVEN, _SAME = 0.5, 0.5, 0.7, 0.5, 0.5
 #: Share of the leaves that stand or lie, and by how much they lean: standard deviation in radians.
 _UPRIGHT, _LEANING = 0.7, 0.1
+#: Strokes of an image at most, points that one is drawn through, and the shares of those that begin where the one
+#: before ends, of the straight ones, of the closed ones and of the images that are bright on black.
+_MOST_STROKES, _POINTS = 3, 32
+_JOINED, _STRAIGHT, _CLOSED, _BRIGHT_ON_BLACK = 0.6, 0.3, 0.2, 0.7
+#: How far strokes reach from their middle, and half their breadth, in halves of the image's side.
+_REACH, _BREADTH = (0.4, 0.8), (0.04, 0.14)
 #: Values of images that are drawn at once: what a leaf takes is as much as an image, and an image has several.
 _VALUES_AT_ONCE = {"cpu": 2**18, "cuda": 2**24}
 #: How strong texture and unevenness are at most, in pixels of [0, 1] and in units of a leaf.
@@ -39,9 +45,10 @@ def draw_procedural(
 
     The student and the teacher answer them as they answer any images. Source: the dead-leaves model (Lee, Mumford and
     Huang 2001) and noise of spectrum 1/f^a (Field 1987), from which Baradad et al. (2021, arXiv 2106.05963) learn
-    representations. Deviations: few leaves instead of a full cover, half of the images on plain black and half of them
-    mirrored, neighbours of one surface, so that single objects with parts come up too; more upright and level leaves
-    than oblique ones, as edges are in photographs (Switkes, Mayer and Sloan 1978).
+    representations; a quarter are cubic Bézier curves, for teachers of writing and drawings. Deviations: few leaves
+    instead of a full cover, half of the images on plain black and half of them mirrored, neighbours of one surface, so
+    that single objects with parts come up too; more upright and level leaves than oblique ones, as edges are in
+    photographs (Switkes, Mayer and Sloan 1978).
 
     Args:
         count: N.
@@ -79,9 +86,16 @@ class _Painter:
         )
 
     def draw(self, count: int) -> Tensor:
-        """(N, C, H, W): some of noise alone, the others of leaves."""
-        is_noise = self._uniform(count) < _NOISE_SHARE
-        return torch.where(is_noise, self._draw_noise(count), self._draw_leaves(count))
+        """(N, C, H, W): some of strokes, some of noise alone, the others of leaves, in any order."""
+        num_strokes = int((torch.rand(count, generator=self.rng) < _STROKES_SHARE).sum())
+        parts = []
+        if num_strokes < count:
+            is_noise = self._uniform(count - num_strokes) < _NOISE_SHARE
+            noise, leaves = self._draw_noise(len(is_noise)), self._draw_leaves(len(is_noise))
+            parts.append(torch.where(is_noise, noise, leaves))
+        if num_strokes:
+            parts.append(self._draw_strokes(num_strokes))
+        return torch.cat(parts)[send(torch.randperm(count, generator=self.rng), self.device)]
 
     def _draw_noise(self, count: int) -> Tensor:
         """(N, C, H, W): a colour, and around it noise of one spectrum, stronger or weaker in each channel."""
@@ -107,6 +121,37 @@ class _Painter:
             surfaces[chosen] = surface
             images[chosen] = torch.where(inside, surface, images[chosen])
         return images
+
+    def _draw_strokes(self, count: int) -> Tensor:
+        """(N, C, H, W): up to three strokes of one breadth, bright on black or of one surface on another."""
+        middle, reach = self._normal(0.12, count, 1, 2), self._between(_REACH, count, 1, 2)
+        breadth = self._between(_BREADTH, count, 1, 1)
+        num_strokes = torch.randint(1, _MOST_STROKES + 1, (count, 1, 1), generator=self.pixel_rng, device=self.device)
+        steps = torch.linspace(0, 1, _POINTS, device=self.device).view(1, -1, 1)
+        down, across = (torch.linspace(-1, 1, side, device=self.device) for side in (self.height, self.width))
+        inside = torch.zeros(count, self.height, self.width, device=self.device)
+        end = middle + reach * self._between((-1, 1), count, 1, 2)
+        for number in range(_MOST_STROKES):
+            start, first, second, other = (middle + reach * self._between((-1, 1), count, 1, 2) for _ in range(4))
+            joined, straight, closed = (
+                self._between((0, 1), count, 1, 1) < share for share in (_JOINED, _STRAIGHT, _CLOSED)
+            )
+            start = torch.where(joined, end, start)
+            end = torch.where(closed, start, other)
+            first = torch.where(straight, start.lerp(end, 1 / 3), first)
+            second = torch.where(straight, start.lerp(end, 2 / 3), second)
+            back = 1 - steps
+            points = back**3 * start + 3 * back**2 * steps * first + 3 * back * steps**2 * second + steps**3 * end
+            squares = (down - points[..., :1]).square().unsqueeze(3) + (across - points[..., 1:]).square().unsqueeze(2)
+            distance = squares.amin(dim=1).sqrt()
+            ink = ((breadth - distance) * min(self.height, self.width) / 2 + 0.5).clamp(0, 1)
+            inside = torch.where(num_strokes > number, inside.maximum(ink), inside)
+        on_black = self._uniform(count) < _BRIGHT_ON_BLACK
+        ground = self._surface(self._fields(count)) * ~on_black
+        colour = self._uniform(count, 0.01, channels=self.channels)
+        bright = self._uniform(count, 0.6, 1.0) * colour / colour.amax(dim=1, keepdim=True)
+        ink = torch.where(on_black, bright, self._surface(self._fields(count)))
+        return ground.lerp(ink, inside.unsqueeze(1))
 
     def _surface(self, textures: Tensor) -> Tensor:
         """(N, C, H, W) of a colour each, some with texture (N, 1, H, W)."""
@@ -151,7 +196,14 @@ class _Painter:
         """``count`` of the values, drawn with replacement."""
         return values[torch.randint(len(values), (count,), generator=self.pixel_rng, device=self.device)]
 
+    def _between(self, bounds: tuple[float, float], *size: int) -> Tensor:
+        """Uniform between the bounds."""
+        return bounds[0] + (bounds[1] - bounds[0]) * torch.rand(size, generator=self.pixel_rng, device=self.device)
+
+    def _normal(self, deviation: float, *size: int) -> Tensor:
+        """Normal around 0."""
+        return deviation * torch.randn(size, generator=self.pixel_rng, device=self.device)
+
     def _uniform(self, count: int, low: float = 0.0, high: float = 1.0, *, channels: int = 1) -> Tensor:
         """(N, channels, 1, 1) between the bounds."""
-        drawn = torch.rand((count, channels, 1, 1), generator=self.pixel_rng, device=self.device)
-        return low + (high - low) * drawn
+        return self._between((low, high), count, channels, 1, 1)

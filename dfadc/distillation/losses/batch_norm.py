@@ -126,6 +126,28 @@ class BatchNormMatching:
         self._distances.append(mean_distance + (variance - layer.get_buffer("running_var")).norm())
 
 
+@contextmanager
+def watch_images(layers: list[nn.Module]) -> Iterator[list[list[Tensor]]]:
+    """Gives, for each layer, how far each image of the forward passes within is from the statistics that it kept.
+
+    Mean over the channels of ((μ - running mean) / σ)² + ((s - σ) / σ)², with μ and s mean and deviation of a channel
+    over the image and σ² the running variance: one list of tensors (N,) a layer, one tensor a forward pass.
+    """
+    found: list[list[Tensor]] = [[] for _ in layers]
+
+    def observe(index: int, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        values = inputs[0].detach().float().unsqueeze(-1).flatten(2)
+        deviation = layer.get_buffer("running_var").clamp_min(1e-8).sqrt()
+        variance, mean = torch.var_mean(values, dim=2, correction=0)
+        apart = ((mean - layer.get_buffer("running_mean")) / deviation).square()
+        found[index].append((apart + (variance.sqrt() / deviation - 1).square()).mean(dim=1))
+
+    with ExitStack() as hooks:
+        for index, layer in enumerate(layers):
+            hooks.callback(layer.register_forward_pre_hook(partial(observe, index)).remove)
+        yield found
+
+
 def _statistics_of(layer: nn.Module) -> Tensor:
     """Room for mean and variance of a layer, (2, C)."""
     return torch.zeros((2, *layer.get_buffer("running_mean").shape), device=layer.get_buffer("running_mean").device)

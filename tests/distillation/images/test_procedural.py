@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dfadc.contract import ImageContract
+from dfadc.distillation.images import procedural
 from dfadc.distillation.images.procedural import draw_procedural
 
 GREY = ImageContract((1, 28, 28), 10, mean=(0.3,), std=(0.4,))
@@ -60,6 +61,26 @@ def test_images_are_smooth_as_photographs_are() -> None:
     assert 0.6 < correlations.nanmedian() < 0.99  # an edge along the border leaves nothing to correlate
 
 
+@pytest.fixture
+def _leaves_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(procedural, "_STROKES_SHARE", 0.0)
+
+
+def test_strokes_are_thin_bright_and_on_black_for_the_most_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(procedural, "_STROKES_SHARE", 1.0)
+    images = draw_procedural(400, GREY, rng())
+    pixels = images * GREY.std[0] + GREY.mean[0]  # type: ignore[index]
+    on_black = pixels[(pixels == 0).flatten(1).float().mean(dim=1) > 0.5]
+    assert 0.55 < len(on_black) / 400 < 0.85
+    assert (on_black.flatten(1).amax(dim=1) > 0.55).float().mean() > 0.95
+    inked = (on_black > 0.3).flatten(1).float().mean(dim=1)
+    assert 0.03 < inked.median() < 0.25  # a written digit of 28 px covers an eighth
+    # In one piece, for the most part, and longer than broad: further from end to end than an area so large is across.
+    rows, columns = ((on_black > 0.3).any(dim=axis).squeeze(1).sum(dim=1) for axis in (3, 2))
+    assert (torch.maximum(rows, columns) > 1.3 * (inked * 28**2).sqrt()).float().mean() > 0.6
+
+
+@pytest.mark.usefixtures("_leaves_alone")
 def test_single_objects_on_black_and_mirror_images_come_up() -> None:
     images = draw_procedural(1000, GREY, rng())
     black = images.amin()
@@ -72,6 +93,7 @@ def test_single_objects_on_black_and_mirror_images_come_up() -> None:
     assert 0.2 < (alike > 0.8).float().mean() < 0.6
 
 
+@pytest.mark.usefixtures("_leaves_alone")
 def test_edges_are_upright_or_level_more_often_than_oblique() -> None:
     """Of the images whose structure tensor has one direction; by chance a quarter would, and the grid adds some."""
     images = draw_procedural(2000, GREY, rng())
