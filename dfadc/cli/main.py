@@ -97,6 +97,7 @@ def _print_interrupted() -> None:
 def _end_like_ctrl_c(signum: int, frame: FrameType | None) -> None:
     """Ends a command on SIGTERM and SIGHUP as on Ctrl-C, with whole files; a second signal ends it at once."""
     signal.signal(signum, signal.SIG_DFL)
+    sys.unraisablehook = lambda _: None  # what a destructor of a file cut off in its constructor says is no news
     signal.default_int_handler(signum, frame)
 
 

@@ -85,15 +85,8 @@ def prepare(
     largest = max(math.inf if each is None else each for each in (flops.teacher, flops.student, flops.generator))
     policy, changed = fit_policy(choose_policy(recipe.compute, choose_device(device), largest), built.module)
     teacher = teacher.placed(policy.placement(images_at_once(recipe, teacher.contract)))
-    layers = layers_to_fit(built, teacher) if built.is_inherited else []
-    number = num_images(flops, len(layers))
-    stock: Tensor | None = None
-    if not is_for_plan and (layers or recipe.replay.procedural_share > 0):
-        stock = draw_stock(number, teacher, recipe.seed)
-    if layers and not has_checkpoint:
-        notes = (*notes, fit_note(len(layers), number))
-        if stock is not None:
-            fit_student_(built, teacher, layers, stock)
+    stock, fitted = _start(built, teacher, recipe, flops, is_for_plan=is_for_plan, has_checkpoint=has_checkpoint)
+    notes = (*notes, *fitted)
     state = TrainingState(
         built.module,
         generator,
@@ -107,6 +100,28 @@ def prepare(
     run = Distillation(teacher, probe.batch_norms, state, recipe=recipe, policy=policy, hints=hints)
     notes = (*notes, *((fewer,) if fewer else ()), *changed, *run.fp32_layers.notes)
     return Training(run, student=built, flops=flops, notes=notes)
+
+
+def _start(
+    student: Student,
+    teacher: Teacher,
+    recipe: Recipe,
+    flops: NetworkFlops,
+    *,
+    is_for_plan: bool,
+    has_checkpoint: bool,
+) -> tuple[Tensor | None, tuple[str, ...]]:
+    """The stock of procedural images, if there is need of one, and a note where a student that inherits is fitted."""
+    layers = layers_to_fit(student, teacher) if student.is_inherited else []
+    number = num_images(flops, len(layers))
+    is_fitted = bool(layers) and not has_checkpoint
+    notes = (fit_note(len(layers), number),) if is_fitted else ()
+    if is_for_plan or not (layers or recipe.replay.procedural_share > 0):
+        return None, notes
+    stock = draw_stock(number, teacher, recipe.seed)
+    if is_fitted:
+        fit_student_(student, teacher, layers, stock)
+    return stock, notes
 
 
 def _count_flops(teacher: Teacher, student: Student, generator: torch.nn.Module, latent_dim: int) -> NetworkFlops:

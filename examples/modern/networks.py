@@ -1,4 +1,4 @@
-"""Networks without batch norm, for ``--teacher-arch networks:vit`` and ``--student networks:vit_half_width``."""
+"""Networks of other kinds, for ``--teacher-arch networks:vit`` and ``--student networks:vit_half_width``."""
 
 from __future__ import annotations
 
@@ -97,3 +97,31 @@ def vgg(num_classes: int, channels: int = 1, width: int = 32) -> nn.Sequential:
 def vgg_half_width(num_classes: int, channels: int = 1) -> nn.Sequential:
     """Half of the channels."""
     return vgg(num_classes, channels, width=16)
+
+
+def five_convolutions(num_classes: int, channels: int = 1, width: int = 32) -> nn.Sequential:
+    """A plain network with batch norms."""
+    return _plain(num_classes, (channels, width, 2 * width, 2 * width, 3 * width, 3 * width), strides=(1, 2, 1, 2, 1))
+
+
+def three_convolutions(num_classes: int, channels: int = 1, width: int = 16) -> nn.Sequential:
+    """A tenth of its parameters and other strides: no smaller copy of it."""
+    return _plain(num_classes, (channels, width, 2 * width, 2 * width), strides=(2, 1, 2))
+
+
+def _plain(num_classes: int, widths: tuple[int, ...], strides: tuple[int, ...]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for (inputs, outputs), stride in zip(pairwise(widths), strides, strict=True):
+        convolution = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+        layers += [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], num_classes))
+
+
+def pooled(num_classes: int, channels: int = 1, widths: tuple[int, int, int] = (32, 64, 128)) -> nn.Sequential:
+    """Two convolutions, each with max pooling, and two linear layers with dropout: many a first network for digits."""
+    first, second, hidden = widths
+    return nn.Sequential(
+        *(nn.Conv2d(channels, first, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(first, second, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
+        *(nn.Linear(49 * second, hidden), nn.ReLU(), nn.Dropout(0.4), nn.Linear(hidden, num_classes)),
+    )

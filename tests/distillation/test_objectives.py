@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from miniature import SmallNetwork, build_run
+from miniature import SMALL_CONTRACT, SmallNetwork, build_run
 from states import assert_same_state
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from dfadc.contract import ImageContract
+from dfadc.distillation.images.batches import draw_student_batch
 from dfadc.distillation.loop import StepLosses, distill, update_student
+from dfadc.distillation.state import LEAST_STOCK, TrainingState
 
 if TYPE_CHECKING:
     from dfadc.distillation.distillation import Distillation
@@ -64,6 +66,35 @@ def test_procedural_images_are_shown_and_remembered_beside_the_generators() -> N
     update_student(run, batch)
     assert run.state.replay.seen == seen + 4
     assert not torch.equal(batch.procedural, run.student.draw_batch().procedural)
+
+
+def test_a_student_begins_on_procedural_images_alone() -> None:
+    run = build_run("auto", "student.start=0.5", "replay.procedural_share=0.25", "steps=4")
+    seen = []
+    for _ in range(4):
+        batch = run.student.draw_batch()
+        seen.append((len(batch.latents), len(batch.procedural), len(batch.replayed)))
+        distill(run, run.state.step + 1, lambda _: None)
+    assert seen == [(0, 8, 0), (0, 8, 0), (2, 2, 4), (2, 2, 4)]
+    assert run.recipe.first_update == 0
+    assert build_run("auto", "student.start=0.5", "replay.procedural_share=0").recipe.first_update == 0.5
+
+
+def test_procedural_images_come_from_the_stock_where_it_is_large_enough() -> None:
+    stock = torch.full((LEAST_STOCK, 1, 8, 8), 0.25)
+    run = build_run("auto", "replay.procedural_share=0.25")
+    for images, is_used in ((stock, True), (stock[1:], False)):
+        state = TrainingState(
+            run.state.student.module,
+            run.state.generator.module,
+            recipe=run.recipe,
+            contract=SMALL_CONTRACT,
+            policy=run.policy,
+            stock=images,
+        )
+        drawn = draw_student_batch(state, run.recipe, SMALL_CONTRACT).procedural
+        assert len(drawn) == 2
+        assert bool((drawn == 0.25).all()) is is_used
 
 
 def test_a_student_of_replayed_images_alone_sees_nothing_else() -> None:

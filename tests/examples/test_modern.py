@@ -1,4 +1,4 @@
-"""The networks without batch norm in examples/modern: each half is its teacher made smaller, and has its weights."""
+"""The networks in examples/modern: each half is its teacher made smaller, and has its weights; others are not."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from dfadc.student.inherit import SmallerCopy, find_copy
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "examples" / "modern"))
+import digits_28
 import networks
 
 
@@ -29,3 +30,20 @@ def test_each_half_is_a_smaller_copy(teacher: torch.nn.Module, student: torch.nn
     copy = find_copy(student.eval(), teacher.eval(), images)
     assert isinstance(copy, SmallerCopy), copy
     assert student(images).shape == teacher(images).shape == (2, 10)
+
+
+@pytest.mark.parametrize("teacher", [networks.five_convolutions(10), networks.pooled(10)])
+def test_three_convolutions_are_no_smaller_copy(teacher: torch.nn.Module) -> None:
+    images, student = torch.randn(2, 1, 28, 28), networks.three_convolutions(10)
+    assert isinstance(find_copy(student.eval(), teacher.eval(), images), str)
+    assert student(images).shape == teacher(images).shape == (2, 10)
+
+
+def test_digits_are_white_on_black_and_divided_by_the_seed() -> None:
+    train, test = (digits_28.load_digits_28(split, seed=1) for split in ("train", "test"))
+    assert train.images.shape == (1197, 1, 28, 28)
+    assert (len(test.labels), test.images.dtype) == (600, torch.uint8)
+    assert (train.images == 0).float().mean() > 0.6
+    assert train.images.flatten(1).amax(dim=1).float().mean() > 240
+    known = {image.numpy().tobytes() for image in train.images}
+    assert sum(image.numpy().tobytes() in known for image in test.images) < 5

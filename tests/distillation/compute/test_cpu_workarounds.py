@@ -92,6 +92,7 @@ def test_a_run_computes_both_networks_so_and_leaves_them_as_they_were() -> None:
     assert not any("forward" in vars(layer) for network in (teacher, student) for layer in network.modules())
 
 
+@pytest.mark.slow  # beside other processes a speed says nothing
 @pytest.mark.skipif(
     not torch.cpu.get_capabilities().get("avx512_bf16"), reason="the CPU has no bf16 units: runs are in fp32"
 )

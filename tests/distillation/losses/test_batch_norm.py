@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from dfadc.distillation.losses.batch_norm import BatchNormMatching, BatchStatistics
+from dfadc.distillation.losses.batch_norm import BatchNormMatching, BatchStatistics, watch_images
 from dfadc.networks.norm_layers import is_batch_norm_with_statistics
 from dfadc.teacher.exported_norms import restore_batch_norms_
 
@@ -256,3 +256,27 @@ def test_hooks_are_on_the_layers_within_the_context_alone() -> None:
     with pytest.raises(RuntimeError), BatchNormMatching(list(network.norms)):
         network(torch.zeros(2, 1, 3, 3))
     assert all(not norm._forward_pre_hooks for norm in network.norms)  # noqa: SLF001
+
+
+def test_how_far_single_images_are_from_the_statistics() -> None:
+    """Per layer and image the mean over channels of ((μ - m) / σ)² + ((s - σ) / σ)², pass by pass."""
+    network, images = TwoNorms(), draw((5, 2, 4, 3), 1)
+    norms = [layer for layer in network.norms if isinstance(layer, nn.Module)]
+    with watch_images(norms) as by_layer, torch.no_grad():
+        for part in torch.from_numpy(images).float().split(3):
+            network(part)
+    assert [[len(part) for part in parts] for parts in by_layer] == [[3, 2], [3, 2]]
+    state = {name: value.double().numpy() for name, value in norms[0].state_dict().items()}
+    maps = np.einsum("oc,nchw->nohw", network.first.weight.detach().double().numpy()[:, :, 0, 0], images)
+    deviation = np.sqrt(state["running_var"])
+    apart = ((maps.mean(axis=(2, 3)) - state["running_mean"]) / deviation) ** 2
+    apart += (maps.std(axis=(2, 3)) / deviation - 1) ** 2
+    np.testing.assert_allclose(torch.cat(by_layer[0]).numpy(), apart.mean(axis=1), rtol=1e-4)
+    assert not any(layer._forward_pre_hooks for layer in norms)  # noqa: SLF001
+
+
+def test_vectors_have_no_deviation_of_their_own() -> None:
+    norm = nn.BatchNorm1d(3)
+    with watch_images([norm]) as ((found),):
+        norm.eval()(torch.zeros(4, 3))
+    torch.testing.assert_close(found[0], torch.ones(4))
