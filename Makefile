@@ -17,7 +17,7 @@ FASHION_MNIST := examples/fashion_mnist
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test check lint types tests docs format clean
+.PHONY: help install demo test check lint types tests examples docs format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -28,7 +28,7 @@ demo: $(INSTALLED) ## Distil the Fashion-MNIST teacher without data, export, ver
 	$(BIN)/dfadc distill $(FASHION_MNIST)/teacher.safetensors --student compact_resnet_20 \
 		--data $(FASHION_MNIST)/test_2000.npz --minutes $(DEMO_MINUTES) --out $(DEMO) --force $(addprefix --export ,$(DEMO_EXPORTS))
 
-test: check ## Install, then lint, types and tests: what CI runs
+test: check ## Install, then lint, types and tests
 
 check: $(INSTALLED) ## Lint, types and tests, beside each other
 	$(MAKE) --no-print-directory --jobs 3 lint types tests
@@ -43,6 +43,9 @@ types: $(INSTALLED) ## mypy, strict
 # With bytecode on the disk, the processes that tests start do not compile dfadc anew.
 tests: $(INSTALLED) ## pytest, a process for each core, up to four
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+examples: $(INSTALLED) ## The example scripts and the documentation's commands, run whole: CI does so after make test
+	$(BIN)/python -m pytest -m example --numprocesses auto --maxprocesses 4 --dist load
 
 docs: $(INSTALLED) ## Documentation as a site in build/site; broken links are errors
 	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/python -m mkdocs build --strict

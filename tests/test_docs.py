@@ -50,6 +50,7 @@ def test_readme_is_one_screen_and_a_half() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
 
 
+@pytest.mark.example
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_shell_line_runs(page: Path, checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In order, in one folder, as a reader would type them; gates may fail after two steps."""
@@ -69,6 +70,7 @@ def test_every_shell_line_runs(page: Path, checkout: Path, monkeypatch: pytest.M
             assert outcome.code in (0, 3), f"{line}\n{outcome.err}"
 
 
+@pytest.mark.example
 def test_the_python_block_runs(
     checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -96,6 +98,7 @@ def build_docs(folder: Path, site: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
 
 
+@pytest.mark.example
 def test_docs_build_strictly(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs", reason="pip install 'dfadc[docs]'")
     folder = tmp_path / "checkout"
@@ -109,6 +112,7 @@ def test_docs_build_strictly(tmp_path: Path) -> None:
     assert "student.optimizer.learning_rate" in settings
 
 
+@pytest.mark.example
 def test_a_broken_link_is_an_error(tmp_path: Path) -> None:
     """In a site of one page with the same settings; the pages that are generated take most of the time."""
     pytest.importorskip("mkdocs", reason="pip install 'dfadc[docs]'")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from command_line import run_script
 from scipy.stats import norm
 
@@ -17,6 +18,7 @@ def run(script: str, *arguments: object) -> str:
     return done.out
 
 
+@pytest.mark.example
 def test_students_are_made_damaged_and_asked_once(digits_teacher: Path, digits_data: Path, tmp_path: Path) -> None:
     given = (digits_teacher, "--student", "compact_resnet_8", "--data", digits_data, "--out", tmp_path)
     made = (*given, "--scale", 0.02, "--only", "auto-seed1", "dfad")

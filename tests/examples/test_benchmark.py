@@ -57,6 +57,7 @@ def judge() -> measure.Judge:
     return measure.Judge(data, teacher.module, torch.device("cpu"))
 
 
+@pytest.mark.example
 def test_a_grid_runs_in_processes_of_its_own(results: Path) -> None:
     lines = summary.read_results(results)
     assert [line["method"] for line in lines] == METHODS
@@ -128,6 +129,7 @@ def test_an_unknown_name_is_refused(kind: str, choice: dict[str, Any], tmp_path:
         run.main(out=tmp_path / "results.jsonl", **choice)
 
 
+@pytest.mark.example
 def test_looking_changes_nothing(judge: measure.Judge, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that is looked at after every step ends with the weights of one that is only looked at when it is over."""
 

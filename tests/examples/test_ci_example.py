@@ -51,6 +51,7 @@ def run_script(workplace: Path, environment: dict[str, str], **variables: str) -
     )
 
 
+@pytest.mark.example
 def test_every_damage_fails_and_an_unharmed_copy_passes(
     finished_run: RunFolder, command_on_path: dict[str, str]
 ) -> None:
@@ -102,6 +103,7 @@ def test_damage_is_measured_and_so_are_false_alarms(
     assert len(re.findall(r"^false alarms: \d of 2$", done.stdout, re.MULTILINE)) == 2
 
 
+@pytest.mark.example
 def test_the_script_passes_a_run_that_is_no_worse(
     workplace: Path, command_on_path: dict[str, str], digits_data: Path
 ) -> None:

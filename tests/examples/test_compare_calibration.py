@@ -40,6 +40,7 @@ def test_images(digits_split: tuple[Digits, Digits], tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.example
 def test_each_pool_and_preset_has_a_row(
     run: Path, digits_split: tuple[Digits, Digits], test_images: Path, tmp_path: Path
 ) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from command_line import run_script
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "digits" / "distil_lenet.py"
 
 
+@pytest.mark.example
 def test_the_script_goes_from_digits_to_a_verified_student(tmp_path: Path) -> None:
     done = run_script(SCRIPT, "--out", tmp_path, "--epochs", 2, "--steps", 1)
     assert done.code == 0, done.err

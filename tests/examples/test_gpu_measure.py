@@ -61,11 +61,13 @@ def test_every_stage_measures_something(stages: tuple[dict[str, Any], str]) -> N
     assert found["step of auto"]["tables"]["Host operations of auto fp32"]
 
 
+@pytest.mark.example
 def test_a_stage_that_takes_too_long_is_ended_and_the_next_ones_are_not_begun(tmp_path: Path) -> None:
     found = measure(tmp_path / "out", "--minutes", "0.1", "--only", "step at 224 px", "--only", "environment")
     assert "ENDED at its limit" in {stage["outcome"] for stage in found.values()}
 
 
+@pytest.mark.example
 def test_a_failed_stage_is_told_with_the_end_of_its_output(tmp_path: Path) -> None:
     """pytest is another program here, which leaves no report."""
     (tmp_path / "pytest.py").write_text("raise SystemExit('no tests today')\n")

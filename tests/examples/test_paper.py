@@ -185,6 +185,7 @@ def first_step(experiment: Experiment, *overrides: str) -> StepLosses:
 SLOW_AT_TWO = {"nyuv2", "cifar100", "caltech101"}
 
 
+@pytest.mark.example
 @pytest.mark.parametrize(
     "experiment",
     [pytest.param(each, marks=pytest.mark.slow if name_of(each) in SLOW_AT_TWO else ()) for each in PAPER],
@@ -363,6 +364,7 @@ def test_data_that_are_not_there_are_said_to_be_missing(tmp_path: Path) -> None:
 # -------------------------------------------------------------------------------------------------------- the scripts
 
 
+@pytest.mark.example
 def test_a_teacher_is_trained_and_its_test_images_are_written(mnist_folder: Path, tmp_path: Path) -> None:
     teacher, test = tmp_path / "teacher.safetensors", tmp_path / "out" / "test.npz"
     train("mnist", out=teacher, data=mnist_folder, epochs=6, batch_size=32, device="cpu")
@@ -377,6 +379,7 @@ def test_a_teacher_is_trained_and_its_test_images_are_written(mnist_folder: Path
     assert accuracy > 0.8  # images and labels belong together
 
 
+@pytest.mark.example
 def test_a_dense_teacher_is_trained_and_its_masks_are_written(tmp_path: Path) -> None:
     for split in ("train", "test"):
         write_scenes(tmp_path / split / "images", tmp_path / split / "masks", count=2)

@@ -76,6 +76,7 @@ def test_the_committed_teacher_is_what_it_says() -> None:
     assert scores.mean_iou >= 0.74
 
 
+@pytest.mark.example
 def test_a_student_is_measured_against_masks_and_teacher(tmp_path: Path) -> None:
     """The teacher as its own student: it agrees with itself, and is as right as itself."""
     teacher = EXAMPLE / "teacher.safetensors"

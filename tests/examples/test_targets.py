@@ -22,6 +22,7 @@ def table(*arguments: object) -> Outcome:
     return run_python(f"{program}runpy.run_path(sys.argv[0], run_name='__main__')", SCRIPT, *arguments)
 
 
+@pytest.mark.example
 @pytest.mark.parametrize("family", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def test_a_family_passes_in_fp32_and_fp16(family: str, tmp_path: Path) -> None:
     """After a few steps only: INT8 is built, or says why; it is judged in the slow test."""
@@ -42,6 +43,7 @@ def test_a_family_passes_in_fp32_and_fp16(family: str, tmp_path: Path) -> None:
     assert text.startswith("PASS") or why, text
 
 
+@pytest.mark.example
 def test_it_prints_a_table_and_exits_with_1_where_a_cell_broke(tmp_path: Path) -> None:
     out = tmp_path / "cells"
     quick = ("--family", "vit", "--steps", 1, "--export", "onnx", "--out", out)

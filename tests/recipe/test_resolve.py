@@ -29,7 +29,7 @@ RANDOM_START = {
     "replay.share": 0.3,
     "replay.procedural_share": 0.45,
     "student.start": 0.3,
-    "augmentation.mixup": 0.25,
+    "augmentation.mixup": 0.0,
 }
 
 

@@ -44,8 +44,15 @@ def shuffling(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export(network, tmp_path_factory.mktemp("shuffling") / "teacher.onnx", opset=20)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5"])
-@pytest.mark.parametrize("exporter", [export, export_by_tracing])
+@pytest.mark.parametrize(
+    ("name", "exporter"),
+    [
+        ("shufflenet_v2_x0_5", export),
+        *((name, export_by_tracing) for name in ("resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5")),
+        # torch.export takes seconds for each.
+        *(pytest.param(name, export, marks=pytest.mark.slow) for name in ("resnet18", "mobilenet_v3_small")),
+    ],
+)
 def test_torchvision_networks_are_the_same_as_onnx(
     name: str, exporter: Callable[..., Path], shuffling: Path, tmp_path: Path
 ) -> None:
