@@ -317,6 +317,7 @@ def assert_student_is_there(outcome: Outcome, student: str, input_size: tuple[in
     assert logits.shape == (3, 10)
 
 
+@pytest.mark.example
 def test_the_example_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     outcome = run_literally(f"dfadc distill {FASHION_MNIST}/teacher.safetensors --student mobilenetv2")
@@ -338,7 +339,7 @@ def test_a_plain_state_dict_of_torchvision_needs_its_input_size_alone(
     "student",
     [
         "lenet5_half",
-        pytest.param("mobilenetv2", marks=pytest.mark.slow),  # the example command exports one already
+        pytest.param("mobilenetv2", marks=pytest.mark.slow),  # a documented command exports one already
     ],
 )
 def test_a_plain_state_dict_of_ours_needs_its_input_size_alone(
@@ -388,10 +389,10 @@ def test_force_replaces_a_run_and_nothing_else(run_copy: RunFolder, digits_teach
 def test_another_seed_gives_another_student(finished_run: RunFolder, digits_teacher: Path, tmp_path: Path) -> None:
     """Else the equal bytes elsewhere would say nothing."""
     recipe = change_recipe(load_recipe(finished_run.recipe), {"steps": 1})
-    first, again, other = (
+    first, other = (
         run_distillation(
             digits_teacher, QUICK_STUDENT, out=tmp_path / name, recipe=change_recipe(recipe, {"seed": seed})
         )
-        for name, seed in (("first", 0), ("again", 0), ("other", 1))
+        for name, seed in (("first", 0), ("other", 1))
     )
-    assert first.student.read_bytes() == again.student.read_bytes() != other.student.read_bytes()
+    assert first.student.read_bytes() != other.student.read_bytes()

@@ -67,9 +67,11 @@ def test_a_run_holds_the_same_after_many_steps() -> None:
     with torch.autograd.graph.saved_tensors_hooks(activations.pack, lambda kept: kept.tensor):
         update_student(run, run.student.draw_batch())
     assert activations.peak > 0.4 * MEBIBYTE
-    windows = [growth(run, warm_up=warm_up, steps=50) for warm_up in (100, 150)]
-    assert min(tensors for tensors, _ in windows) <= 0  # what tests before have left behind may come or go meanwhile
-    assert min(resident for _, resident in windows) < 50 * activations.peak / 50
+    for warm_up in (100, 150):  # what tests before have left behind may come or go meanwhile
+        tensors, resident = growth(run, warm_up=warm_up, steps=50)
+        if tensors <= 0 and resident < 50 * activations.peak / 50:
+            return
+    pytest.fail(f"50 steps left {tensors} tensors and {resident} bytes behind")
 
 
 def test_nothing_holds_more_images_at_once_than_an_update(monkeypatch: pytest.MonkeyPatch) -> None:
