@@ -77,6 +77,7 @@ def test_a_grid_runs_in_processes_of_its_own(results: Path) -> None:
     assert by_method["noise"]["shares"]["generator"] == 0 < by_method["auto"]["shares"]["generator"]
 
 
+@pytest.mark.example
 def test_what_is_there_is_not_run_again(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = results.read_bytes()
     run.main(out=results, task=["digits"], method=METHODS, seeds=1, images=FEW_IMAGES)
@@ -84,6 +85,7 @@ def test_what_is_there_is_not_run_again(results: Path, capsys: pytest.CaptureFix
     assert "2 cells, 2 of them in" in capsys.readouterr().out
 
 
+@pytest.mark.example
 def test_table_and_plot_are_made_from_the_file(
     results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -97,6 +99,7 @@ def test_table_and_plot_are_made_from_the_file(
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.example
 def test_seeds_become_mean_and_deviation(results: Path) -> None:
     line = summary.read_results(results)[0]
     two = [{**line, "accuracy": 0.5, "seed": 0}, {**line, "accuracy": 0.52, "seed": 1}]
