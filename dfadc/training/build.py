@@ -24,7 +24,7 @@ from dfadc.training.closed_form import fit_note, fit_student_, layers_to_fit
 from dfadc.training.plan import NetworkFlops, size_notes
 from dfadc.training.run import Training
 from dfadc.training.sample_size import check_gates_can_pass, size_note
-from dfadc.training.stock import draw_stock, num_images
+from dfadc.training.stock import class_notes, draw_stock, num_images
 from dfadc.training.teacher_check import probe_teacher
 from dfadc.training.tensorboard import require_tensorboard
 
@@ -111,7 +111,7 @@ def _start(
     is_for_plan: bool,
     has_checkpoint: bool,
 ) -> tuple[Tensor | None, tuple[str, ...]]:
-    """The stock of procedural images, if there is need of one, and a note where a student that inherits is fitted."""
+    """The stock of procedural images, if there is need of one, and notes on it and on a student that is fitted."""
     layers = layers_to_fit(student, teacher) if student.is_inherited else []
     number = num_images(flops, len(layers))
     is_fitted = bool(layers) and not has_checkpoint
@@ -121,7 +121,7 @@ def _start(
     stock = draw_stock(number, teacher, recipe.seed)
     if is_fitted:
         fit_student_(student, teacher, layers, stock)
-    return stock, notes
+    return stock, (*notes, *class_notes(stock, teacher))
 
 
 def _count_flops(teacher: Teacher, student: Student, generator: torch.nn.Module, latent_dim: int) -> NetworkFlops:

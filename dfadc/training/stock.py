@@ -34,6 +34,25 @@ def draw_stock(count: int, teacher: Teacher, seed: int) -> Tensor:
     return draw_balanced(count, teacher, torch.Generator().manual_seed(seed), drawn_for_each=_DRAWN_FOR_EACH)
 
 
+@torch.no_grad()
+def class_notes(stock: Tensor, teacher: Teacher) -> tuple[str, ...]:
+    """A note for the plan where the teacher sees few of its classes in a stock.
+
+    Args:
+        stock: as :func:`draw_stock` gives it: one image of each class that was found comes first.
+        teacher: placed.
+    """
+    contract = teacher.contract
+    if contract.task != "classification" or len(stock) < contract.num_classes:
+        return ()
+    seen = len(teacher.logits(stock[: contract.num_classes], in_fp32=True).argmax(dim=1).unique())
+    if 2 * seen > contract.num_classes:
+        return ()
+    way = "more steps show more of them" if seen > 1 else "check mean, std and channel order"
+    seen_of = f"the teacher sees {seen} of its {contract.num_classes} classes in {len(stock):,} procedural images"
+    return (f"{seen_of}: the others reach the student through the generator alone; {way}",)
+
+
 def num_images(flops: NetworkFlops, num_layers: int) -> int:
     """Images that there is time for.
 
