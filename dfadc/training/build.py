@@ -94,7 +94,7 @@ def prepare(
         contract=teacher.contract,
         policy=policy,
         logit_size=probe.logit_size,
-        stock=stock,
+        stock=None if built.is_inherited else stock,  # in a good start's longer run new images are worth more
     )
     hints = corresponding_layers(built.module, teacher.module, built.copy)  # where both are now
     run = Distillation(teacher, probe.batch_norms, state, recipe=recipe, policy=policy, hints=hints)
@@ -112,14 +112,14 @@ def _start(
     has_checkpoint: bool,
 ) -> tuple[Tensor | None, tuple[str, ...]]:
     """The stock of procedural images, if there is need of one, and notes on it and on a student that is fitted."""
-    layers = layers_to_fit(student, teacher) if student.is_inherited else []
+    layers = layers_to_fit(student, teacher) if student.is_inherited and not has_checkpoint else []
     number = num_images(flops, len(layers))
-    is_fitted = bool(layers) and not has_checkpoint
-    notes = (fit_note(len(layers), number),) if is_fitted else ()
-    if is_for_plan or not (layers or recipe.replay.procedural_share > 0):
+    notes = (fit_note(len(layers), number),) if layers else ()
+    is_shown = not student.is_inherited and recipe.replay.procedural_share > 0
+    if is_for_plan or not (layers or is_shown):
         return None, notes
     stock = draw_stock(number, teacher, recipe.seed)
-    if is_fitted:
+    if layers:
         fit_student_(student, teacher, layers, stock)
     return stock, (*notes, *class_notes(stock, teacher))
 
