@@ -12,7 +12,7 @@ import torch
 from dfadc.distillation.compute.policy import choose_device, choose_policy, fit_policy, images_at_once
 from dfadc.distillation.distillation import Distillation
 from dfadc.distillation.generator.networks import build_generator
-from dfadc.distillation.state import TrainingState
+from dfadc.distillation.state import LEAST_STOCK, TrainingState
 from dfadc.networks.flops import count_flops
 from dfadc.networks.norm_layers import find_norm_layers
 from dfadc.recipe.load import change_recipe
@@ -115,7 +115,7 @@ def _start(
     layers = layers_to_fit(student, teacher) if student.is_inherited and not has_checkpoint else []
     number = num_images(flops, len(layers))
     notes = (fit_note(len(layers), number),) if layers else ()
-    is_shown = not student.is_inherited and recipe.replay.procedural_share > 0
+    is_shown = not student.is_inherited and recipe.replay.procedural_share > 0 and number >= LEAST_STOCK
     if is_for_plan or not (layers or is_shown):
         return None, notes
     stock = draw_stock(number, teacher, recipe.seed)

@@ -43,17 +43,8 @@ def draw_student_batch(state: TrainingState, recipe: Recipe, contract: ImageCont
         recipe: the shares.
         contract: what an image is.
     """
-    size, replay = recipe.batch_size, recipe.replay
-    num_replayed = num_procedural = 0
-    if replay.procedural_share and state.step < recipe.student.start * state.num_steps:
-        num_procedural = size
-    elif replay.share == 1:
-        num_replayed = size
-    elif len(state.replay):
-        num_replayed = min(round(size * replay.share), size - 1)
-    if not num_procedural:
-        most = size - num_replayed - 1  # one is the generator's
-        num_procedural = max(0, min(round(size * replay.procedural_share), most))
+    size = recipe.batch_size
+    num_replayed, num_procedural = _count(state, recipe)
     replayed, stored_logits = _draw_replayed(num_replayed, state, contract)
     weight = augmentation.draw_mixup(recipe.augmentation.mixup, state.rng)
     return StudentBatch(
@@ -63,6 +54,17 @@ def draw_student_batch(state: TrainingState, recipe: Recipe, contract: ImageCont
         stored_logits=stored_logits,
         mixup=torch.full((), weight, device=state.device),
     )
+
+
+def _count(state: TrainingState, recipe: Recipe) -> tuple[int, int]:
+    """Replayed and procedural images of a batch; of the generator's there is one at least, once it is asked."""
+    size, replay = recipe.batch_size, recipe.replay
+    if replay.procedural_share and state.step < recipe.student.start * state.num_steps:
+        return 0, size
+    if replay.share == 1:
+        return size, 0
+    num_replayed = min(round(size * replay.share), size - 1) if len(state.replay) else 0
+    return num_replayed, min(round(size * replay.procedural_share), size - num_replayed - 1)
 
 
 def draw_repeated_batch(state: TrainingState, batch_size: int) -> StudentBatch:

@@ -30,8 +30,10 @@ _UPRIGHT, _LEANING = 0.7, 0.1
 #: before ends, of the straight ones, of the closed ones and of the images that are bright on black.
 _MOST_STROKES, _POINTS = 3, 32
 _JOINED, _STRAIGHT, _CLOSED, _BRIGHT_ON_BLACK = 0.6, 0.3, 0.2, 0.7
-#: How far strokes reach from their middle, and half their breadth, in halves of the image's side.
-_REACH, _BREADTH = (0.4, 0.8), (0.04, 0.14)
+#: How far strokes reach from their middle, half their breadth, and how far their middle lies from the image's (standard
+#: deviation), in halves of the image's side; the ink's brightness on black.
+_REACH, _BREADTH, _OFF_CENTRE = (0.4, 0.8), (0.04, 0.14), 0.12
+_BRIGHTNESS = (0.6, 1.0)
 #: Values of images that are drawn at once: what a leaf takes is as much as an image, and an image has several.
 _VALUES_AT_ONCE = {"cpu": 2**18, "cuda": 2**24}
 #: How strong texture and unevenness are at most, in pixels of [0, 1] and in units of a leaf.
@@ -124,12 +126,21 @@ class _Painter:
 
     def _draw_strokes(self, count: int) -> Tensor:
         """(N, C, H, W): up to three strokes of one breadth, bright on black or of one surface on another."""
-        middle, reach = self._normal(0.12, count, 1, 2), self._between(_REACH, count, 1, 2)
-        breadth = self._between(_BREADTH, count, 1, 1)
+        on_black = self._uniform(count) < _BRIGHT_ON_BLACK
+        ground = self._surface(self._fields(count)) * ~on_black
+        colour = self._uniform(count, 0.01, channels=self.channels)
+        bright = self._uniform(count, *_BRIGHTNESS) * colour / colour.amax(dim=1, keepdim=True)
+        ink = torch.where(on_black, bright, self._surface(self._fields(count)))
+        return ground.lerp(ink, self._trace(count))
+
+    def _trace(self, count: int) -> Tensor:
+        """(N, 1, H, W) in [0, 1]: how much of each pixel strokes cover; each is a cubic Bézier curve."""
+        middle = _OFF_CENTRE * torch.randn((count, 1, 2), generator=self.pixel_rng, device=self.device)
+        reach, breadth = self._between(_REACH, count, 1, 2), self._between(_BREADTH, count, 1, 1)
         num_strokes = torch.randint(1, _MOST_STROKES + 1, (count, 1, 1), generator=self.pixel_rng, device=self.device)
-        steps = torch.linspace(0, 1, _POINTS, device=self.device).view(1, -1, 1)
+        along = torch.linspace(0, 1, _POINTS, device=self.device).view(1, -1, 1)
         down, across = (torch.linspace(-1, 1, side, device=self.device) for side in (self.height, self.width))
-        inside = torch.zeros(count, self.height, self.width, device=self.device)
+        covered = torch.zeros(count, self.height, self.width, device=self.device)
         end = middle + reach * self._between((-1, 1), count, 1, 2)
         for number in range(_MOST_STROKES):
             start, first, second, other = (middle + reach * self._between((-1, 1), count, 1, 2) for _ in range(4))
@@ -140,18 +151,13 @@ class _Painter:
             end = torch.where(closed, start, other)
             first = torch.where(straight, start.lerp(end, 1 / 3), first)
             second = torch.where(straight, start.lerp(end, 2 / 3), second)
-            back = 1 - steps
-            points = back**3 * start + 3 * back**2 * steps * first + 3 * back * steps**2 * second + steps**3 * end
+            left = 1 - along
+            points = left**3 * start + 3 * left**2 * along * first + 3 * left * along**2 * second + along**3 * end
             squares = (down - points[..., :1]).square().unsqueeze(3) + (across - points[..., 1:]).square().unsqueeze(2)
             distance = squares.amin(dim=1).sqrt()
-            ink = ((breadth - distance) * min(self.height, self.width) / 2 + 0.5).clamp(0, 1)
-            inside = torch.where(num_strokes > number, inside.maximum(ink), inside)
-        on_black = self._uniform(count) < _BRIGHT_ON_BLACK
-        ground = self._surface(self._fields(count)) * ~on_black
-        colour = self._uniform(count, 0.01, channels=self.channels)
-        bright = self._uniform(count, 0.6, 1.0) * colour / colour.amax(dim=1, keepdim=True)
-        ink = torch.where(on_black, bright, self._surface(self._fields(count)))
-        return ground.lerp(ink, inside.unsqueeze(1))
+            inside = ((breadth - distance) * min(self.height, self.width) / 2 + 0.5).clamp(0, 1)
+            covered = torch.where(num_strokes > number, covered.maximum(inside), covered)
+        return covered.unsqueeze(1)
 
     def _surface(self, textures: Tensor) -> Tensor:
         """(N, C, H, W) of a colour each, some with texture (N, 1, H, W)."""
@@ -199,10 +205,6 @@ class _Painter:
     def _between(self, bounds: tuple[float, float], *size: int) -> Tensor:
         """Uniform between the bounds."""
         return bounds[0] + (bounds[1] - bounds[0]) * torch.rand(size, generator=self.pixel_rng, device=self.device)
-
-    def _normal(self, deviation: float, *size: int) -> Tensor:
-        """Normal around 0."""
-        return deviation * torch.randn(size, generator=self.pixel_rng, device=self.device)
 
     def _uniform(self, count: int, low: float = 0.0, high: float = 1.0, *, channels: int = 1) -> Tensor:
         """(N, channels, 1, 1) between the bounds."""
